@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Makes the Python environment that the oracle scripts of this folder run in.
+#
+#   oracles/install.sh VENV_DIR
+#
+# Keep VENV_DIR outside the repository: it takes about 6.5 GB (torch comes with its CUDA
+# libraries and does not import without them, though only the CPU is used here).
+# Needs Python 3.11 or newer. Nothing here is needed to build or test Stillroom: the golden
+# files are committed.
+set -euo pipefail
+if [ $# -ne 1 ]; then
+    echo "usage: $0 VENV_DIR" >&2
+    exit 2
+fi
+venv=$1
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+# torch without the parts that are not needed to import it (triton, cuda-bindings).
+pip install --no-compile --no-deps torch==2.15.0
+pip install --no-compile \
+    "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.2.2" \
+    nvidia-cudnn-cu13==9.26.0.51 nvidia-cusparselt-cu13==0.8.1 \
+    nvidia-nccl-cu13==2.30.7 nvidia-nvshmem-cu13==3.7.2 \
+    filelock typing-extensions sympy networkx jinja2 fsspec numpy
+pip install --no-compile transformers==5.23.0 tokenizers==0.23.3 safetensors==0.8.0 gguf==0.19.0
+"$venv/bin/python" -c 'import torch, transformers, tokenizers, gguf; print(torch.__version__, transformers.__version__)'
