@@ -24,4 +24,6 @@ pip install --no-compile \
     nvidia-nccl-cu13==2.30.7 nvidia-nvshmem-cu13==3.7.2 \
     filelock typing-extensions sympy networkx jinja2 fsspec numpy
 pip install --no-compile transformers==5.23.0 tokenizers==0.23.3 safetensors==0.8.0 gguf==0.19.0
+# transformers wants it to load a GGUF; --no-deps, for it would pull the rest of torch.
+pip install --no-compile --no-deps accelerate==1.15.0 psutil==7.2.2
 "$venv/bin/python" -c 'import torch, transformers, tokenizers, gguf; print(torch.__version__, transformers.__version__)'

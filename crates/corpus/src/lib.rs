@@ -1,0 +1,1 @@
+//! Prompts, tasks with verifiers, and curation.

@@ -1,0 +1,1 @@
+//! Divergences and their targets, schedules, and the trainer.

@@ -1,0 +1,1 @@
+//! Bytes to types and back: safetensors, GGUF, tokenizers, chat templates, Parquet rows.

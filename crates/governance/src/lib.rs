@@ -1,0 +1,1 @@
+//! Licence register and gate, release manifest and its verification.

@@ -1,0 +1,200 @@
+//! The divergence head: linear + softmax + divergence in chunks, forward and backward in one pass.
+
+/// What becomes of teacher mass outside the stored ids; see [`SparseTargets`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TailMode {
+    /// The weights are draws from the whole distribution (random sampling): no tail.
+    None,
+    /// Ignored without renormalisation.
+    Drop,
+    /// One bucket on both sides.
+    Bucket,
+    /// Spread evenly over the other V − K ids.
+    Uniform,
+}
+
+/// Teacher targets of all rows, in compressed rows: row r holds `offsets[r]..offsets[r+1]`.
+#[derive(Clone, Copy, Debug)]
+pub struct SparseTargets<'a> {
+    pub offsets: &'a [u32],
+    /// Unique within a row.
+    pub ids: &'a [u32],
+    pub probs: &'a [f32],
+    /// Entropy in nats of the teacher's full distribution (at the loss temperature), per row;
+    /// used where `tail` is [`TailMode::None`], so that what is reported is KL and not cross-entropy.
+    pub teacher_entropy: &'a [f32],
+    pub tail: TailMode,
+}
+
+/// Supervision of each row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadTargets<'a> {
+    /// The text's own next token, per row.
+    pub hard_labels: Option<&'a [u32]>,
+    pub sparse: Option<SparseTargets<'a>>,
+}
+
+/// Weights of the terms in the loss that is differentiated.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights {
+    /// Weight of −log q(label), always at temperature 1.
+    pub hard_label: f32,
+    /// Weight of τ²·KL(p‖q^τ) on the sparse targets.
+    pub forward_kl: f32,
+    /// τ: the student's logits are divided by it in the divergence; targets come softened.
+    pub loss_temperature: f32,
+    /// Multiplies every row's gradient (1 / tokens in the optimiser step).
+    pub scale: f32,
+}
+
+/// Losses of each row in nats, unweighted; empty where the target is absent.
+#[derive(Clone, Debug, Default)]
+pub struct HeadLosses {
+    pub hard_label: Vec<f32>,
+    pub forward_kl: Vec<f32>,
+}
+
+/// Loss terms of one row and, where `grad` is wanted, ∂(weighted loss)/∂logits in place.
+///
+/// `z` holds the logits of the row on entry and the gradient on exit.
+/// Hard label: L = lse(z) − z_y, ∂L/∂z = q − 1\[y\]. Forward KL at temperature τ, with
+/// q = softmax(z/τ): L = τ²(Σ pᵢ log pᵢ − Σ pᵢ log qᵢ), ∂L/∂z = τ(M·q − p) with M the mass
+/// that `tail` counts; for `Bucket` ids outside the stored set get τ(q − p_tail·q/q_tail).
+pub(crate) fn row_losses(
+    z: &mut [f32],
+    label: Option<u32>,
+    sparse: Option<SparseRowRef<'_>>,
+    w: &HeadWeights,
+) -> (f32, f32) {
+    let tau = w.loss_temperature;
+    let same = tau == 1.0;
+    let base = if label.is_some() || same { Some(log_sum_exp(z, 1.0)) } else { None };
+    let hot = match (&sparse, same) {
+        (None, _) => None,
+        (Some(_), true) => base,
+        (Some(_), false) => Some(log_sum_exp(z, 1.0 / tau)),
+    };
+    let hard = label.map_or(0.0, |y| base.unwrap_or(0.0) - z[y as usize]);
+    let (kl, plan) = match (&sparse, hot) {
+        (Some(row), Some(lse)) => sparse_forward_kl(z, row, lse, tau),
+        _ => (0.0, SparsePlan::default()),
+    };
+    gradient(z, label.zip(base), sparse.as_ref().zip(hot), &plan, w);
+    (hard, kl)
+}
+
+/// One row of [`SparseTargets`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SparseRowRef<'a> {
+    pub(crate) ids: &'a [u32],
+    pub(crate) probs: &'a [f32],
+    pub(crate) entropy: f32,
+    pub(crate) tail: TailMode,
+}
+
+impl<'a> SparseTargets<'a> {
+    pub(crate) fn row(&self, r: usize) -> SparseRowRef<'a> {
+        let at = self.offsets[r] as usize..self.offsets[r + 1] as usize;
+        SparseRowRef {
+            ids: &self.ids[at.clone()],
+            probs: &self.probs[at],
+            entropy: self.teacher_entropy.get(r).copied().unwrap_or(0.0),
+            tail: self.tail,
+        }
+    }
+}
+
+/// Coefficients of the KL gradient: inside the stored set `mass·q − p`, outside `outside·q − spread`.
+#[derive(Default)]
+struct SparsePlan {
+    mass: f32,
+    outside: f32,
+    spread: f32,
+}
+
+fn sparse_forward_kl(z: &[f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (f32, SparsePlan) {
+    let log_q = |id: u32| f64::from(z[id as usize] / tau - lse);
+    let stored = || row.ids.iter().zip(row.probs).filter(|(_, p)| **p > 0.0);
+    let mass: f64 = row.probs.iter().map(|&p| f64::from(p)).sum();
+    let cross: f64 = stored().map(|(&id, &p)| -f64::from(p) * log_q(id)).sum();
+    let negentropy: f64 = stored().map(|(_, &p)| f64::from(p) * f64::from(p).ln()).sum();
+    let rest = (1.0 - mass).max(0.0);
+    let others = z.len() - row.ids.len();
+    let xlogx = |p: f64| if p > 0.0 { p * p.ln() } else { 0.0 };
+    let (kl, plan) = match row.tail {
+        TailMode::None => {
+            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
+            (cross - f64::from(row.entropy), plan)
+        }
+        TailMode::Drop => {
+            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
+            (cross + negentropy, plan)
+        }
+        TailMode::Bucket => {
+            let inside: f64 = row.ids.iter().map(|&id| log_q(id).exp()).sum();
+            let q_tail = (1.0 - inside).max(f64::from(f32::MIN_POSITIVE));
+            let total = mass + rest;
+            let outside = total - if rest > 0.0 { rest / q_tail } else { 0.0 };
+            let plan = SparsePlan { mass: total as f32, outside: outside as f32, spread: 0.0 };
+            (cross + negentropy + xlogx(rest) - rest * q_tail.ln(), plan)
+        }
+        TailMode::Uniform if others == 0 || rest == 0.0 => {
+            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
+            (cross + negentropy, plan)
+        }
+        TailMode::Uniform => {
+            let each = rest / others as f64;
+            let all: f64 = z.iter().map(|&v| f64::from(v / tau)).sum();
+            let inside: f64 = row.ids.iter().map(|&id| f64::from(z[id as usize] / tau)).sum();
+            let log_q_others = all - inside - others as f64 * f64::from(lse);
+            let plan =
+                SparsePlan { mass: (mass + rest) as f32, outside: (mass + rest) as f32, spread: each as f32 };
+            (cross + negentropy + rest * each.ln() - each * log_q_others, plan)
+        }
+    };
+    ((kl * f64::from(tau * tau)) as f32, plan)
+}
+
+fn gradient(
+    z: &mut [f32],
+    hard: Option<(u32, f32)>,
+    sparse: Option<(&SparseRowRef<'_>, f32)>,
+    plan: &SparsePlan,
+    w: &HeadWeights,
+) {
+    let tau = w.loss_temperature;
+    let hard_weight = if hard.is_some() { w.hard_label * w.scale } else { 0.0 };
+    let kl_weight = if sparse.is_some() { w.forward_kl * w.scale * tau } else { 0.0 };
+    let kept: Vec<f32> = sparse.map_or(Vec::new(), |(row, lse)| {
+        row.ids.iter().map(|&id| (z[id as usize] / tau - lse).exp()).collect()
+    });
+    let lse = hard.map_or(0.0, |(_, lse)| lse);
+    let hot = sparse.map_or(0.0, |(_, lse)| lse);
+    for v in z.iter_mut() {
+        let q = if hard_weight != 0.0 { (*v - lse).exp() } else { 0.0 };
+        let q_hot = if kl_weight == 0.0 {
+            0.0
+        } else if tau == 1.0 && hard_weight != 0.0 {
+            q
+        } else {
+            (*v / tau - hot).exp()
+        };
+        *v = hard_weight * q + kl_weight * (plan.outside * q_hot - plan.spread);
+    }
+    if let Some((label, _)) = hard {
+        z[label as usize] -= hard_weight;
+    }
+    if let Some((row, _)) = sparse {
+        for ((&id, &p), &q) in row.ids.iter().zip(row.probs).zip(&kept) {
+            let extra = (plan.mass - plan.outside) * q + plan.spread - p;
+            z[id as usize] += kl_weight * extra;
+        }
+    }
+}
+
+/// log Σ exp(scale·z).
+fn log_sum_exp(z: &[f32], scale: f32) -> f32 {
+    let top = z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) * scale;
+    let sum = crate::reference::lanes_sum(z.iter().map(|&v| (v * scale - top).exp()));
+    top + sum.ln()
+}

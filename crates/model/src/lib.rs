@@ -1,0 +1,1 @@
+//! One config-driven decoder (Llama, Qwen2, Qwen3): forward, backward, generation, optimiser.

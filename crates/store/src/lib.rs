@@ -1,0 +1,1 @@
+//! The run directory: atomic commits, locks, stages, events.

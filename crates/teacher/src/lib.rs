@@ -1,0 +1,1 @@
+//! Where supervision comes from: local weights.
