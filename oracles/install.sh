@@ -22,8 +22,20 @@ pip install --no-compile \
     "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.2.2" \
     nvidia-cudnn-cu13==9.26.0.51 nvidia-cusparselt-cu13==0.8.1 \
     nvidia-nccl-cu13==2.30.7 nvidia-nvshmem-cu13==3.7.2 \
-    filelock typing-extensions sympy networkx jinja2 fsspec numpy
+    filelock==4.2.12 typing-extensions==4.16.0 sympy==1.14.0 networkx==3.6.1 jinja2==3.1.6 \
+    fsspec==2026.9.0 numpy==2.4.6
 pip install --no-compile transformers==5.23.0 tokenizers==0.23.3 safetensors==0.8.0 gguf==0.19.0
 # transformers wants it to load a GGUF; --no-deps, for it would pull the rest of torch.
 pip install --no-compile --no-deps accelerate==1.15.0 psutil==7.2.2
+
+# llama.cpp (release v0.5.0) as the prebuilt library of an npm package, for llamacpp.py. Linux x64.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if (cd "$work" && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 >/dev/null && tar xzf ./*.tgz); then
+    mkdir -p "$venv/llama.cpp"
+    cp "$work"/package/bins/linux-x64/*.so "$work/package/LICENSE" "$venv/llama.cpp/"
+else
+    echo "install.sh: no llama.cpp (npm is missing or offline); check_export.py works without its column" >&2
+fi
+
 "$venv/bin/python" -c 'import torch, transformers, tokenizers, gguf; print(torch.__version__, transformers.__version__)'
