@@ -1,0 +1,320 @@
+//! The command line as typed: verbs and flags, nothing resolved yet.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "stillroom",
+    version,
+    about = "Distil a strong language model into a small one that you can run, licence and vouch for.",
+    after_help = "Start here:  stillroom run recipes/quickstart.toml",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Write a commented recipe from three answers
+    New(New),
+    /// Run a recipe from the licence gate to the release; continue where it stopped
+    Run(Run),
+    /// Say what a run would take, before anything is sent or spent
+    Plan(Plan),
+    /// Check this machine and name each missing piece
+    Doctor(Doctor),
+    /// Run a recipe up to the teacher's traces
+    Teach(Stage),
+    /// Run a recipe up to the curated training set
+    Curate(Stage),
+    /// Run a recipe up to the trained student and its controls
+    Train(Stage),
+    /// Run a recipe up to the report
+    Evaluate(Stage),
+    /// Run a recipe up to the release directory
+    Release(Stage),
+    /// Continue a text with a model
+    Generate(Generate),
+    /// Score a text: the log-probability of each token
+    Score(Score),
+    /// Convert between a Hugging Face directory and a GGUF file
+    Convert(Convert),
+    /// Check that a run or release is what its manifest says
+    Verify(Verify),
+    /// Ask the licence register
+    #[command(alias = "license", subcommand)]
+    Licence(Licence),
+}
+
+/// A recipe and what changes it.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// The recipe (TOML)
+    pub(crate) recipe: PathBuf,
+    /// Change a key of the recipe for this run, for example `--set train.max_steps=200`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Machine {
+    /// Threads to compute with (default: all)
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// The teacher: a local path, a hub name or `service:model`
+    #[arg(long, value_name = "ID")]
+    pub(crate) teacher: Option<String>,
+    /// The student to start from: a local path, a hub name or `from-scratch`
+    #[arg(long, value_name = "ID")]
+    pub(crate) student: Option<String>,
+    /// The prompts: a file, a folder or the name of a task
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<String>,
+    /// Where to write the recipe; `-` for stdout
+    #[arg(long, value_name = "FILE", default_value = "recipe.toml")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// The run directory (default: runs/<recipe name>)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Shrink the whole flow to about this long, for example `2m`; marked as a trial everywhere
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) trial: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print the final report as JSON on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stage {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// The run directory (default: runs/<recipe name>)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print the stage's summary as JSON on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print the plan as JSON on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print the findings as JSON on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
+    pub(crate) model: String,
+    /// The text to continue
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Wrap the prompt in the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    pub(crate) temperature: f32,
+    #[arg(long, value_name = "P", default_value = "1", value_parser = probability)]
+    pub(crate) top_p: f32,
+    #[arg(long, value_name = "S", default_value = "0")]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print tokens and text as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Score {
+    /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
+    pub(crate) model: String,
+    /// The text; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print every token's log-probability as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreType {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
+    #[arg(value_name = "IN")]
+    pub(crate) input: String,
+    /// A path ending in `.gguf`, or the directory to write
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// How weights are stored
+    #[arg(long = "type", value_name = "TYPE", default_value = "f32")]
+    pub(crate) store: StoreType,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// A run directory or a release directory
+    pub(crate) directory: PathBuf,
+    /// Print the finding as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Licence {
+    /// May this student learn from this teacher?
+    Check(LicenceCheck),
+    /// List the register
+    List(LicenceList),
+    /// Show what the register says about one release
+    Show(LicenceShow),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Use {
+    /// The student learns from what the teacher writes
+    Outputs,
+    /// The student starts from the teacher's weights
+    Weights,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LicenceCheck {
+    /// A hub name, `service:model`, or a local model directory
+    #[arg(long, value_name = "ID")]
+    pub(crate) teacher: String,
+    /// The same, for the model that the student starts from
+    #[arg(long, value_name = "ID")]
+    pub(crate) student: Option<String>,
+    /// A data set
+    #[arg(long, value_name = "ID")]
+    pub(crate) data: Vec<String>,
+    /// What is taken from the teacher
+    #[arg(long = "use", value_name = "USE", default_value = "outputs")]
+    pub(crate) usage: Use,
+    /// Accept a condition that the verdict names
+    #[arg(long, value_name = "CONDITION")]
+    pub(crate) accept: Vec<String>,
+    /// Print the verdict as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LicenceList {
+    /// Print the register as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LicenceShow {
+    /// A hub name, `service:model`, or a local model directory
+    pub(crate) id: String,
+    /// Print the entries as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `90s`, `2m`, `1h`, or a plain number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    const SECONDS_MAX: f64 = 7.0 * 86_400.0;
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("write a time such as `90s`, `2m` or `1h`".into()),
+    };
+    match number.trim().parse::<f64>().map(|n| n * scale) {
+        Ok(seconds) if (1.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        Ok(_) => Err("the time must lie between 1 s and 7 days".into()),
+        Err(_) => Err("write a time such as `90s`, `2m` or `1h`".into()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(t) if (0.0..=100.0).contains(&t) => Ok(t),
+        _ => Err("the temperature is a number from 0 to 100".into()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("top-p is a number above 0, at most 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "m", "2 weeks", "-1s", "0", "1e9h", "nan"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

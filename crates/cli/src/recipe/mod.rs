@@ -1,0 +1,331 @@
+//! Recipes: raw keys → a resolved recipe with every default filled in.
+//!
+//! [`Recipe::load`] reads the file, lays `--set` overrides over it and checks every key. What it returns is
+//! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
+//! directory keeps.
+
+mod raw;
+mod resolve;
+mod source;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use stillroom_core::{Digest, Tail};
+
+pub(crate) use source::{Source, did_you_mean};
+
+use crate::failure::Result;
+
+/// A resolved recipe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Recipe {
+    /// Names the run directory and the release.
+    pub(crate) name: String,
+    pub(crate) seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output_dir: Option<String>,
+    pub(crate) student: Student,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) teacher: Option<Teacher>,
+    pub(crate) prompts: Prompts,
+    pub(crate) curate: Curate,
+    pub(crate) train: Train,
+    pub(crate) evaluate: Evaluate,
+    pub(crate) policy: Policy,
+    pub(crate) release: Release,
+}
+
+/// Where the student's weights come from before training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Student {
+    /// Random weights.
+    FromScratch(Shape),
+    /// Chosen layers of another model, by default the teacher's.
+    FromLayers {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        layers: Vec<usize>,
+    },
+    /// A model as it is.
+    Pretrained {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model: Option<String>,
+        path: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Architecture {
+    Llama,
+    Qwen2,
+    Qwen3,
+}
+
+/// A decoder to be made from random weights; names as in `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Shape {
+    pub(crate) architecture: Architecture,
+    pub(crate) hidden_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) num_key_value_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) max_position_embeddings: usize,
+    pub(crate) rope_theta: f64,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) tie_word_embeddings: bool,
+    /// A directory with `tokenizer.json`; by default the teacher's tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tokenizer: Option<String>,
+}
+
+/// Who supervises.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Teacher {
+    pub(crate) kind: TeacherKind,
+    /// The ID that the licence gate sees.
+    pub(crate) model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<String>,
+    /// Seed of what it draws.
+    pub(crate) seed: u64,
+    pub(crate) samples_per_prompt: u32,
+    pub(crate) max_tokens: usize,
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    pub(crate) max_in_flight: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) logits: Option<Logits>,
+    #[serde(skip)]
+    pub(crate) endpoints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TeacherKind {
+    /// Weights on this machine.
+    Local,
+    /// An OpenAI-compatible endpoint.
+    Openai,
+    /// Traces and logits of an earlier run.
+    Cache,
+    /// Batch files.
+    Batch,
+}
+
+/// What is kept of the teacher's distributions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Logits {
+    /// `draws` token ids drawn from the distribution at each position.
+    RandomSampling { draws: u32, temperature: f64 },
+    /// The `k` likeliest ids, and what becomes of the rest.
+    TopK { k: u32, tail: Tail, temperature: f64 },
+}
+
+impl Logits {
+    pub(crate) fn temperature(self) -> f64 {
+        match self {
+            Logits::RandomSampling { temperature, .. } | Logits::TopK { temperature, .. } => temperature,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Prompts {
+    #[serde(flatten)]
+    pub(crate) source: PromptSource,
+    /// Examples to train on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) num_examples: Option<usize>,
+    /// Examples that choose the checkpoint; neither trained on nor held out.
+    pub(crate) num_validation: usize,
+    pub(crate) seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum PromptSource {
+    /// Problems made by a procedure that can check answers.
+    Task { task: String },
+    /// Prompts of the user's own: `{"id", "prompt"}` or `{"id", "messages"}`, with `answer` where known.
+    Chat { path: String },
+    /// Texts that are learned as they stand.
+    Text { path: String, columns: Vec<String>, separator: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Curate {
+    /// Drop traces whose answer the verifier rejects.
+    pub(crate) verify: bool,
+    pub(crate) deduplicate: bool,
+    /// Drop what also stands in the held-out set.
+    pub(crate) decontaminate: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Schedule {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Train {
+    /// Seed of the student's start and of the order of examples.
+    pub(crate) seed: u64,
+    pub(crate) learning_rate: f64,
+    pub(crate) lr_scheduler_type: Schedule,
+    pub(crate) warmup_ratio: f64,
+    pub(crate) min_lr_ratio: f64,
+    pub(crate) num_train_epochs: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_steps: Option<u64>,
+    /// Packed rows of `max_length` tokens.
+    pub(crate) per_device_train_batch_size: usize,
+    pub(crate) gradient_accumulation_steps: usize,
+    pub(crate) max_length: usize,
+    pub(crate) packing: bool,
+    pub(crate) weight_decay: f64,
+    pub(crate) adam_beta1: f64,
+    pub(crate) adam_beta2: f64,
+    pub(crate) adam_epsilon: f64,
+    pub(crate) max_grad_norm: f64,
+    pub(crate) save_steps: u64,
+    pub(crate) eval_steps: u64,
+    pub(crate) logging_steps: u64,
+    pub(crate) save_total_limit: usize,
+    pub(crate) loss_functions: Vec<Loss>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Loss {
+    pub(crate) function: LossFunction,
+    pub(crate) weight: f64,
+    pub(crate) temperature: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LossFunction {
+    /// KL(teacher‖student).
+    ForwardKl,
+    /// Cross-entropy on the text's own tokens.
+    HardLabels,
+}
+
+impl Train {
+    pub(crate) fn weight(&self, function: LossFunction) -> f64 {
+        self.loss_functions.iter().filter(|l| l.function == function).map(|l| l.weight).sum()
+    }
+}
+
+/// A student of the same architecture, start, seed and steps that is denied part of the supervision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Control {
+    /// Learns the data set's own targets, nothing of the teacher's.
+    Undistilled,
+    /// Learns the teacher's text with hard labels, none of its distributions.
+    TracesOnly,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Evaluate {
+    /// Held-out examples.
+    pub(crate) num_examples: usize,
+    pub(crate) max_tokens: usize,
+    pub(crate) controls: Vec<Control>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Egress {
+    /// Nothing leaves this machine.
+    Local,
+    Listed,
+    Any,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Policy {
+    pub(crate) egress: Egress,
+    pub(crate) listed: Vec<String>,
+    /// Conditions of licences that the user accepts.
+    pub(crate) accept: Vec<String>,
+    #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) overrides: Vec<Override>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) declare: BTreeMap<String, Declaration>,
+}
+
+/// A refusal that the user answers for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Override {
+    pub(crate) id: String,
+    pub(crate) reason: String,
+    pub(crate) by: String,
+}
+
+/// A private model of one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Declaration {
+    pub(crate) owner: String,
+    pub(crate) licence: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) digest: Option<Digest>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum WeightType {
+    #[serde(rename = "f32")]
+    F32,
+    #[serde(rename = "f16")]
+    F16,
+    #[serde(rename = "bf16")]
+    Bf16,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Release {
+    pub(crate) name: String,
+    /// Licence of the release, as an SPDX expression; by default what the gate's verdict leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) licence: Option<String>,
+    /// Of `model.safetensors`: f32, f16 or bf16.
+    pub(crate) dtype: WeightType,
+    /// Of `model.gguf`.
+    pub(crate) gguf: WeightType,
+}
+
+impl Recipe {
+    /// Reads, overrides, checks and completes a recipe.
+    pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<(Recipe, Source)> {
+        let (source, raw) = Source::read(path, overrides)?;
+        let recipe = resolve::resolve(raw, &source)?;
+        Ok((recipe, source))
+    }
+
+    /// The recipe as TOML, every default written out.
+    pub(crate) fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a resolved recipe has only types that TOML knows")
+    }
+}
+
+impl Source {
+    /// A path that a recipe names: looked for beside the recipe, then in the working directory.
+    pub(crate) fn resolve_path(&self, named: &str) -> PathBuf {
+        let beside = self.path.parent().unwrap_or(Path::new("")).join(named);
+        if beside.exists() { beside } else { PathBuf::from(named) }
+    }
+}

@@ -1,0 +1,193 @@
+//! A recipe as typed: every key optional, unknown keys refused.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRecipe {
+    pub(super) name: Option<String>,
+    pub(super) seed: Option<u64>,
+    pub(super) output_dir: Option<String>,
+    pub(super) student: Option<RawStudent>,
+    pub(super) teacher: Option<RawTeacher>,
+    pub(super) prompts: Option<RawPrompts>,
+    pub(super) curate: Option<RawCurate>,
+    pub(super) train: Option<RawTrain>,
+    pub(super) evaluate: Option<RawEvaluate>,
+    pub(super) policy: Option<RawPolicy>,
+    pub(super) release: Option<RawRelease>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawStudent {
+    pub(super) kind: Option<String>,
+    pub(super) model: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) layers: Option<Vec<usize>>,
+    pub(super) tokenizer: Option<String>,
+    pub(super) architecture: Option<String>,
+    pub(super) hidden_size: Option<usize>,
+    pub(super) num_hidden_layers: Option<usize>,
+    pub(super) num_attention_heads: Option<usize>,
+    pub(super) num_key_value_heads: Option<usize>,
+    pub(super) head_dim: Option<usize>,
+    pub(super) intermediate_size: Option<usize>,
+    pub(super) max_position_embeddings: Option<usize>,
+    pub(super) rope_theta: Option<f64>,
+    pub(super) rms_norm_eps: Option<f64>,
+    pub(super) tie_word_embeddings: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTeacher {
+    pub(super) kind: Option<String>,
+    pub(super) model: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) seed: Option<u64>,
+    pub(super) samples_per_prompt: Option<u32>,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_p: Option<f64>,
+    pub(super) max_in_flight: Option<usize>,
+    pub(super) logits: Option<RawLogits>,
+    pub(super) endpoints: Option<Vec<RawEndpoint>>,
+    pub(super) api_key: Option<String>,
+    pub(super) stall_timeout_s: Option<f64>,
+    pub(super) max_attempts: Option<u32>,
+    pub(super) budget_usd: Option<f64>,
+    pub(super) price: Option<RawPrice>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLogits {
+    pub(super) kind: Option<String>,
+    pub(super) draws: Option<u32>,
+    pub(super) k: Option<u32>,
+    pub(super) tail: Option<String>,
+    pub(super) temperature: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEndpoint {
+    pub(super) base_url: Option<String>,
+    #[serde(rename = "weight")]
+    pub(super) _weight: Option<f64>,
+    #[serde(rename = "max_in_flight")]
+    pub(super) _max_in_flight: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPrice {
+    #[serde(rename = "input_usd_per_mtok")]
+    pub(super) _input_usd_per_mtok: Option<f64>,
+    #[serde(rename = "output_usd_per_mtok")]
+    pub(super) _output_usd_per_mtok: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPrompts {
+    pub(super) kind: Option<String>,
+    pub(super) task: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) columns: Option<Vec<String>>,
+    pub(super) separator: Option<String>,
+    pub(super) num_examples: Option<usize>,
+    pub(super) num_validation: Option<usize>,
+    pub(super) seed: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCurate {
+    pub(super) verify: Option<bool>,
+    pub(super) deduplicate: Option<bool>,
+    pub(super) decontaminate: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTrain {
+    pub(super) seed: Option<u64>,
+    pub(super) learning_rate: Option<f64>,
+    pub(super) lr_scheduler_type: Option<String>,
+    pub(super) warmup_ratio: Option<f64>,
+    pub(super) min_lr_ratio: Option<f64>,
+    pub(super) num_train_epochs: Option<f64>,
+    pub(super) max_steps: Option<u64>,
+    pub(super) per_device_train_batch_size: Option<usize>,
+    pub(super) gradient_accumulation_steps: Option<usize>,
+    pub(super) max_length: Option<usize>,
+    pub(super) packing: Option<bool>,
+    pub(super) weight_decay: Option<f64>,
+    pub(super) adam_beta1: Option<f64>,
+    pub(super) adam_beta2: Option<f64>,
+    pub(super) adam_epsilon: Option<f64>,
+    pub(super) max_grad_norm: Option<f64>,
+    pub(super) loss_functions: Option<Vec<RawLoss>>,
+    pub(super) save_steps: Option<u64>,
+    pub(super) eval_steps: Option<u64>,
+    pub(super) logging_steps: Option<u64>,
+    pub(super) save_total_limit: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLoss {
+    pub(super) function: Option<String>,
+    pub(super) weight: Option<f64>,
+    pub(super) temperature: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEvaluate {
+    pub(super) num_examples: Option<usize>,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) controls: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPolicy {
+    pub(super) egress: Option<String>,
+    pub(super) listed: Option<Vec<String>>,
+    pub(super) accept: Option<Vec<String>>,
+    #[serde(rename = "override")]
+    pub(super) overrides: Option<Vec<RawOverride>>,
+    pub(super) declare: Option<BTreeMap<String, RawDeclaration>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOverride {
+    pub(super) id: Option<String>,
+    pub(super) reason: Option<String>,
+    pub(super) by: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDeclaration {
+    pub(super) owner: Option<String>,
+    pub(super) licence: Option<String>,
+    pub(super) license: Option<String>,
+    pub(super) digest: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRelease {
+    pub(super) name: Option<String>,
+    pub(super) dtype: Option<String>,
+    pub(super) gguf: Option<String>,
+    pub(super) licence: Option<String>,
+    pub(super) license: Option<String>,
+}

@@ -1,0 +1,597 @@
+//! Raw keys → a complete recipe: defaults, ranges and what excludes what.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use stillroom_core::{Digest, Tail};
+
+use super::raw::*;
+use super::*;
+use crate::failure::Failure;
+
+/// Sizes that no recipe reaches by intent.
+const SIZE_MAX: usize = 1 << 20;
+const EXAMPLES_MAX: usize = 100_000_000;
+const STEPS_MAX: u64 = 1_000_000_000;
+
+pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
+    let at = Checker { source };
+    let seed = raw.seed.unwrap_or(0);
+    at.seed(&["seed"], seed)?;
+    let stem = source.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = raw.name.unwrap_or(stem);
+    at.name(&["name"], &name)?;
+    let teacher = raw.teacher.map(|t| teacher(&at, t, seed)).transpose()?;
+    let student = student(&at, raw.student, teacher.as_ref())?;
+    let prompts = prompts(&at, raw.prompts, seed)?;
+    let curate = raw.curate.unwrap_or_default();
+    let curate = Curate {
+        verify: curate.verify.unwrap_or(true),
+        deduplicate: curate.deduplicate.unwrap_or(true),
+        decontaminate: curate.decontaminate.unwrap_or(true),
+    };
+    let train = train(&at, raw.train.unwrap_or_default(), teacher.as_ref(), seed)?;
+    let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
+    let policy = policy(&at, raw.policy.unwrap_or_default())?;
+    let release = release(&at, raw.release.unwrap_or_default(), &name)?;
+    let output_dir = raw.output_dir;
+    Ok(Recipe { name, seed, output_dir, student, teacher, prompts, curate, train, evaluate, policy, release })
+}
+
+struct Checker<'a> {
+    source: &'a Source,
+}
+
+impl Checker<'_> {
+    fn bad(&self, keys: &[&str], cause: impl Into<String>) -> Failure {
+        self.source.bad(keys, cause)
+    }
+
+    fn missing(&self, keys: &[&str], fix: &str) -> Failure {
+        self.bad(keys, format!("`{}` is missing", keys.join("."))).fix(fix)
+    }
+
+    fn need<T>(&self, keys: &[&str], value: Option<T>, fix: &str) -> Result<T> {
+        value.ok_or_else(|| self.missing(keys, fix))
+    }
+
+    /// A whole number within bounds.
+    fn count(&self, keys: &[&str], value: usize, range: RangeInclusive<usize>) -> Result<usize> {
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        let cause =
+            format!("`{}` is {value}; it lies between {} and {}", keys.join("."), range.start(), range.end());
+        Err(self.bad(keys, cause).fix("choose a value within these bounds"))
+    }
+
+    fn number(&self, keys: &[&str], value: f64, range: RangeInclusive<f64>) -> Result<f64> {
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        let cause =
+            format!("`{}` is {value}; it lies between {} and {}", keys.join("."), range.start(), range.end());
+        Err(self.bad(keys, cause).fix("choose a value within these bounds"))
+    }
+
+    /// TOML's integers end at 2⁶³ − 1.
+    fn seed(&self, keys: &[&str], seed: u64) -> Result<()> {
+        if i64::try_from(seed).is_ok() {
+            return Ok(());
+        }
+        Err(self.bad(keys, format!("`{}` is too large", keys.join("."))).fix("choose a smaller seed"))
+    }
+
+    /// A name that is also the name of a folder.
+    fn name(&self, keys: &[&str], name: &str) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if !name.is_empty() && name.len() <= 96 && name.chars().all(plain) && !name.starts_with('.') {
+            return Ok(());
+        }
+        Err(self
+            .bad(keys, format!("`{name}` cannot name a run"))
+            .fix("use letters, digits, `-`, `_` and `.`, at most 96 of them"))
+    }
+
+    fn choose<T: Copy>(&self, keys: &[&str], given: &str, known: &[(&'static str, T)]) -> Result<T> {
+        if let Some((_, value)) = known.iter().find(|(name, _)| *name == given) {
+            return Ok(*value);
+        }
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let failure = self.bad(keys, format!("`{}` cannot be `{given}`", keys.join(".")));
+        Err(match did_you_mean(given, &names) {
+            Some(meant) => failure.fix(format!("did you mean `{meant}`?")),
+            None => failure.fix(format!("it is one of {}", quoted_list(&names))),
+        })
+    }
+
+    /// Secrets come from the environment, and only they do.
+    fn no_environment(&self, keys: &[&str], text: &str) -> Result<()> {
+        if !text.contains("${") {
+            return Ok(());
+        }
+        Err(self
+            .bad(keys, format!("`{}` cannot come from the environment; only secrets do", keys.join(".")))
+            .fix("write the value itself, or pass it with `--set`"))
+    }
+
+    fn path(&self, keys: &[&str], text: Option<String>) -> Result<Option<String>> {
+        let Some(text) = text else { return Ok(None) };
+        self.no_environment(keys, &text)?;
+        if text.is_empty() || text.contains('\0') {
+            return Err(self.bad(keys, format!("`{}` is not a path", keys.join("."))));
+        }
+        Ok(Some(text))
+    }
+}
+
+fn quoted_list(names: &[&str]) -> String {
+    names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn student(at: &Checker<'_>, raw: Option<RawStudent>, teacher: Option<&Teacher>) -> Result<Student> {
+    let raw = at.need(&["student"], raw, "add a table `[student]` with a `kind`")?;
+    let kind = at.need(
+        &["student", "kind"],
+        raw.kind.clone(),
+        "write `kind = \"from_scratch\"`, `\"from_layers\"` or `\"pretrained\"`",
+    )?;
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Scratch,
+        Layers,
+        Pretrained,
+    }
+    let known =
+        [("from_scratch", Kind::Scratch), ("from_layers", Kind::Layers), ("pretrained", Kind::Pretrained)];
+    let kind = at.choose(&["student", "kind"], &kind, &known)?;
+    let path = at.path(&["student", "path"], raw.path.clone())?;
+    if kind == Kind::Scratch {
+        return Ok(Student::FromScratch(shape(at, raw, teacher)?));
+    }
+    if raw.hidden_size.is_some() || raw.num_hidden_layers.is_some() || raw.architecture.is_some() {
+        return Err(at
+            .bad(&["student"], "the student's shape follows from the model that it starts from")
+            .fix("remove the shape keys, or write `kind = \"from_scratch\"`"));
+    }
+    if kind == Kind::Pretrained {
+        let fix = "name a local directory or `.gguf` file";
+        return Ok(Student::Pretrained { model: raw.model, path: at.need(&["student", "path"], path, fix)? });
+    }
+    let fix = "name the layers to keep, for example `layers = [0, 1, 28, 29]`";
+    let layers = at.need(&["student", "layers"], raw.layers, fix)?;
+    if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
+        return Err(at
+            .bad(&["student", "layers"], "`student.layers` must ascend, without repeats")
+            .fix(fix));
+    }
+    if path.is_none() && teacher.is_none_or(|t| t.path.is_none()) {
+        return Err(at.missing(&["student", "path"], "name the model whose layers the student takes"));
+    }
+    Ok(Student::FromLayers { model: raw.model, path, layers })
+}
+
+fn shape(at: &Checker<'_>, raw: RawStudent, teacher: Option<&Teacher>) -> Result<Shape> {
+    let key = |name: &'static str| ["student", name];
+    let size = |name: &'static str, value: Option<usize>| -> Result<usize> {
+        let value = at.need(&key(name), value, "write a number")?;
+        at.count(&key(name), value, 1..=SIZE_MAX)
+    };
+    let architecture = raw.architecture.as_deref().unwrap_or("llama");
+    let families =
+        [("llama", Architecture::Llama), ("qwen2", Architecture::Qwen2), ("qwen3", Architecture::Qwen3)];
+    let architecture = at.choose(&key("architecture"), architecture, &families)?;
+    if raw.layers.is_some() || raw.path.is_some() {
+        return Err(at
+            .bad(&["student"], "a student from scratch takes no layers of another model")
+            .fix("remove `layers` and `path`, or write `kind = \"from_layers\"`"));
+    }
+    let hidden_size = size("hidden_size", raw.hidden_size)?;
+    let heads = size("num_attention_heads", raw.num_attention_heads)?;
+    let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.or(Some(heads)))?;
+    if heads % kv_heads != 0 {
+        return Err(at
+            .bad(&key("num_key_value_heads"), format!("{kv_heads} key/value heads cannot serve {heads} heads"))
+            .fix("choose a divisor of `num_attention_heads`"));
+    }
+    let head_dim = size("head_dim", raw.head_dim.or(Some(hidden_size / heads)))?;
+    if head_dim % 2 != 0 || (raw.head_dim.is_none() && hidden_size % heads != 0) {
+        return Err(at
+            .bad(&key("num_attention_heads"), format!("{hidden_size} does not give {heads} heads of even width"))
+            .fix("choose sizes that divide, or set `head_dim` to an even number"));
+    }
+    let tokenizer = at.path(&key("tokenizer"), raw.tokenizer)?;
+    if tokenizer.is_none() && teacher.is_none_or(|t| t.path.is_none()) {
+        return Err(at.missing(&key("tokenizer"), "name a directory with `tokenizer.json`"));
+    }
+    Ok(Shape {
+        architecture,
+        hidden_size,
+        num_hidden_layers: size("num_hidden_layers", raw.num_hidden_layers)?,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        intermediate_size: size("intermediate_size", raw.intermediate_size)?,
+        max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings.or(Some(2048)))?,
+        rope_theta: at.number(&key("rope_theta"), raw.rope_theta.unwrap_or(10_000.0), 1.0..=1e12)?,
+        rms_norm_eps: at.number(&key("rms_norm_eps"), raw.rms_norm_eps.unwrap_or(1e-6), 1e-12..=1e-2)?,
+        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(true),
+        tokenizer,
+    })
+}
+
+fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
+    let key = |name: &'static str| ["teacher", name];
+    let kind = at.need(&key("kind"), raw.kind, "write `kind = \"local\"`")?;
+    let kinds = [
+        ("local", TeacherKind::Local),
+        ("openai", TeacherKind::Openai),
+        ("cache", TeacherKind::Cache),
+        ("batch", TeacherKind::Batch),
+    ];
+    let kind = at.choose(&key("kind"), &kind, &kinds)?;
+    let path = at.path(&key("path"), raw.path)?;
+    if kind == TeacherKind::Local && path.is_none() {
+        return Err(at.missing(&key("path"), "name the teacher's directory or `.gguf` file"));
+    }
+    let model = raw.model.or_else(|| path.clone());
+    let model = at.need(&key("model"), model, "name the model; the licence gate decides on it")?;
+    at.no_environment(&key("model"), &model)?;
+    secret(at, raw.api_key.as_deref())?;
+    let seed = raw.seed.unwrap_or(seed);
+    at.seed(&key("seed"), seed)?;
+    let samples = at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
+    Ok(Teacher {
+        kind,
+        model,
+        path,
+        seed,
+        samples_per_prompt: samples as u32,
+        max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(512), 1..=SIZE_MAX)?,
+        temperature: at.number(&key("temperature"), raw.temperature.unwrap_or(0.7), 0.0..=100.0)?,
+        top_p: at.number(&key("top_p"), raw.top_p.unwrap_or(1.0), 1e-6..=1.0)?,
+        max_in_flight: at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(64), 1..=4096)?,
+        logits: raw.logits.map(|l| logits(at, l)).transpose()?,
+        endpoints: raw.endpoints.unwrap_or_default().into_iter().filter_map(|e| e.base_url).collect(),
+    })
+}
+
+/// An API key is the name of an environment variable, never the key itself.
+fn secret(at: &Checker<'_>, text: Option<&str>) -> Result<()> {
+    let Some(text) = text else { return Ok(()) };
+    let variable = text.strip_prefix("${").and_then(|t| t.strip_suffix('}'));
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if variable.is_some_and(|v| !v.is_empty() && v.chars().all(plain)) {
+        return Ok(());
+    }
+    Err(at
+        .bad(&["teacher", "api_key"], "a secret does not belong in a recipe")
+        .code("secret-in-recipe")
+        .fix("put it in the environment and write `api_key = \"${TEACHER_KEY}\"`"))
+}
+
+fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {
+    let key = |name: &'static str| ["teacher", "logits", name];
+    let fix = "write `kind = \"random_sampling\"` or `kind = \"top_k\"`";
+    let kind = at.need(&key("kind"), raw.kind, fix)?;
+    let sampled = at.choose(&key("kind"), &kind, &[("random_sampling", true), ("top_k", false)])?;
+    let temperature = at.number(&key("temperature"), raw.temperature.unwrap_or(1.0), 1e-2..=100.0)?;
+    if sampled {
+        if raw.k.is_some() || raw.tail.is_some() {
+            return Err(at
+                .bad(&key("kind"), "draws from the whole distribution leave no tail")
+                .fix("remove `k` and `tail`, or write `kind = \"top_k\"`"));
+        }
+        let draws = at.count(&key("draws"), raw.draws.unwrap_or(50) as usize, 1..=100_000)? as u32;
+        return Ok(Logits::RandomSampling { draws, temperature });
+    }
+    if raw.draws.is_some() {
+        return Err(at.bad(&key("draws"), "`top_k` draws nothing").fix("remove `draws`"));
+    }
+    let tails = [("drop", Tail::Drop), ("bucket", Tail::Bucket), ("uniform", Tail::Uniform)];
+    let tail = at.choose(&key("tail"), raw.tail.as_deref().unwrap_or("bucket"), &tails)?;
+    let k = at.count(&key("k"), raw.k.unwrap_or(64) as usize, 1..=100_000)? as u32;
+    Ok(Logits::TopK { k, tail, temperature })
+}
+
+fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Prompts> {
+    let raw = at.need(&["prompts"], raw, "add a table `[prompts]` with a `task` or a `path`")?;
+    let key = |name: &'static str| ["prompts", name];
+    let path = at.path(&key("path"), raw.path)?;
+    let kind = raw.kind.as_deref().unwrap_or(match (&raw.task, &raw.columns) {
+        (Some(_), _) => "task",
+        (None, Some(_)) => "text",
+        (None, None) => "chat",
+    });
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Task,
+        Chat,
+        Text,
+    }
+    let kinds = [("task", Kind::Task), ("chat", Kind::Chat), ("text", Kind::Text)];
+    let required = "name your data, in the recipe or with `--set prompts.path=FILE_OR_FOLDER`";
+    let source = match at.choose(&key("kind"), kind, &kinds)? {
+        Kind::Task if path.is_some() => {
+            return Err(at
+                .bad(&key("task"), "`prompts` has both a `task` and a `path`")
+                .fix("keep one of them"));
+        }
+        Kind::Task => PromptSource::Task { task: at.need(&key("task"), raw.task, "name a task")? },
+        Kind::Chat => PromptSource::Chat { path: at.need(&key("path"), path, required)? },
+        Kind::Text => PromptSource::Text {
+            path: at.need(&key("path"), path, required)?,
+            columns: raw.columns.unwrap_or_else(|| vec!["text".to_owned()]),
+            separator: raw.separator.unwrap_or_else(|| "\n\n".to_owned()),
+        },
+    };
+    let num_examples =
+        raw.num_examples.map(|n| at.count(&key("num_examples"), n, 1..=EXAMPLES_MAX)).transpose()?;
+    if matches!(source, PromptSource::Task { .. }) && num_examples.is_none() {
+        return Err(at.missing(&key("num_examples"), "say how many problems the task should make"));
+    }
+    let seed = raw.seed.unwrap_or(seed);
+    at.seed(&key("seed"), seed)?;
+    let num_validation = at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
+    Ok(Prompts { source, num_examples, num_validation, seed })
+}
+
+fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) -> Result<Train> {
+    let key = |name: &'static str| ["train", name];
+    let number = |name: &'static str, value: Option<f64>, default: f64, range: RangeInclusive<f64>| {
+        at.number(&key(name), value.unwrap_or(default), range)
+    };
+    let steps = |name: &'static str, value: Option<u64>, default: u64| -> Result<u64> {
+        let value = value.unwrap_or(default);
+        at.count(&key(name), value as usize, 1..=STEPS_MAX as usize).map(|n| n as u64)
+    };
+    let schedules =
+        [("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+    let schedule = raw.lr_scheduler_type.as_deref().unwrap_or("cosine");
+    let seed = raw.seed.unwrap_or(seed);
+    at.seed(&key("seed"), seed)?;
+    if raw.packing == Some(false) {
+        return Err(at
+            .bad(&key("packing"), "`packing = false` is not supported: documents in a row never see each other")
+            .fix("remove the key"));
+    }
+    Ok(Train {
+        seed,
+        learning_rate: number("learning_rate", raw.learning_rate, 1e-3, 1e-9..=10.0)?,
+        lr_scheduler_type: at.choose(&key("lr_scheduler_type"), schedule, &schedules)?,
+        warmup_ratio: number("warmup_ratio", raw.warmup_ratio, 0.03, 0.0..=1.0)?,
+        min_lr_ratio: number("min_lr_ratio", raw.min_lr_ratio, 0.1, 0.0..=1.0)?,
+        num_train_epochs: number("num_train_epochs", raw.num_train_epochs, 1.0, 1e-6..=1e6)?,
+        max_steps: raw.max_steps.map(|n| steps("max_steps", Some(n), n)).transpose()?,
+        per_device_train_batch_size: at.count(
+            &key("per_device_train_batch_size"),
+            raw.per_device_train_batch_size.unwrap_or(8),
+            1..=65_536,
+        )?,
+        gradient_accumulation_steps: at.count(
+            &key("gradient_accumulation_steps"),
+            raw.gradient_accumulation_steps.unwrap_or(1),
+            1..=65_536,
+        )?,
+        max_length: at.count(&key("max_length"), raw.max_length.unwrap_or(1024), 8..=SIZE_MAX)?,
+        packing: true,
+        weight_decay: number("weight_decay", raw.weight_decay, 0.0, 0.0..=10.0)?,
+        adam_beta1: number("adam_beta1", raw.adam_beta1, 0.9, 0.0..=0.999_999)?,
+        adam_beta2: number("adam_beta2", raw.adam_beta2, 0.95, 0.0..=0.999_999_9)?,
+        adam_epsilon: number("adam_epsilon", raw.adam_epsilon, 1e-8, 1e-20..=1.0)?,
+        max_grad_norm: number("max_grad_norm", raw.max_grad_norm, 1.0, 1e-9..=1e9)?,
+        save_steps: steps("save_steps", raw.save_steps, 100)?,
+        eval_steps: steps("eval_steps", raw.eval_steps, 100)?,
+        logging_steps: steps("logging_steps", raw.logging_steps, 10)?,
+        save_total_limit: at.count(&key("save_total_limit"), raw.save_total_limit.unwrap_or(2), 1..=1000)?,
+        loss_functions: losses(at, raw.loss_functions, teacher)?,
+    })
+}
+
+fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>) -> Result<Vec<Loss>> {
+    const KEY: [&str; 2] = ["train", "loss_functions"];
+    let logits = teacher.and_then(|t| t.logits);
+    let softening = logits.map_or(1.0, Logits::temperature);
+    let Some(raw) = raw else {
+        let function = if logits.is_some() { LossFunction::ForwardKl } else { LossFunction::HardLabels };
+        let temperature = if logits.is_some() { softening } else { 1.0 };
+        return Ok(vec![Loss { function, weight: 1.0, temperature }]);
+    };
+    let mut losses: Vec<Loss> = Vec::with_capacity(raw.len());
+    for given in raw {
+        let name = at.need(&KEY, given.function, "give each loss a `function`")?;
+        let function = loss_function(at, &name, logits)?;
+        let weight = at.number(&KEY, given.weight.unwrap_or(1.0), 0.0..=1e6)?;
+        let default = if function == LossFunction::ForwardKl { softening } else { 1.0 };
+        let temperature = given.temperature.unwrap_or(default);
+        if temperature != default {
+            let cause = format!("`{name}` at temperature {temperature} does not fit targets at {default}");
+            return Err(at.bad(&KEY, cause).fix("set `teacher.logits.temperature` to the same value"));
+        }
+        if losses.iter().any(|l| l.function == function) {
+            return Err(at.bad(&KEY, format!("`{name}` stands twice")).fix("add up the weights"));
+        }
+        losses.push(Loss { function, weight, temperature });
+    }
+    if losses.iter().all(|l| l.weight == 0.0) {
+        return Err(at.bad(&KEY, "every loss has weight 0").fix("give one of them a weight above 0"));
+    }
+    Ok(losses)
+}
+
+fn loss_function(at: &Checker<'_>, name: &str, logits: Option<Logits>) -> Result<LossFunction> {
+    const KEY: [&str; 2] = ["train", "loss_functions"];
+    const LATER: [&str; 5] = ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"];
+    if LATER.contains(&name) {
+        let failure = match logits {
+            Some(Logits::RandomSampling { .. }) => at.bad(
+                &KEY,
+                format!("`{name}` cannot be had from random samples: they are unbiased for `forward_kl` only"),
+            ),
+            _ => at.bad(&KEY, format!("`{name}` is not supported yet")).code("not-supported-yet"),
+        };
+        return Err(failure.fix("use `forward_kl`"));
+    }
+    let known = [
+        ("forward_kl", LossFunction::ForwardKl),
+        ("hard_labels", LossFunction::HardLabels),
+        ("cross_entropy", LossFunction::HardLabels),
+    ];
+    let function = at.choose(&KEY, name, &known)?;
+    if function == LossFunction::ForwardKl && logits.is_none() {
+        return Err(at.bad(&KEY, "`forward_kl` needs the teacher's distributions").fix(
+            "add `[teacher.logits]`, for example `logits = { kind = \"random_sampling\", draws = 50 }`",
+        ));
+    }
+    Ok(function)
+}
+
+fn evaluate(
+    at: &Checker<'_>,
+    raw: RawEvaluate,
+    teacher: Option<&Teacher>,
+    prompts: &Prompts,
+    train: &Train,
+) -> Result<Evaluate> {
+    let key = |name: &'static str| ["evaluate", name];
+    let names = [("undistilled", Control::Undistilled), ("traces_only", Control::TracesOnly)];
+    let distils = train.weight(LossFunction::ForwardKl) > 0.0;
+    let controls = match raw.controls {
+        Some(given) => {
+            given.iter().map(|name| at.choose(&key("controls"), name, &names)).collect::<Result<Vec<_>>>()?
+        }
+        None if teacher.is_none() => Vec::new(),
+        None => {
+            let has_targets = matches!(prompts.source, PromptSource::Task { .. });
+            let undistilled = has_targets.then_some(Control::Undistilled);
+            let traces_only = distils.then_some(Control::TracesOnly);
+            undistilled.into_iter().chain(traces_only).collect()
+        }
+    };
+    if teacher.is_none() && !controls.is_empty() {
+        return Err(at
+            .bad(&key("controls"), "without a teacher there is nothing to control for")
+            .fix("remove `controls`"));
+    }
+    let default_tokens = teacher.map_or(512, |t| t.max_tokens);
+    Ok(Evaluate {
+        num_examples: at.count(&key("num_examples"), raw.num_examples.unwrap_or(1000), 1..=EXAMPLES_MAX)?,
+        max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(default_tokens), 1..=SIZE_MAX)?,
+        controls,
+    })
+}
+
+fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
+    let modes = [("local", Egress::Local), ("listed", Egress::Listed), ("any", Egress::Any)];
+    let egress = at.choose(&["policy", "egress"], raw.egress.as_deref().unwrap_or("local"), &modes)?;
+    let overrides = raw.overrides.unwrap_or_default().into_iter().map(|o| {
+        let need = |value: Option<String>| {
+            let fix = "an override has an `id`, a `reason` and who answers for it in `by`";
+            at.need(&["policy", "override"], value.filter(|v| !v.trim().is_empty()), fix)
+        };
+        Ok(Override { id: need(o.id)?, reason: need(o.reason)?, by: need(o.by)? })
+    });
+    let mut declare = BTreeMap::new();
+    for (id, raw) in raw.declare.unwrap_or_default() {
+        let key = ["policy", "declare", id.as_str()];
+        let fix = "a declaration has an `owner` and a `licence`";
+        let digest = raw.digest.map(|text| {
+            Digest::try_from(text).map_err(|cause| at.bad(&key, cause).fix("write the 64 digits of its SHA-256"))
+        });
+        let declaration = Declaration {
+            owner: at.need(&key, raw.owner, fix)?,
+            licence: at.need(&key, raw.licence.or(raw.license), fix)?,
+            digest: digest.transpose()?,
+        };
+        declare.insert(id, declaration);
+    }
+    Ok(Policy {
+        egress,
+        listed: raw.listed.unwrap_or_default(),
+        accept: raw.accept.unwrap_or_default(),
+        overrides: overrides.collect::<Result<Vec<_>>>()?,
+        declare,
+    })
+}
+
+fn release(at: &Checker<'_>, raw: RawRelease, recipe_name: &str) -> Result<Release> {
+    let name = raw.name.unwrap_or_else(|| format!("{recipe_name}-student"));
+    at.name(&["release", "name"], &name)?;
+    let plain = [("f32", WeightType::F32), ("f16", WeightType::F16), ("bf16", WeightType::Bf16)];
+    let quantised = ("q8_0", WeightType::Q8_0);
+    let any: Vec<_> = plain.iter().copied().chain([quantised]).collect();
+    Ok(Release {
+        name,
+        licence: raw.licence.or(raw.license),
+        dtype: at.choose(&["release", "dtype"], raw.dtype.as_deref().unwrap_or("f32"), &plain)?,
+        gguf: at.choose(&["release", "gguf"], raw.gguf.as_deref().unwrap_or("f32"), &any)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+        seed = 3
+        [student]
+        kind = "from_scratch"
+        hidden_size = 96
+        num_hidden_layers = 2
+        num_attention_heads = 4
+        intermediate_size = 256
+        [teacher]
+        kind = "local"
+        path = "assets/teacher"
+        model = "us:teacher"
+        logits = { kind = "random_sampling", draws = 50, temperature = 1 }
+        [prompts]
+        task = "word_problems"
+        num_examples = 100
+        [train]
+        loss_functions = [{ function = "forward_kl" }, { function = "hard_labels", weight = 0.5 }]
+        [policy.declare."us:teacher"]
+        owner = "us"
+        licence = "Apache-2.0"
+    "#;
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("some.toml");
+        std::fs::write(&path, text).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
+        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
+    }
+
+    #[test]
+    fn a_resolved_recipe_reads_back_as_itself() {
+        let recipe = load(WHOLE, &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(recipe.train.seed, 3);
+        assert_eq!(recipe.evaluate.controls, [Control::Undistilled, Control::TracesOnly]);
+        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
+        assert_eq!(again, Recipe { ..recipe });
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_its_key() {
+        let refused = [
+            ("teacher.api_key=sk-123", "a secret does not belong in a recipe"),
+            ("train.learning_rate=nan", "`train.learning_rate` is NaN"),
+            ("train.loss_functions=[{ function = \"reverse_kl\" }]", "cannot be had from random samples"),
+            ("train.loss_functions=[{ function = \"forward_kl\", temperature = 2 }]", "does not fit"),
+            ("train.lr_scheduler_type=cosin", "cannot be `cosin`"),
+            ("student.num_key_value_heads=3", "cannot serve"),
+            ("student.kind=from_layers", "the student's shape follows"),
+            ("prompts.path=${HOME}/x", "only secrets"),
+            ("evaluate.controls=[\"undistiled\"]", "cannot be `undistiled`"),
+            ("policy.declare.\"x\".owner=me", "is missing"),
+            ("name=../x", "cannot name a run"),
+            ("seed=-1", "invalid value"),
+        ];
+        for (set, cause) in refused {
+            let shown = load(WHOLE, &[set]).expect_err(set).to_string();
+            assert!(shown.contains(cause), "{set}: {shown}");
+            assert!(shown.contains("-->"), "{set}: {shown}");
+        }
+    }
+}
