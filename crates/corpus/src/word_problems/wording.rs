@@ -1,0 +1,230 @@
+//! The words of a problem: who, what, and one sentence per step.
+//!
+//! Placeholders: `{S}`/`{s}` the person as subject (name or pronoun; capital at the start of a
+//! sentence), `{h}` he or she, `{o}` the person as object, `{p}` his or her, `{F}` a friend,
+//! `{n}` the number, `{u}` the unit in the number that `{n}` wants, `{us}` its plural.
+//! Every `{n}` follows a space, so that a number is always one token.
+
+use stillroom_core::CounterRng;
+
+use super::{Chain, Operation};
+
+/// Somebody whose pronouns the text needs.
+struct Gender {
+    names: &'static [&'static str],
+    subject: [&'static str; 2],
+    object: &'static str,
+    possessive: &'static str,
+}
+
+const GENDERS: [Gender; 2] = [
+    Gender {
+        names: &[
+            "Mia", "Anna", "Zoe", "Lucy", "Emma", "Nora", "Ida", "Rosa", "Lily", "Maya", "Sara", "Yuki",
+            "Nina", "Ruby", "Amina", "Priya",
+        ],
+        subject: ["She", "she"],
+        object: "her",
+        possessive: "her",
+    },
+    Gender {
+        names: &[
+            "Tom", "Ben", "Sam", "Leo", "Max", "Omar", "Noah", "Finn", "Hugo", "Ivan", "Jack", "Luis",
+            "Owen", "Wei", "Raj", "Kofi",
+        ],
+        subject: ["He", "he"],
+        object: "him",
+        possessive: "his",
+    },
+];
+
+#[derive(Clone, Copy)]
+struct Unit {
+    singular: &'static str,
+    plural: &'static str,
+    food: bool,
+}
+
+const fn food(singular: &'static str, plural: &'static str) -> Unit {
+    Unit { singular, plural, food: true }
+}
+
+const fn thing(singular: &'static str, plural: &'static str) -> Unit {
+    Unit { singular, plural, food: false }
+}
+
+const UNITS: [Unit; 24] = [
+    food("apple", "apples"),
+    food("pear", "pears"),
+    food("plum", "plums"),
+    food("fig", "figs"),
+    food("nut", "nuts"),
+    food("lemon", "lemons"),
+    food("bun", "buns"),
+    food("cookie", "cookies"),
+    thing("coin", "coins"),
+    thing("stamp", "stamps"),
+    thing("shell", "shells"),
+    thing("marble", "marbles"),
+    thing("button", "buttons"),
+    thing("bead", "beads"),
+    thing("pencil", "pencils"),
+    thing("card", "cards"),
+    thing("sticker", "stickers"),
+    thing("book", "books"),
+    thing("candle", "candles"),
+    thing("stone", "stones"),
+    thing("key", "keys"),
+    thing("ticket", "tickets"),
+    thing("pen", "pens"),
+    thing("cup", "cups"),
+];
+
+const OPENINGS: [&str; 8] = [
+    "{S} had {n} {u}.",
+    "At first, {s} had {n} {u}.",
+    "{S} had a bag with {n} {u} in it.",
+    "In the morning, {s} had {n} {u}.",
+    "There was a box with {n} {u} for {s}.",
+    "{S} found a box with {n} {u} at home.",
+    "{S} liked {us} and had {n} at home.",
+    "In a bag, {s} had {n} {u}.",
+];
+
+const ADDITIONS: [&str; 12] = [
+    "{S} bought {n} more {u}.",
+    "{S} found {n} {u} at home.",
+    "{F} gave {o} {n} {u}.",
+    "A friend gave {o} {n} more {u}.",
+    "Then {s} won {n} {u} in a game.",
+    "After that, {p} mother gave {o} {n} {u}.",
+    "On the way home, {s} found {n} more {u}.",
+    "Another {n} {u} came in the post.",
+    "{F} had too many {us} and gave {o} {n}.",
+    "Later, {s} got {n} {u} from {F}.",
+    "{S} took {n} more {u} out of a bag.",
+    "At the market, {s} got {n} {u}.",
+];
+
+const SUBTRACTIONS: [&str; 12] = [
+    "{S} gave {n} {u} to {F}.",
+    "{S} lost {n} {u} on the way home.",
+    "{S} sold {n} {u} at the market.",
+    "{F} wanted some {us} and got {n}.",
+    "Then {n} of the {us} got lost.",
+    "{F} took {n} {u} away.",
+    "Later, {s} left {n} {u} in a box at school.",
+    "{S} sent {n} {u} to a friend.",
+    "A dog ran away with {n} {u}.",
+    "After that, {s} lost {n} {u} in a game.",
+    "From the {us}, {p} mother took {n}.",
+    "At school, {s} sold {n} {u}.",
+];
+
+const FOOD_SUBTRACTIONS: [&str; 2] = ["{S} ate {n} {u}.", "After that, {s} ate {n} of the {us} at home."];
+
+const DOUBLINGS: [&str; 8] = [
+    "{F} gave {o} as many {us} as {h} had.",
+    "Later, {s} had twice as many {us}.",
+    "Then {s} won as many {us} as {h} had.",
+    "After that, {s} found as many {us} as {h} had.",
+    "At the market, {s} bought as many {us} as {h} had.",
+    "A friend gave {o} as many {us} as {h} had.",
+    "Then {p} mother made it twice as many {us}.",
+    "On the way home, {s} got twice as many {us}.",
+];
+
+const HALVINGS: [&str; 8] = [
+    "{S} gave half of the {us} to {F}.",
+    "{S} sold half of the {us}.",
+    "Then half of the {us} got lost.",
+    "{F} took half of the {us} away.",
+    "Later, {s} left half of the {us} at school.",
+    "{S} lost half of the {us} in a game.",
+    "A dog ran away with half of the {us}.",
+    "After that, {s} sent half of the {us} to a friend.",
+];
+
+const QUESTIONS: [&str; 6] = [
+    "How many {us} did {s} have in the end?",
+    "How many {us} does {s} have now?",
+    "In the end, how many {us} did {s} have?",
+    "How many {us} were left in the end?",
+    "And now, how many {us} does {s} have?",
+    "What is the number of {us} now?",
+];
+
+/// How often a later sentence says "he" or "she" instead of the name.
+const PRONOUN_SHARE: f64 = 0.7;
+
+/// The people and things of one problem.
+struct Scene {
+    person: &'static Gender,
+    name: &'static str,
+    friends: &'static Gender,
+    unit: Unit,
+}
+
+/// The text of a problem: an opening, one sentence per step in order, and a question.
+pub(super) fn tell(chain: &Chain, rng: &mut CounterRng) -> String {
+    let gender = rng.below(2) as usize;
+    let person = &GENDERS[gender];
+    // Friends have the other pronoun, so that "he" and "she" always mean the person.
+    let scene = Scene {
+        person,
+        name: pick(person.names, rng),
+        friends: &GENDERS[1 - gender],
+        unit: pick(&UNITS, rng),
+    };
+    let mut text = fill(pick(&OPENINGS, rng), &scene, Some(chain.start), false, rng);
+    for &step in &chain.steps {
+        text.push(' ');
+        let pronoun = rng.uniform() < PRONOUN_SHARE;
+        text.push_str(&fill(sentence(step, scene.unit.food, rng), &scene, step.operand(), pronoun, rng));
+    }
+    text.push(' ');
+    let pronoun = rng.uniform() < PRONOUN_SHARE;
+    text.push_str(&fill(pick(&QUESTIONS, rng), &scene, None, pronoun, rng));
+    text
+}
+
+fn sentence(step: Operation, food: bool, rng: &mut CounterRng) -> &'static str {
+    match step {
+        Operation::Add(_) => pick(&ADDITIONS, rng),
+        Operation::Subtract(_) => {
+            let n_food = if food { FOOD_SUBTRACTIONS.len() } else { 0 };
+            let i = rng.below((SUBTRACTIONS.len() + n_food) as u64) as usize;
+            if i < SUBTRACTIONS.len() { SUBTRACTIONS[i] } else { FOOD_SUBTRACTIONS[i - SUBTRACTIONS.len()] }
+        }
+        Operation::Double => pick(&DOUBLINGS, rng),
+        Operation::Halve => pick(&HALVINGS, rng),
+    }
+}
+
+fn fill(template: &str, scene: &Scene, number: Option<u8>, pronoun: bool, rng: &mut CounterRng) -> String {
+    let mut text = String::with_capacity(80);
+    let mut parts = template.split('{');
+    text.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let (key, rest) = part.split_once('}').expect("a placeholder is closed");
+        let person = scene.person;
+        match key {
+            "n" => text.push_str(&number.expect("a sentence with `{n}` has a number").to_string()),
+            "u" if number == Some(1) => text.push_str(scene.unit.singular),
+            "u" | "us" => text.push_str(scene.unit.plural),
+            "S" => text.push_str(if pronoun { person.subject[0] } else { scene.name }),
+            "s" => text.push_str(if pronoun { person.subject[1] } else { scene.name }),
+            "h" => text.push_str(person.subject[1]),
+            "o" => text.push_str(if pronoun { person.object } else { scene.name }),
+            "p" => text.push_str(person.possessive),
+            "F" => text.push_str(pick(scene.friends.names, rng)),
+            _ => unreachable!("placeholder `{key}`"),
+        }
+        text.push_str(rest);
+    }
+    text
+}
+
+fn pick<T: Copy>(items: &[T], rng: &mut CounterRng) -> T {
+    items[rng.below(items.len() as u64) as usize]
+}
