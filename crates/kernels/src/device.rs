@@ -1,7 +1,13 @@
 //! The one value through which the decoder computes.
 
-use crate::head::{HeadLosses, HeadTargets, HeadWeights, row_losses};
-use crate::reference::{self, AdamWStep};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::attention;
+use crate::gemm::{self, Left, PANEL, Right, packed_len};
+use crate::head::{self, HeadLosses, HeadTargets, HeadWeights};
+use crate::pool::{Pool, Shards};
+use crate::reference::AdamWStep;
+use crate::rows::{self, Heads, for_row_pieces};
 
 /// Numbers that live on a device.
 pub struct Buf {
@@ -18,11 +24,25 @@ impl Buf {
     }
 }
 
-/// A weight \[outputs, inputs\] laid out for products with many or few rows.
+/// A weight \[outputs, inputs\] laid out in panels for products with many or few rows.
 pub struct PackedWeight {
-    data: Vec<f32>,
-    pub n_out: usize,
-    pub n_in: usize,
+    panels: Vec<f32>,
+    n_out: usize,
+    n_in: usize,
+}
+
+impl PackedWeight {
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    fn right(&self) -> Right<'_> {
+        Right::packed(&self.panels, self.n_in)
+    }
 }
 
 /// Rows `start..start + len` of a packed batch: one document, which attends to itself only.
@@ -114,7 +134,11 @@ fn scaled_frequency(frequency: f32, scaling: RopeScaling) -> f32 {
     }
 }
 
-/// Keys and values of sequences that are being decoded, one slot per sequence.
+/// Keys and values of sequences that are being decoded, one slot per sequence, for one layer.
+///
+/// Keys lie in panels of 16 positions, \[slot, kv head, position / 16, head_dim, 16\], so that a
+/// score is the same chain over head_dim as in [`Device::attention_forward`]; values in rows,
+/// \[slot, kv head, position, head_dim rounded up to 16\].
 pub struct KvCache {
     shape: AttentionShape,
     capacity: usize,
@@ -122,18 +146,64 @@ pub struct KvCache {
     values: Vec<f32>,
 }
 
+impl KvCache {
+    pub(crate) fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
+    pub(crate) fn value_stride(&self) -> usize {
+        self.shape.head_dim.next_multiple_of(PANEL)
+    }
+
+    /// Keys and values of one head of one slot.
+    pub(crate) fn head(&self, slot: usize, kv: usize) -> (&[f32], &[f32]) {
+        let i = slot * self.shape.n_kv_heads + kv;
+        let (k, v) = (self.capacity * self.shape.head_dim, self.capacity * self.value_stride());
+        (&self.keys[i * k..(i + 1) * k], &self.values[i * v..(i + 1) * v])
+    }
+
+    fn put(&mut self, qkv: &[f32], row: usize, slot: usize, position: usize) {
+        assert!(position < self.capacity, "position {position} beyond the cache's {}", self.capacity);
+        let AttentionShape { n_q_heads, n_kv_heads, head_dim: d } = self.shape;
+        let stride = self.value_stride();
+        for kv in 0..n_kv_heads {
+            let i = slot * n_kv_heads + kv;
+            let key = &qkv[row * self.shape.qkv_width() + (n_q_heads + kv) * d..][..d];
+            let panel = i * self.capacity * d + position / PANEL * PANEL * d + position % PANEL;
+            self.keys[panel..].iter_mut().step_by(PANEL).zip(key).for_each(|(slot, v)| *slot = *v);
+            let value = &qkv[row * self.shape.qkv_width() + (n_q_heads + n_kv_heads + kv) * d..][..d];
+            self.values[(i * self.capacity + position) * stride..][..d].copy_from_slice(value);
+        }
+    }
+}
+
 /// Computes; today on the CPU. A second device is a second implementation of these methods.
 pub struct Device {
-    n_threads: usize,
+    pool: Pool,
+    /// Lends memory for packed operands; one kernel packs at a time.
+    scratch: Mutex<Vec<f32>>,
 }
 
 impl Device {
     pub fn cpu(n_threads: usize) -> Device {
-        Device { n_threads: n_threads.max(1) }
+        Device { pool: Pool::new(n_threads), scratch: Mutex::default() }
     }
 
     pub fn n_threads(&self) -> usize {
-        self.n_threads
+        self.pool.n_threads()
+    }
+
+    /// The FMA peak of this device in floating-point operations per second, measured now.
+    pub fn fma_peak(&self) -> f64 {
+        crate::peak::fma_peak(&self.pool)
+    }
+
+    fn scratch(&self, len: usize) -> MutexGuard<'_, Vec<f32>> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        scratch
     }
 
     pub fn zeros(&self, len: usize) -> Buf {
@@ -154,7 +224,9 @@ impl Device {
 
     /// y += x.
     pub fn add_assign(&self, y: &mut Buf, x: &Buf) {
-        y.data.iter_mut().zip(&x.data).for_each(|(y, x)| *y += x);
+        for_row_pieces(&self.pool, &mut y.data, 1, &|first, y| {
+            rows::add_assign(y, &x.data[first..first + y.len()]);
+        });
     }
 
     /// y\[r\] = x\[rows\[r\]\], rows of `width` numbers.
@@ -172,22 +244,27 @@ impl Device {
         }
     }
 
+    /// Lays a weight \[out, in\] out for [`Device::linear_forward`].
     pub fn pack(&self, w: &Buf, n_out: usize, n_in: usize) -> PackedWeight {
-        assert_eq!(w.len(), n_out * n_in);
-        PackedWeight { data: w.data.clone(), n_out, n_in }
+        let mut packed = PackedWeight { panels: vec![0.0; packed_len(n_in, n_out)], n_out, n_in };
+        self.repack(&mut packed, w);
+        packed
+    }
+
+    /// Lays a changed weight of the same shape out again.
+    pub fn repack(&self, packed: &mut PackedWeight, w: &Buf) {
+        assert_eq!(w.len(), packed.n_out * packed.n_in);
+        gemm::pack_transposed(&self.pool, &mut packed.panels, &w.data, packed.n_in, packed.n_out);
     }
 
     /// y\[n, out\] = x\[n, in\]·wᵀ + bias.
     pub fn linear_forward(&self, y: &mut Buf, x: &Buf, w: &PackedWeight, bias: Option<&Buf>, n_rows: usize) {
-        reference::linear_forward(
-            &mut y.data,
-            &x.data,
-            &w.data,
-            bias.map(|b| &b.data[..]),
-            n_rows,
-            w.n_in,
-            w.n_out,
-        );
+        let left = Left::rows(&x.data[..n_rows * w.n_in], w.n_in);
+        let shape = (n_rows, w.n_out, w.n_in);
+        gemm::multiply(&self.pool, &mut y.data, w.n_out, left, w.right(), shape, false);
+        if let Some(bias) = bias {
+            rows::bias_add(&self.pool, &mut y.data[..n_rows * w.n_out], &bias.data);
+        }
     }
 
     /// dx\[n, in\] = dy\[n, out\]·w, overwritten. `w` is the plain weight \[out, in\].
@@ -200,7 +277,10 @@ impl Device {
         n_in: usize,
         n_out: usize,
     ) {
-        reference::linear_backward_input(&mut dx.data, &dy.data, &w.data, n_rows, n_in, n_out);
+        self.with_packed(&w.data, n_out, n_in, |right| {
+            let left = Left::rows(&dy.data[..n_rows * n_out], n_out);
+            gemm::multiply(&self.pool, &mut dx.data, n_in, left, right, (n_rows, n_in, n_out), false);
+        });
     }
 
     /// dw\[out, in\] += dyᵀ·x.
@@ -213,21 +293,38 @@ impl Device {
         n_in: usize,
         n_out: usize,
     ) {
-        reference::linear_backward_weight(&mut dw.data, &dy.data, &x.data, n_rows, n_in, n_out);
+        self.with_packed(&x.data[..n_rows * n_in], n_rows, n_in, |right| {
+            let left = Left::transposed(&dy.data[..n_rows * n_out], n_out);
+            gemm::multiply(&self.pool, &mut dw.data, n_in, left, right, (n_out, n_in, n_rows), true);
+        });
+    }
+
+    /// Lends `src` \[k, n\] packed in panels.
+    fn with_packed(&self, src: &[f32], k: usize, n: usize, f: impl FnOnce(Right<'_>)) {
+        let len = packed_len(k, n);
+        let mut scratch = self.scratch(len);
+        gemm::pack_plain(&self.pool, &mut scratch[..len], src, k, n);
+        f(Right::packed(&scratch[..len], k));
     }
 
     /// db\[out\] += Σ rows of dy.
     pub fn bias_backward(&self, db: &mut Buf, dy: &Buf, n_rows: usize, n_out: usize) {
-        reference::bias_backward(&mut db.data, &dy.data, n_rows, n_out);
+        rows::bias_backward(&self.pool, &mut db.data[..n_out], &dy.data, n_rows);
     }
 
-    /// Rows of `width` numbers; see [`reference::rmsnorm_forward`].
+    /// Rows of `width` numbers; see [`crate::reference::rmsnorm_forward`].
     pub fn rmsnorm_forward(&self, y: &mut Buf, x: &Buf, w: &Buf, eps: f32, n_rows: usize, width: usize) {
-        let n = n_rows * width;
-        reference::rmsnorm_forward(&mut y.data[..n], &x.data[..n], &w.data, eps, width);
+        rows::rmsnorm_forward(
+            &self.pool,
+            &mut y.data[..n_rows * width],
+            &x.data,
+            &w.data,
+            eps,
+            Heads::rows(width),
+        );
     }
 
-    /// dx += …, dw += …; see [`reference::rmsnorm_backward`].
+    /// dx += …, dw += …; see [`crate::reference::rmsnorm_backward`].
     pub fn rmsnorm_backward(
         &self,
         dx: &mut Buf,
@@ -239,15 +336,16 @@ impl Device {
         n_rows: usize,
         width: usize,
     ) {
-        let n = n_rows * width;
-        reference::rmsnorm_backward(
-            &mut dx.data[..n],
+        let dx = &mut dx.data[..n_rows * width];
+        rows::rmsnorm_backward(
+            &self.pool,
+            dx,
             &mut dw.data,
-            &dy.data[..n],
-            &x.data[..n],
+            &dy.data,
+            &x.data,
             &w.data,
             eps,
-            width,
+            Heads::rows(width),
         );
     }
 
@@ -261,13 +359,10 @@ impl Device {
         eps: f32,
         shape: AttentionShape,
     ) {
-        let (d, stride) = (shape.head_dim, shape.qkv_width());
-        let (nq, nk) = (shape.n_q_heads * d, shape.n_kv_heads * d);
-        for (y, x) in qkv.data.chunks_exact_mut(stride).zip(raw.data.chunks_exact(stride)) {
-            reference::rmsnorm_forward(&mut y[..nq], &x[..nq], &q_norm.data, eps, d);
-            reference::rmsnorm_forward(&mut y[nq..nq + nk], &x[nq..nq + nk], &k_norm.data, eps, d);
-            y[nq + nk..].copy_from_slice(&x[nq + nk..]);
-        }
+        qkv.data.copy_from_slice(&raw.data);
+        let (q, k) = qk_heads(shape);
+        rows::rmsnorm_forward(&self.pool, &mut qkv.data, &raw.data, &q_norm.data, eps, q);
+        rows::rmsnorm_forward(&self.pool, &mut qkv.data, &raw.data, &k_norm.data, eps, k);
     }
 
     /// Backward of [`Device::qk_norm_forward`]: `dqkv` is turned in place into the gradient of `raw`.
@@ -282,57 +377,48 @@ impl Device {
         eps: f32,
         shape: AttentionShape,
     ) {
-        let (d, stride) = (shape.head_dim, shape.qkv_width());
-        let (nq, nk) = (shape.n_q_heads * d, shape.n_kv_heads * d);
-        for (dy, x) in dqkv.data.chunks_exact_mut(stride).zip(raw.data.chunks_exact(stride)) {
-            let upstream = dy.to_vec();
-            dy[..nq + nk].fill(0.0);
-            reference::rmsnorm_backward(
-                &mut dy[..nq],
-                &mut dq_norm.data,
-                &upstream[..nq],
-                &x[..nq],
-                &q_norm.data,
-                eps,
-                d,
-            );
-            reference::rmsnorm_backward(
-                &mut dy[nq..nq + nk],
-                &mut dk_norm.data,
-                &upstream[nq..nq + nk],
-                &x[nq..nq + nk],
-                &k_norm.data,
-                eps,
-                d,
-            );
-        }
+        let stride = shape.qkv_width();
+        let normed = (shape.n_q_heads + shape.n_kv_heads) * shape.head_dim;
+        let mut upstream = self.scratch(dqkv.len());
+        let upstream = &mut upstream[..dqkv.data.len()];
+        upstream.copy_from_slice(&dqkv.data);
+        dqkv.data.chunks_exact_mut(stride).for_each(|row| row[..normed].fill(0.0));
+        let (q, k) = qk_heads(shape);
+        rows::rmsnorm_backward(
+            &self.pool,
+            &mut dqkv.data,
+            &mut dq_norm.data,
+            upstream,
+            &raw.data,
+            &q_norm.data,
+            eps,
+            q,
+        );
+        rows::rmsnorm_backward(
+            &self.pool,
+            &mut dqkv.data,
+            &mut dk_norm.data,
+            upstream,
+            &raw.data,
+            &k_norm.data,
+            eps,
+            k,
+        );
     }
 
     /// Rotates q and k heads of qkv rows in place.
     pub fn rope_forward(&self, qkv: &mut Buf, shape: AttentionShape, table: &RopeTable, positions: &[u32]) {
-        reference::rope(
-            &mut qkv.data,
-            shape.qkv_width(),
-            shape.n_q_heads + shape.n_kv_heads,
-            table,
-            positions,
-            1.0,
-        );
+        let rows = &mut qkv.data[..positions.len() * shape.qkv_width()];
+        rows::rope(&self.pool, rows, shape, table, positions, 1.0);
     }
 
     /// The inverse rotation, for gradients.
     pub fn rope_backward(&self, dqkv: &mut Buf, shape: AttentionShape, table: &RopeTable, positions: &[u32]) {
-        reference::rope(
-            &mut dqkv.data,
-            shape.qkv_width(),
-            shape.n_q_heads + shape.n_kv_heads,
-            table,
-            positions,
-            -1.0,
-        );
+        let rows = &mut dqkv.data[..positions.len() * shape.qkv_width()];
+        rows::rope(&self.pool, rows, shape, table, positions, -1.0);
     }
 
-    /// Causal attention within each segment; see [`reference::attention_forward`].
+    /// Causal attention within each segment; see [`crate::reference::attention_forward`].
     pub fn attention_forward(
         &self,
         out: &mut Buf,
@@ -341,10 +427,10 @@ impl Device {
         shape: AttentionShape,
         segments: &[Segment],
     ) {
-        reference::attention_forward(&mut out.data, &mut lse.data, &qkv.data, shape, segments);
+        attention::forward(&self.pool, &mut out.data, &mut lse.data, &qkv.data, shape, segments);
     }
 
-    /// dqkv overwritten; see [`reference::attention_backward`].
+    /// dqkv overwritten in the segments' rows; see [`crate::reference::attention_backward`].
     pub fn attention_backward(
         &self,
         dqkv: &mut Buf,
@@ -355,21 +441,16 @@ impl Device {
         shape: AttentionShape,
         segments: &[Segment],
     ) {
-        reference::attention_backward(
-            &mut dqkv.data,
-            &dout.data,
-            &out.data,
-            &lse.data,
-            &qkv.data,
-            shape,
-            segments,
-        );
+        let saved = attention::Saved { dout: &dout.data, out: &out.data, lse: &lse.data, qkv: &qkv.data };
+        attention::backward(&self.pool, &mut dqkv.data, &saved, shape, segments);
     }
 
     /// Room for `n_slots` sequences of up to `capacity` positions, for one layer.
     pub fn kv_cache(&self, shape: AttentionShape, n_slots: usize, capacity: usize) -> KvCache {
-        let len = n_slots * capacity * shape.n_kv_heads * shape.head_dim;
-        KvCache { shape, capacity, keys: vec![0.0; len], values: vec![0.0; len] }
+        let capacity = capacity.next_multiple_of(PANEL);
+        let heads = n_slots * capacity * shape.n_kv_heads;
+        let values = vec![0.0; heads * shape.head_dim.next_multiple_of(PANEL)];
+        KvCache { shape, capacity, keys: vec![0.0; heads * shape.head_dim], values }
     }
 
     /// Stores the k and v heads of rows `segment` at positions `0..` of `slot` (prefill).
@@ -389,46 +470,30 @@ impl Device {
         slots: &[u32],
         positions: &[u32],
     ) {
-        let shape = cache.shape;
-        let (width, group) = (shape.n_kv_heads * shape.head_dim, shape.n_q_heads * shape.head_dim);
         for (r, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
             cache.put(&qkv.data, r, slot as usize, position as usize);
-            // The plain form: lay the sequence out as a segment and take its last row.
-            let n = position as usize + 1;
-            let mut rows = vec![0.0; n * shape.qkv_width()];
-            for (j, row) in rows.chunks_exact_mut(shape.qkv_width()).enumerate() {
-                let at = (slot as usize * cache.capacity + j) * width;
-                row[group..group + width].copy_from_slice(&cache.keys[at..at + width]);
-                row[group + width..].copy_from_slice(&cache.values[at..at + width]);
-            }
-            let last = (n - 1) * shape.qkv_width();
-            rows[last..last + group].copy_from_slice(&qkv.data[r * shape.qkv_width()..][..group]);
-            let (mut all, mut lse) = (vec![0.0; n * group], vec![0.0; n * shape.n_q_heads]);
-            reference::attention_forward(&mut all, &mut lse, &rows, shape, &[Segment { start: 0, len: n }]);
-            out.data[r * group..][..group].copy_from_slice(&all[(n - 1) * group..]);
         }
+        attention::decode(&self.pool, &mut out.data, &qkv.data, cache, slots, positions);
     }
 
     /// y\[n,f\] = silu(gate)·up; rows of `gate_up` hold gate then up.
     pub fn swiglu_forward(&self, y: &mut Buf, gate_up: &Buf, n_rows: usize, f: usize) {
-        reference::swiglu_forward(&mut y.data[..n_rows * f], &gate_up.data[..2 * n_rows * f], f);
+        rows::swiglu_forward(&self.pool, &mut y.data[..n_rows * f], &gate_up.data, f);
     }
 
+    /// See [`crate::reference::swiglu_backward`].
     pub fn swiglu_backward(&self, dgate_up: &mut Buf, dy: &Buf, gate_up: &Buf, n_rows: usize, f: usize) {
-        reference::swiglu_backward(
-            &mut dgate_up.data[..2 * n_rows * f],
-            &dy.data[..n_rows * f],
-            &gate_up.data[..2 * n_rows * f],
-            f,
-        );
+        rows::swiglu_backward(&self.pool, &mut dgate_up.data[..2 * n_rows * f], &dy.data, &gate_up.data, f);
     }
 
+    /// y\[n\] = table\[ids\[n\]\].
     pub fn embedding_forward(&self, y: &mut Buf, table: &Buf, ids: &[u32], width: usize) {
-        reference::embedding_forward(&mut y.data, &table.data, ids, width);
+        crate::reference::embedding_forward(&mut y.data, &table.data, ids, width);
     }
 
+    /// dtable\[ids\[n\]\] += dy\[n\], rows in ascending order.
     pub fn embedding_backward(&self, dtable: &mut Buf, dy: &Buf, ids: &[u32], width: usize) {
-        reference::embedding_backward(&mut dtable.data, &dy.data, ids, width);
+        rows::embedding_backward(&self.pool, &mut dtable.data, &dy.data, ids, width);
     }
 
     /// Losses of each row of `hidden` \[n, width\] under head weight `w`, nothing differentiated.
@@ -441,12 +506,19 @@ impl Device {
         loss_temperature: f32,
     ) -> HeadLosses {
         let weights = HeadWeights { hard_label: 0.0, forward_kl: 0.0, loss_temperature, scale: 0.0 };
-        let mut losses = HeadLosses::default();
-        self.for_each_logits(hidden, w, n_rows, |r, z| push_losses(&mut losses, r, z, targets, &weights));
+        let mut losses = HeadLosses::for_rows(n_rows, targets);
+        let sink = losses.shards();
+        self.for_each_logits_row(hidden, w, n_rows, &|r, z| {
+            sink.put(r, head::row_losses(z, targets, r, &weights))
+        });
         losses
     }
 
     /// Losses of each row, with dhidden overwritten and dw\[V, width\] += in the same pass. `w_plain` is \[V, width\].
+    ///
+    /// Logits exist for a chunk of rows at a time; in each chunk: logits, losses and their
+    /// gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
+    /// on the chunk's size.
     pub fn divergence_head(
         &self,
         dhidden: &mut Buf,
@@ -459,19 +531,48 @@ impl Device {
         weights: &HeadWeights,
     ) -> HeadLosses {
         let (width, vocab) = (w.n_in, w.n_out);
-        let mut losses = HeadLosses::default();
-        let mut all = Vec::with_capacity(n_rows * vocab);
-        self.for_each_logits(hidden, w, n_rows, |r, z| {
-            push_losses(&mut losses, r, z, targets, weights);
-            all.extend_from_slice(z);
+        let mut losses = HeadLosses::for_rows(n_rows, targets);
+        let sink = losses.shards();
+        let mut packed_hidden = vec![0.0; packed_len(chunk_rows(vocab).min(n_rows), width)];
+        self.with_packed(&w_plain.data, vocab, width, |w_right| {
+            self.for_each_logits_chunk(hidden, w, n_rows, &mut |first, z| {
+                let rows = z.len() / vocab;
+                for_row_pieces(&self.pool, z, vocab, &|row, piece| {
+                    for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
+                        let r = first + row + i;
+                        sink.put(r, head::row_losses(z, targets, r, weights));
+                    }
+                });
+                let dh = &mut dhidden.data[first * width..(first + rows) * width];
+                gemm::multiply(
+                    &self.pool,
+                    dh,
+                    width,
+                    Left::rows(z, vocab),
+                    w_right,
+                    (rows, width, vocab),
+                    false,
+                );
+                let h = &hidden.data[first * width..(first + rows) * width];
+                let packed = &mut packed_hidden[..packed_len(rows, width)];
+                gemm::pack_plain(&self.pool, packed, h, rows, width);
+                let right = Right::packed(packed, rows);
+                gemm::multiply(
+                    &self.pool,
+                    &mut dw.data,
+                    width,
+                    Left::transposed(z, vocab),
+                    right,
+                    (vocab, width, rows),
+                    true,
+                );
+            });
         });
-        reference::linear_backward_input(&mut dhidden.data, &all, &w_plain.data, n_rows, width, vocab);
-        reference::linear_backward_weight(&mut dw.data, &all, &hidden.data, n_rows, width, vocab);
         losses
     }
 
     /// Calls `f(row, logits)` for every row, holding only a chunk of logits at a time.
-    /// Rows may be visited on several threads and in any order.
+    /// Rows are visited on several threads and in any order.
     pub fn for_each_logits_row(
         &self,
         hidden: &Buf,
@@ -479,7 +580,11 @@ impl Device {
         n_rows: usize,
         f: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        self.for_each_logits(hidden, w, n_rows, |r, z| f(r, z));
+        self.for_each_logits_chunk(hidden, w, n_rows, &mut |first, z| {
+            for_row_pieces(&self.pool, z, w.n_out, &|row, piece| {
+                piece.chunks_exact_mut(w.n_out).enumerate().for_each(|(i, z)| f(first + row + i, z));
+            });
+        });
     }
 
     /// Exact KL(teacher‖student) in nats of each row, both distributions dense at temperature 1, in chunks.
@@ -489,73 +594,77 @@ impl Device {
         student: (&Buf, &PackedWeight),
         n_rows: usize,
     ) -> Vec<f32> {
-        let mut rows = Vec::with_capacity(n_rows);
-        self.for_each_logits(teacher.0, teacher.1, n_rows, |_, z| rows.push(z.to_vec()));
-        let mut kl = Vec::with_capacity(n_rows);
-        self.for_each_logits(student.0, student.1, n_rows, |r, z| {
-            kl.push(reference::forward_kl_of_logits(&rows[r], z))
+        let vocab = teacher.1.n_out;
+        assert_eq!(vocab, student.1.n_out, "one vocabulary on both sides");
+        let mut kl = vec![0.0; n_rows];
+        let sink = Shards::new(&mut kl);
+        let student_logits = Mutex::new(Vec::new());
+        self.for_each_logits_chunk(teacher.0, teacher.1, n_rows, &mut |first, t| {
+            let rows = t.len() / vocab;
+            let mut s = student_logits.lock().unwrap_or_else(|e| e.into_inner());
+            s.resize(rows * vocab, 0.0);
+            let left = Left::rows(&student.0.data[first * student.1.n_in..], student.1.n_in);
+            gemm::multiply(
+                &self.pool,
+                &mut s,
+                vocab,
+                left,
+                student.1.right(),
+                (rows, vocab, student.1.n_in),
+                false,
+            );
+            for_row_pieces(&self.pool, t, vocab, &|row, piece| {
+                for (i, t) in piece.chunks_exact(vocab).enumerate() {
+                    let s = &s[(row + i) * vocab..][..vocab];
+                    let lse = |z: &[f32]| rows::log_sum_exp(z, 1.0);
+                    // SAFETY: one number per row, each row visited once.
+                    unsafe {
+                        sink.piece(first + row + i, 1)[0] = rows::forward_kl_of_logits(t, s, lse(t), lse(s))
+                    };
+                }
+            });
         });
         kl
     }
 
-    /// One AdamW step on a tensor; see [`reference::adamw`].
+    /// One AdamW step on a tensor; see [`crate::reference::adamw`].
     pub fn adamw(&self, p: &mut Buf, g: &Buf, m: &mut Buf, v: &mut Buf, step: &AdamWStep) {
-        reference::adamw(&mut p.data, &g.data, &mut m.data, &mut v.data, step);
+        rows::adamw(&self.pool, &mut p.data, &g.data, &mut m.data, &mut v.data, step);
     }
 
-    /// Σ g² in f64, over fixed pieces of 4,096 in order.
+    /// Σ g² in f64, over fixed pieces in order.
     pub fn sum_of_squares(&self, g: &Buf) -> f64 {
-        g.data.chunks(4096).map(|piece| piece.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()).sum()
+        rows::sum_of_squares(&self.pool, &g.data)
     }
 
-    fn for_each_logits(
+    fn for_each_logits_chunk(
         &self,
         hidden: &Buf,
         w: &PackedWeight,
         n_rows: usize,
-        mut f: impl FnMut(usize, &mut [f32]),
+        f: &mut dyn FnMut(usize, &mut [f32]),
     ) {
-        let mut z = vec![0.0; w.n_out];
-        for r in 0..n_rows {
-            reference::linear_forward(
-                &mut z,
-                &hidden.data[r * w.n_in..][..w.n_in],
-                &w.data,
-                None,
-                1,
-                w.n_in,
-                w.n_out,
-            );
-            f(r, &mut z);
+        let chunk = chunk_rows(w.n_out).min(n_rows);
+        let mut z = vec![0.0; chunk * w.n_out];
+        for first in (0..n_rows).step_by(chunk.max(1)) {
+            let rows = chunk.min(n_rows - first);
+            let z = &mut z[..rows * w.n_out];
+            let left = Left::rows(&hidden.data[first * w.n_in..(first + rows) * w.n_in], w.n_in);
+            gemm::multiply(&self.pool, z, w.n_out, left, w.right(), (rows, w.n_out, w.n_in), false);
+            f(first, z);
         }
     }
 }
 
-impl KvCache {
-    fn put(&mut self, qkv: &[f32], row: usize, slot: usize, position: usize) {
-        assert!(position < self.capacity, "position {position} beyond the cache's {}", self.capacity);
-        let width = self.shape.n_kv_heads * self.shape.head_dim;
-        let from = row * self.shape.qkv_width() + self.shape.n_q_heads * self.shape.head_dim;
-        let to = (slot * self.capacity + position) * width;
-        self.keys[to..to + width].copy_from_slice(&qkv[from..from + width]);
-        self.values[to..to + width].copy_from_slice(&qkv[from + width..from + 2 * width]);
-    }
+/// Rows whose logits are held at once: 16 MiB of them, so that they stay near the cache.
+fn chunk_rows(vocab: usize) -> usize {
+    const LOGITS_MAX: usize = 4 << 20;
+    (LOGITS_MAX / vocab).clamp(24, 4096)
 }
 
-fn push_losses(
-    losses: &mut HeadLosses,
-    r: usize,
-    z: &mut [f32],
-    targets: &HeadTargets<'_>,
-    weights: &HeadWeights,
-) {
-    let label = targets.hard_labels.map(|labels| labels[r]);
-    let sparse = targets.sparse.as_ref().map(|s| s.row(r));
-    let (hard, kl) = row_losses(z, label, sparse, weights);
-    if label.is_some() {
-        losses.hard_label.push(hard);
-    }
-    if sparse.is_some() {
-        losses.forward_kl.push(kl);
-    }
+/// Query heads and key heads of qkv rows.
+fn qk_heads(shape: AttentionShape) -> (Heads, Heads) {
+    let (row_stride, width) = (shape.qkv_width(), shape.head_dim);
+    let q = Heads { row_stride, offset: 0, n_heads: shape.n_q_heads, width };
+    (q, Heads { offset: shape.n_q_heads * width, n_heads: shape.n_kv_heads, ..q })
 }

@@ -1,5 +1,8 @@
 //! The divergence head: linear + softmax + divergence in chunks, forward and backward in one pass.
 
+use crate::pool::Shards;
+use crate::rows::{log_sum_exp, softmax_mixture};
+
 /// What becomes of teacher mass outside the stored ids; see [`SparseTargets`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TailMode {
@@ -54,18 +57,52 @@ pub struct HeadLosses {
     pub forward_kl: Vec<f32>,
 }
 
+impl HeadLosses {
+    pub(crate) fn for_rows(n_rows: usize, targets: &HeadTargets<'_>) -> HeadLosses {
+        let sized = |wanted: bool| vec![0.0; if wanted { n_rows } else { 0 }];
+        HeadLosses {
+            hard_label: sized(targets.hard_labels.is_some()),
+            forward_kl: sized(targets.sparse.is_some()),
+        }
+    }
+
+    pub(crate) fn shards(&mut self) -> LossShards<'_> {
+        let present = (!self.hard_label.is_empty(), !self.forward_kl.is_empty());
+        LossShards { hard: Shards::new(&mut self.hard_label), kl: Shards::new(&mut self.forward_kl), present }
+    }
+}
+
+/// [`HeadLosses`] that several threads fill, each its own rows.
+pub(crate) struct LossShards<'a> {
+    hard: Shards<'a, f32>,
+    kl: Shards<'a, f32>,
+    present: (bool, bool),
+}
+
+impl LossShards<'_> {
+    /// Stores the losses of row `r`, which is visited once.
+    pub(crate) fn put(&self, r: usize, (hard, kl): (f32, f32)) {
+        // SAFETY: one number per row, each row visited once.
+        unsafe {
+            if self.present.0 {
+                self.hard.piece(r, 1)[0] = hard;
+            }
+            if self.present.1 {
+                self.kl.piece(r, 1)[0] = kl;
+            }
+        }
+    }
+}
+
 /// Loss terms of one row and, where `grad` is wanted, ∂(weighted loss)/∂logits in place.
 ///
 /// `z` holds the logits of the row on entry and the gradient on exit.
 /// Hard label: L = lse(z) − z_y, ∂L/∂z = q − 1\[y\]. Forward KL at temperature τ, with
 /// q = softmax(z/τ): L = τ²(Σ pᵢ log pᵢ − Σ pᵢ log qᵢ), ∂L/∂z = τ(M·q − p) with M the mass
 /// that `tail` counts; for `Bucket` ids outside the stored set get τ(q − p_tail·q/q_tail).
-pub(crate) fn row_losses(
-    z: &mut [f32],
-    label: Option<u32>,
-    sparse: Option<SparseRowRef<'_>>,
-    w: &HeadWeights,
-) -> (f32, f32) {
+pub(crate) fn row_losses(z: &mut [f32], targets: &HeadTargets<'_>, r: usize, w: &HeadWeights) -> (f32, f32) {
+    let label = targets.hard_labels.map(|labels| labels[r]);
+    let sparse = targets.sparse.as_ref().map(|sparse| sparse.row(r));
     let tau = w.loss_temperature;
     let same = tau == 1.0;
     let base = if label.is_some() || same { Some(log_sum_exp(z, 1.0)) } else { None };
@@ -168,18 +205,18 @@ fn gradient(
     let kept: Vec<f32> = sparse.map_or(Vec::new(), |(row, lse)| {
         row.ids.iter().map(|&id| (z[id as usize] / tau - lse).exp()).collect()
     });
+    if hard_weight == 0.0 && kl_weight == 0.0 {
+        return z.fill(0.0);
+    }
     let lse = hard.map_or(0.0, |(_, lse)| lse);
     let hot = sparse.map_or(0.0, |(_, lse)| lse);
-    for v in z.iter_mut() {
-        let q = if hard_weight != 0.0 { (*v - lse).exp() } else { 0.0 };
-        let q_hot = if kl_weight == 0.0 {
-            0.0
-        } else if tau == 1.0 && hard_weight != 0.0 {
-            q
-        } else {
-            (*v / tau - hot).exp()
-        };
-        *v = hard_weight * q + kl_weight * (plan.outside * q_hot - plan.spread);
+    let (spread, outside) = (-kl_weight * plan.spread, kl_weight * plan.outside);
+    if tau == 1.0 {
+        // Both terms read the same softmax.
+        let lse = if hard.is_some() { lse } else { hot };
+        softmax_mixture(z, hard_weight + outside, lse, 0.0, 0.0, 1.0, spread);
+    } else {
+        softmax_mixture(z, hard_weight, lse, outside, hot, 1.0 / tau, spread);
     }
     if let Some((label, _)) = hard {
         z[label as usize] -= hard_weight;
@@ -190,11 +227,4 @@ fn gradient(
             z[id as usize] += kl_weight * extra;
         }
     }
-}
-
-/// log Σ exp(scale·z).
-fn log_sum_exp(z: &[f32], scale: f32) -> f32 {
-    let top = z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) * scale;
-    let sum = crate::reference::lanes_sum(z.iter().map(|&v| (v * scale - top).exp()));
-    top + sum.ln()
 }

@@ -6,10 +6,20 @@
 //! Neither the number of threads, nor the batch around a row, nor the instruction set changes
 //! a bit. `reference` holds the plain twin of every fast kernel.
 
-mod device;
-mod head;
-pub mod reference;
+#![allow(unsafe_code, reason = "SIMD and the thread pool live here; each block says why it is sound")]
 
+mod attention;
+mod cpu;
+mod device;
+mod gemm;
+mod head;
+mod math;
+mod peak;
+mod pool;
+pub mod reference;
+mod rows;
+
+pub use cpu::cpu_features;
 pub use device::{AttentionShape, Buf, Device, KvCache, PackedWeight, RopeScaling, RopeTable, Segment};
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use reference::AdamWStep;
