@@ -1,1 +1,29 @@
 //! One config-driven decoder (Llama, Qwen2, Qwen3): forward, backward, generation, optimiser.
+//!
+//! Options are numbers and flags of [`DecoderConfig`](stillroom_formats::DecoderConfig); there is no
+//! file per family. q, k and v are one fused weight, gate and up another. Everything computes through
+//! [`Device`](stillroom_kernels::Device), whose rows are independent of their batch; so scores,
+//! targets and generated text depend neither on the batch size, nor on the number of threads.
+//!
+//! - [`Decoder`]: weights, and what needs no gradient: scores, teacher targets, generation.
+//! - [`TrainState`]: a decoder with gradients and AdamW moments.
+
+mod backward;
+mod batch;
+mod decoder;
+mod error;
+mod forward;
+mod generate;
+mod layout;
+mod sampling;
+mod score;
+mod train;
+mod workspace;
+
+pub use batch::{Batch, SparseBatch, Targets};
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use generate::{Generation, GenerationRequest, SamplingParams};
+pub use train::{AdamW, StepReport, TrainState};
+
+pub use stillroom_kernels::{HeadLosses, HeadWeights, Segment};

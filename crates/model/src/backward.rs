@@ -1,0 +1,187 @@
+//! The layers, backward. Gradients lie as the weights do and are added to.
+//!
+//! Shapes and names as in `forward`; dX stands for ∂loss/∂X.
+
+use stillroom_kernels::{Buf, HeadLosses, HeadWeights, PackedWeight, RopeTable};
+
+use crate::batch::{Batch, Targets};
+use crate::decoder::Decoder;
+use crate::forward::Kept;
+
+/// A linear map's parameters: weight and bias.
+#[derive(Clone, Copy)]
+struct Linear {
+    weight: usize,
+    bias: Option<usize>,
+}
+
+/// One backward pass: where gradients go, and what the layers share.
+struct Backward<'a> {
+    decoder: &'a Decoder,
+    gradients: &'a mut [Buf],
+    batch: &'a Batch,
+    positions: &'a [u32],
+    rope: &'a RopeTable,
+}
+
+/// Forward and backward over one batch; `gradients[i]` += ∂loss/∂weight i. Returns each supervised
+/// row's losses, unweighted.
+pub(crate) fn accumulate(
+    decoder: &Decoder,
+    gradients: &mut [Buf],
+    batch: &Batch,
+    targets: &Targets,
+    weights: &HeadWeights,
+) -> HeadLosses {
+    targets.check(batch.n_tokens(), decoder.config.vocab_size);
+    if targets.rows.is_empty() {
+        return HeadLosses::default();
+    }
+    let positions = batch.positions();
+    let pass = decoder.documents(batch, &positions);
+    let rope = pass.rope.clone();
+    let mut kept = Vec::with_capacity(decoder.config.num_hidden_layers);
+    let x = decoder.layers_forward(&batch.ids, pass, Some(&targets.rows), Some(&mut kept));
+
+    let mut backward = Backward { decoder, gradients, batch, positions: &positions, rope: &rope };
+    let (losses, mut dx) = backward.head(x, targets, weights);
+    let mut rows = Some(&targets.rows[..]).filter(|rows| rows.len() < batch.n_tokens());
+    for (layer, kept) in kept.into_iter().enumerate().rev() {
+        dx = backward.layer(layer, dx, kept, rows.take());
+    }
+    let width = decoder.config.hidden_size;
+    decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &batch.ids, width);
+    decoder.workspace.give(dx);
+    losses
+}
+
+impl Backward<'_> {
+    /// Final norm and divergence head on the supervised rows; gives dx of those rows.
+    fn head(&mut self, x: Buf, targets: &Targets, weights: &HeadWeights) -> (HeadLosses, Buf) {
+        let (d, layout) = (self.decoder, &self.decoder.layout);
+        let (n, width) = (targets.rows.len(), d.config.hidden_size);
+        let hidden = d.norm(&x, layout.final_norm, n);
+        let mut dhidden = d.take(n * width);
+        let id = layout.head_or_embedding();
+        let losses = d.device.divergence_head(
+            &mut dhidden,
+            &mut self.gradients[id],
+            &hidden,
+            &d.packed().head,
+            d.weight(id),
+            n,
+            &targets.head(),
+            weights,
+        );
+        let mut dx = hidden;
+        d.device.fill_zero(&mut dx);
+        self.norm(&mut dx, &dhidden, &x, layout.final_norm, n);
+        d.workspace.give_all([x, dhidden]);
+        (losses, dx)
+    }
+
+    /// dx_out → dx_in. Where the last layer was narrowed to `rows`, dx_out has only those.
+    fn layer(&mut self, layer: usize, dx: Buf, kept: Kept, rows: Option<&[u32]>) -> Buf {
+        let d = self.decoder;
+        let (n, width) = (self.positions.len(), d.config.hidden_size);
+        let Kept { x_in, qkv_raw, qkv, attention, lse, x_mid, gate_up } = kept;
+        let dx = self.feed_forward(layer, dx, x_mid, gate_up, rows.map_or(n, <[u32]>::len));
+
+        let shape = d.attention_shape();
+        let packed = &d.packed().layers[layer];
+        let ids = &d.layout.layers[layer];
+        let out = Linear { weight: ids.o, bias: ids.o_bias };
+        let (mut dx, dattention) = match rows {
+            None => {
+                let dattention = self.linear(out, &packed.o, &dx, &attention, n);
+                (dx, dattention)
+            }
+            Some(rows) => {
+                let narrow = d.gather(&attention, rows, packed.o.n_in);
+                let dnarrow = self.linear(out, &packed.o, &dx, &narrow, rows.len());
+                let mut dattention = d.take(n * packed.o.n_in);
+                d.device.scatter_rows(&mut dattention, &dnarrow, rows, packed.o.n_in);
+                let mut dx_in = d.take(n * width);
+                d.device.scatter_rows(&mut dx_in, &dx, rows, width);
+                d.workspace.give_all([narrow, dnarrow, dx]);
+                (dx_in, dattention)
+            }
+        };
+
+        let mut dqkv = d.take(n * shape.qkv_width());
+        let segments = &self.batch.segments;
+        d.device.attention_backward(&mut dqkv, &dattention, &attention, &lse, &qkv, shape, segments);
+        d.workspace.give_all([dattention, attention, lse, qkv]);
+        d.device.rope_backward(&mut dqkv, shape, self.rope, self.positions);
+        if let Some(raw) = qkv_raw {
+            self.qk_norm(layer, &mut dqkv, &raw);
+            d.workspace.give(raw);
+        }
+
+        let norm = d.norm(&x_in, ids.input_norm, n);
+        let dnorm = self.linear(Linear { weight: ids.qkv, bias: ids.qkv_bias }, &packed.qkv, &dqkv, &norm, n);
+        self.norm(&mut dx, &dnorm, &x_in, ids.input_norm, n);
+        d.workspace.give_all([x_in, dqkv, norm, dnorm]);
+        dx
+    }
+
+    /// dx_out → dx_mid over n rows.
+    fn feed_forward(&mut self, layer: usize, mut dx: Buf, x_mid: Buf, gate_up: Buf, n: usize) -> Buf {
+        let (d, f) = (self.decoder, self.decoder.config.intermediate_size);
+        let packed = &d.packed().layers[layer];
+        let ids = &d.layout.layers[layer];
+        let mut hidden = d.take(n * f);
+        d.device.swiglu_forward(&mut hidden, &gate_up, n, f);
+        let down = Linear { weight: ids.down, bias: ids.down_bias };
+        let dhidden = self.linear(down, &packed.down, &dx, &hidden, n);
+        let mut dgate_up = d.take(n * 2 * f);
+        d.device.swiglu_backward(&mut dgate_up, &dhidden, &gate_up, n, f);
+        d.workspace.give_all([hidden, dhidden, gate_up]);
+
+        let norm = d.norm(&x_mid, ids.post_norm, n);
+        let map = Linear { weight: ids.gate_up, bias: ids.gate_up_bias };
+        let dnorm = self.linear(map, &packed.gate_up, &dgate_up, &norm, n);
+        self.norm(&mut dx, &dnorm, &x_mid, ids.post_norm, n);
+        d.workspace.give_all([dgate_up, norm, dnorm, x_mid]);
+        dx
+    }
+
+    /// y = x·wᵀ + b over n rows: gradients of w and b are added, dx is returned.
+    fn linear(&mut self, map: Linear, packed: &PackedWeight, dy: &Buf, x: &Buf, n: usize) -> Buf {
+        let (d, n_in, n_out) = (self.decoder, packed.n_in, packed.n_out);
+        d.device.linear_backward_weight(&mut self.gradients[map.weight], dy, x, n, n_in, n_out);
+        if let Some(bias) = map.bias {
+            d.device.bias_backward(&mut self.gradients[bias], dy, n, n_out);
+        }
+        let mut dx = d.take(n * n_in);
+        d.device.linear_backward_input(&mut dx, dy, d.weight(map.weight), n, n_in, n_out);
+        dx
+    }
+
+    /// dx += gradient through the norm `id` of n rows of x.
+    fn norm(&mut self, dx: &mut Buf, dy: &Buf, x: &Buf, id: usize, n: usize) {
+        let (d, width) = (self.decoder, self.decoder.config.hidden_size);
+        let eps = d.config.rms_norm_eps;
+        d.device.rmsnorm_backward(dx, &mut self.gradients[id], dy, x, d.weight(id), eps, n, width);
+    }
+
+    fn qk_norm(&mut self, layer: usize, dqkv: &mut Buf, raw: &Buf) {
+        let d = self.decoder;
+        let ids = &d.layout.layers[layer];
+        let Some((q, k)) = ids.q_norm.zip(ids.k_norm) else {
+            return;
+        };
+        // The k norm's index follows the q norm's.
+        let (below, above) = self.gradients.split_at_mut(k);
+        d.device.qk_norm_backward(
+            dqkv,
+            &mut below[q],
+            &mut above[0],
+            raw,
+            d.weight(q),
+            d.weight(k),
+            d.config.rms_norm_eps,
+            d.attention_shape(),
+        );
+    }
+}

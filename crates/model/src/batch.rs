@@ -1,0 +1,166 @@
+//! Packed documents and what supervises them.
+
+use stillroom_core::Tail;
+use stillroom_kernels::{HeadTargets, Segment, SparseTargets, TailMode};
+
+/// Documents packed one after the other; each attends to itself only and its positions start at 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub ids: Vec<u32>,
+    /// In order, without gaps, covering `ids`.
+    pub segments: Vec<Segment>,
+}
+
+impl Batch {
+    /// Packs documents in the order given. An empty document takes no row and no segment.
+    pub fn from_documents(documents: &[&[u32]]) -> Batch {
+        let mut batch = Batch::default();
+        documents.iter().for_each(|ids| batch.push(ids));
+        batch
+    }
+
+    /// Appends a document; an empty one leaves the batch as it is.
+    pub fn push(&mut self, ids: &[u32]) {
+        if !ids.is_empty() {
+            self.segments.push(Segment { start: self.ids.len(), len: ids.len() });
+            self.ids.extend_from_slice(ids);
+        }
+    }
+
+    /// Rows, one per token.
+    pub fn n_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Position of each row within its document.
+    pub fn positions(&self) -> Vec<u32> {
+        self.segments.iter().flat_map(|s| 0..s.len as u32).collect()
+    }
+
+    pub(crate) fn check(&self) {
+        let end = self.segments.iter().fold(0, |end, s| {
+            assert!(s.start == end && s.len > 0, "segment {s:?} does not follow row {end}");
+            end + s.len
+        });
+        assert_eq!(end, self.ids.len(), "segments do not cover the batch");
+    }
+}
+
+/// Supervision of a batch: row `rows[i]` is taught `hard_labels[i]` and row i of `sparse`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Targets {
+    /// Batch rows with supervision, ascending. The token that row r predicts is at row r + 1.
+    pub rows: Vec<u32>,
+    /// The text's own next token of each row; empty for none.
+    pub hard_labels: Vec<u32>,
+    pub sparse: Option<SparseBatch>,
+}
+
+/// Teacher distributions in compressed rows; the owned twin of [`SparseTargets`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct SparseBatch {
+    /// Row i holds `offsets[i]..offsets[i + 1]`; one more than there are rows, from 0.
+    pub offsets: Vec<u32>,
+    pub ids: Vec<u32>,
+    pub probs: Vec<f32>,
+    /// Entropy in nats of the teacher's full distribution, per row.
+    pub teacher_entropy: Vec<f32>,
+    pub tail: Tail,
+}
+
+impl SparseBatch {
+    pub fn new(tail: Tail) -> SparseBatch {
+        SparseBatch {
+            offsets: vec![0],
+            ids: Vec::new(),
+            probs: Vec::new(),
+            teacher_entropy: Vec::new(),
+            tail,
+        }
+    }
+
+    /// Appends one row.
+    pub fn push(&mut self, row: &stillroom_core::SparseRow) {
+        self.ids.extend_from_slice(&row.ids);
+        self.probs.extend_from_slice(&row.probs);
+        self.teacher_entropy.push(row.teacher_entropy);
+        self.offsets.push(self.ids.len() as u32);
+    }
+
+    fn check(&self, n_rows: usize, vocab_size: usize) {
+        assert_eq!(self.offsets.len(), n_rows + 1, "one offset more than rows");
+        assert_eq!(self.teacher_entropy.len(), n_rows, "one entropy per row");
+        assert_eq!(self.ids.len(), self.probs.len(), "one weight per id");
+        assert_eq!(self.offsets.last().copied(), Some(self.ids.len() as u32), "offsets end at the last id");
+        assert!(self.ids.iter().all(|&id| (id as usize) < vocab_size), "target outside the vocabulary");
+    }
+}
+
+impl Targets {
+    pub(crate) fn check(&self, n_tokens: usize, vocab_size: usize) {
+        assert!(self.rows.windows(2).all(|w| w[0] < w[1]), "supervised rows ascend");
+        assert!(
+            self.rows.last().is_none_or(|&r| (r as usize) < n_tokens),
+            "supervised row outside the batch"
+        );
+        assert!(
+            self.hard_labels.is_empty() || self.hard_labels.len() == self.rows.len(),
+            "one label per row"
+        );
+        assert!(
+            self.hard_labels.iter().all(|&id| (id as usize) < vocab_size),
+            "label outside the vocabulary"
+        );
+        if let Some(sparse) = &self.sparse {
+            sparse.check(self.rows.len(), vocab_size);
+        }
+    }
+
+    pub(crate) fn head(&self) -> HeadTargets<'_> {
+        HeadTargets {
+            hard_labels: (!self.hard_labels.is_empty()).then_some(&self.hard_labels[..]),
+            sparse: self.sparse.as_ref().map(|s| SparseTargets {
+                offsets: &s.offsets,
+                ids: &s.ids,
+                probs: &s.probs,
+                teacher_entropy: &s.teacher_entropy,
+                tail: tail_mode(s.tail),
+            }),
+        }
+    }
+}
+
+fn tail_mode(tail: Tail) -> TailMode {
+    match tail {
+        Tail::None => TailMode::None,
+        Tail::Drop => TailMode::Drop,
+        Tail::Bucket => TailMode::Bucket,
+        Tail::Uniform => TailMode::Uniform,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_laid_out_one_after_the_other() {
+        let batch = Batch::from_documents(&[&[5, 6, 7], &[], &[8]]);
+        assert_eq!(batch.ids, [5, 6, 7, 8]);
+        assert_eq!(batch.segments, [Segment { start: 0, len: 3 }, Segment { start: 3, len: 1 }]);
+        assert_eq!(batch.positions(), [0, 1, 2, 0]);
+        batch.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "does not follow")]
+    fn a_gap_between_segments_is_refused() {
+        Batch { ids: vec![1, 2], segments: vec![Segment { start: 1, len: 1 }] }.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "label outside")]
+    fn a_label_outside_the_vocabulary_is_refused() {
+        Targets { rows: vec![0], hard_labels: vec![9], sparse: None }.check(1, 9);
+    }
+}

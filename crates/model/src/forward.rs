@@ -1,0 +1,217 @@
+//! The layers, forward. One function serves training, scoring, prefill and decoding.
+//!
+//! Shapes: n rows (tokens), D hidden, A = n_q·head_dim, Q = (n_q + 2·n_kv)·head_dim, F feed-forward.
+//!
+//! x_mid = x + o(attention(rope(qkv(norm(x))))), x_out = x_mid + down(swiglu(gate_up(norm(x_mid)))).
+
+use std::sync::Arc;
+
+use stillroom_kernels::{Buf, KvCache, RopeTable, Segment};
+
+use crate::batch::Batch;
+use crate::decoder::Decoder;
+
+/// How rows attend.
+pub(crate) enum Attend<'a> {
+    /// Whole documents, each to itself.
+    Documents(&'a [Segment]),
+    /// Whole documents whose keys and values are stored in `slots[i]` of each layer's cache.
+    Prefill { segments: &'a [Segment], slots: &'a [u32], caches: &'a mut [KvCache] },
+    /// One row per sequence, which attends to what its slot holds.
+    Decode { slots: &'a [u32], caches: &'a mut [KvCache] },
+}
+
+/// What all layers of one forward pass share.
+pub(crate) struct Pass<'a> {
+    pub(crate) positions: &'a [u32],
+    pub(crate) rope: Arc<RopeTable>,
+    pub(crate) attend: Attend<'a>,
+}
+
+/// Activations that the backward pass of a layer needs; norms and swiglu are computed again.
+pub(crate) struct Kept {
+    /// \[n, D\]
+    pub(crate) x_in: Buf,
+    /// \[n, Q\] before QK-norm, where there is one.
+    pub(crate) qkv_raw: Option<Buf>,
+    /// \[n, Q\] after rope.
+    pub(crate) qkv: Buf,
+    /// \[n, A\]
+    pub(crate) attention: Buf,
+    /// \[n, n_q\]
+    pub(crate) lse: Buf,
+    /// \[rows, D\]: all rows, or those that the last layer was narrowed to.
+    pub(crate) x_mid: Buf,
+    /// \[rows, 2F\]
+    pub(crate) gate_up: Buf,
+}
+
+impl Kept {
+    fn into_bufs(self) -> impl Iterator<Item = Buf> {
+        let bufs = [self.x_in, self.qkv, self.attention, self.lse, self.x_mid, self.gate_up];
+        bufs.into_iter().chain(self.qkv_raw)
+    }
+}
+
+impl Decoder {
+    /// A pass over whole documents.
+    pub(crate) fn documents<'a>(&self, batch: &'a Batch, positions: &'a [u32]) -> Pass<'a> {
+        batch.check();
+        let longest = batch.segments.iter().map(|s| s.len).max().unwrap_or(0);
+        Pass { positions, rope: self.rope(longest), attend: Attend::Documents(&batch.segments) }
+    }
+
+    /// x after the last layer \[rows, D\], before the final norm.
+    ///
+    /// With `rows`, the last layer computes nothing after its attention for other rows, and only those
+    /// come back, in that order. With `keep`, activations of each layer are pushed to it.
+    ///
+    /// # Panics
+    /// Where an id is outside the vocabulary.
+    pub(crate) fn layers_forward(
+        &self,
+        ids: &[u32],
+        mut pass: Pass<'_>,
+        rows: Option<&[u32]>,
+        mut keep: Option<&mut Vec<Kept>>,
+    ) -> Buf {
+        let vocab_size = self.config.vocab_size;
+        assert!(ids.iter().all(|&id| (id as usize) < vocab_size), "token id outside the vocabulary");
+        let rows = rows.filter(|rows| rows.len() < ids.len());
+        let mut x = self.take(ids.len() * self.config.hidden_size);
+        self.device.embedding_forward(
+            &mut x,
+            self.weight(self.layout.embedding),
+            ids,
+            self.config.hidden_size,
+        );
+        for layer in 0..self.config.num_hidden_layers {
+            let last = layer + 1 == self.config.num_hidden_layers;
+            let (x_out, kept) = self.layer_forward(layer, x, &mut pass, rows.filter(|_| last));
+            x = x_out;
+            match &mut keep {
+                Some(keep) => keep.push(kept),
+                None => self.workspace.give_all(kept.into_bufs()),
+            }
+        }
+        x
+    }
+
+    fn layer_forward(&self, layer: usize, x: Buf, pass: &mut Pass<'_>, rows: Option<&[u32]>) -> (Buf, Kept) {
+        let (device, ids, packed) = (&self.device, &self.layout.layers[layer], &self.packed().layers[layer]);
+        let n = pass.positions.len();
+        let width = self.config.hidden_size;
+        let (qkv_raw, qkv) = self.qkv_forward(layer, &x, pass);
+        let (attention, lse) = self.attend(layer, &qkv, pass);
+
+        let n_mid = rows.map_or(n, <[u32]>::len);
+        let mut x_mid = self.take(n_mid * width);
+        let bias = ids.o_bias.map(|id| self.weight(id));
+        match rows {
+            None => {
+                device.linear_forward(&mut x_mid, &attention, &packed.o, bias, n);
+                device.add_assign(&mut x_mid, &x);
+            }
+            Some(rows) => {
+                let narrow = self.gather(&attention, rows, packed.o.n_in);
+                device.linear_forward(&mut x_mid, &narrow, &packed.o, bias, n_mid);
+                let residual = self.gather(&x, rows, width);
+                device.add_assign(&mut x_mid, &residual);
+                self.workspace.give_all([narrow, residual]);
+            }
+        }
+
+        let f = self.config.intermediate_size;
+        let norm = self.norm(&x_mid, ids.post_norm, n_mid);
+        let mut gate_up = self.take(n_mid * 2 * f);
+        let bias = ids.gate_up_bias.map(|id| self.weight(id));
+        device.linear_forward(&mut gate_up, &norm, &packed.gate_up, bias, n_mid);
+        let mut hidden = self.take(n_mid * f);
+        device.swiglu_forward(&mut hidden, &gate_up, n_mid, f);
+        let mut x_out = norm;
+        let bias = ids.down_bias.map(|id| self.weight(id));
+        device.linear_forward(&mut x_out, &hidden, &packed.down, bias, n_mid);
+        device.add_assign(&mut x_out, &x_mid);
+        self.workspace.give(hidden);
+        (x_out, Kept { x_in: x, qkv_raw, qkv, attention, lse, x_mid, gate_up })
+    }
+
+    /// q, k and v after rope, and before QK-norm where there is one.
+    fn qkv_forward(&self, layer: usize, x: &Buf, pass: &Pass<'_>) -> (Option<Buf>, Buf) {
+        let (device, ids, packed) = (&self.device, &self.layout.layers[layer], &self.packed().layers[layer]);
+        let (n, shape) = (pass.positions.len(), self.attention_shape());
+        let norm = self.norm(x, ids.input_norm, n);
+        let mut qkv = self.take(n * shape.qkv_width());
+        let bias = ids.qkv_bias.map(|id| self.weight(id));
+        device.linear_forward(&mut qkv, &norm, &packed.qkv, bias, n);
+        self.workspace.give(norm);
+        let mut raw = None;
+        if let Some((q_norm, k_norm)) = ids.q_norm.zip(ids.k_norm) {
+            let (q_norm, k_norm) = (self.weight(q_norm), self.weight(k_norm));
+            let mut normed = self.take(n * shape.qkv_width());
+            device.qk_norm_forward(&mut normed, &qkv, q_norm, k_norm, self.config.rms_norm_eps, shape);
+            raw = Some(std::mem::replace(&mut qkv, normed));
+        }
+        device.rope_forward(&mut qkv, shape, &pass.rope, pass.positions);
+        (raw, qkv)
+    }
+
+    fn attend(&self, layer: usize, qkv: &Buf, pass: &mut Pass<'_>) -> (Buf, Buf) {
+        let (device, shape, n) = (&self.device, self.attention_shape(), pass.positions.len());
+        let mut out = self.take(n * shape.n_q_heads * shape.head_dim);
+        let mut lse = self.take(n * shape.n_q_heads);
+        match &mut pass.attend {
+            Attend::Documents(segments) => {
+                device.attention_forward(&mut out, &mut lse, qkv, shape, segments);
+            }
+            Attend::Prefill { segments, slots, caches } => {
+                device.attention_forward(&mut out, &mut lse, qkv, shape, segments);
+                for (&segment, &slot) in segments.iter().zip(*slots) {
+                    device.kv_store(&mut caches[layer], qkv, slot as usize, segment);
+                }
+            }
+            Attend::Decode { slots, caches } => {
+                device.attention_decode(&mut out, qkv, &mut caches[layer], slots, pass.positions);
+            }
+        }
+        (out, lse)
+    }
+
+    /// Final hidden states of `rows` \[rows, D\], after the norm: what the head takes.
+    pub(crate) fn hidden_rows(&self, batch: &Batch, rows: &[u32]) -> Buf {
+        let positions = batch.positions();
+        let x = self.layers_forward(&batch.ids, self.documents(batch, &positions), Some(rows), None);
+        self.final_norm(x, rows.len())
+    }
+
+    /// Final hidden states \[n_tokens, D\], after the norm.
+    pub fn hidden_states(&self, batch: &Batch) -> Buf {
+        let positions = batch.positions();
+        let x = self.layers_forward(&batch.ids, self.documents(batch, &positions), None, None);
+        self.final_norm(x, batch.n_tokens())
+    }
+
+    pub(crate) fn final_norm(&self, x: Buf, n: usize) -> Buf {
+        let hidden = self.norm(&x, self.layout.final_norm, n);
+        self.workspace.give(x);
+        hidden
+    }
+
+    /// RMSNorm of n rows of x with weight `id`.
+    pub(crate) fn norm(&self, x: &Buf, id: usize, n: usize) -> Buf {
+        let width = self.config.hidden_size;
+        let mut y = self.take(n * width);
+        self.device.rmsnorm_forward(&mut y, x, self.weight(id), self.config.rms_norm_eps, n, width);
+        y
+    }
+
+    pub(crate) fn gather(&self, x: &Buf, rows: &[u32], width: usize) -> Buf {
+        let mut y = self.take(rows.len() * width);
+        self.device.gather_rows(&mut y, x, rows, width);
+        y
+    }
+
+    pub(crate) fn take(&self, len: usize) -> Buf {
+        self.workspace.take(&self.device, len)
+    }
+}

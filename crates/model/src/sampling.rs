@@ -1,0 +1,230 @@
+//! From one row of logits to a token, to draws, to the most probable ids. Sums are f64, in order of id.
+
+use stillroom_core::{CounterRng, SparseRow};
+
+use crate::generate::SamplingParams;
+
+/// Σe and entropy of p = e/Σe, where a row of logits has become e = exp((z − max z)/τ).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Softened {
+    pub(crate) sum: f64,
+    /// −Σ p·log p in nats.
+    pub(crate) entropy: f64,
+}
+
+/// Turns logits z into exp((z − max z)/τ) in place.
+pub(crate) fn soften(z: &mut [f32], temperature: f32) -> Softened {
+    let top = maximum(z);
+    let (mut sum, mut weighted) = (0.0f64, 0.0f64);
+    for value in z.iter_mut() {
+        let log = (*value - top) / temperature;
+        let e = log.exp();
+        *value = e;
+        sum += f64::from(e);
+        if e > 0.0 {
+            weighted += f64::from(e) * f64::from(log);
+        }
+    }
+    Softened { sum, entropy: (sum.ln() - weighted / sum).max(0.0) }
+}
+
+fn maximum(z: &[f32]) -> f32 {
+    z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+}
+
+/// The next token and its log-probability under the model (temperature 1, nothing cut off).
+/// The log-probability is NaN where logits are not finite.
+pub(crate) fn pick(z: &mut [f32], sampling: &SamplingParams, rng: &mut CounterRng) -> (u32, f32) {
+    let top = maximum(z);
+    let sum: f64 = z.iter().map(|&v| f64::from((v - top).exp())).sum();
+    let logprob = |logit: f32| (f64::from(logit) - f64::from(top) - sum.ln()) as f32;
+    if !top.is_finite() || !sum.is_finite() {
+        return (0, f32::NAN);
+    }
+    if sampling.temperature == 0.0 {
+        let id = z.iter().position(|&v| v == top).unwrap_or(0);
+        return (id as u32, logprob(top));
+    }
+    let logits = z.to_vec();
+    let softened = soften(z, sampling.temperature);
+    let id = if sampling.top_p < 1.0 {
+        draw_from_nucleus(z, softened.sum, f64::from(sampling.top_p), rng.uniform())
+    } else {
+        let candidates = z.iter().enumerate().map(|(id, &e)| (id as u32, e));
+        draw(candidates, rng.uniform() * softened.sum)
+    };
+    (id, logprob(logits[id as usize]))
+}
+
+/// The first id at which the running sum exceeds `target`; the last with any weight where rounding
+/// leaves none.
+fn draw(candidates: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
+    let (mut sum, mut last) = (0.0f64, 0);
+    for (id, e) in candidates.filter(|(_, e)| *e > 0.0) {
+        sum += f64::from(e);
+        last = id;
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// Draws from the smallest set of most probable tokens with at least `top_p` of the mass; among equals
+/// lower ids come first. Source: Holtzman et al. 2020, section 3.1.
+fn draw_from_nucleus(e: &[f32], sum: f64, top_p: f64, uniform: f64) -> u32 {
+    // Tokens below this share hold less than 1 − top_p together, so the set closes before them.
+    let floor = sum * (1.0 - top_p) / e.len() as f64;
+    let mut candidates: Vec<(u32, f32)> =
+        e.iter().enumerate().filter(|(_, e)| f64::from(**e) >= floor).map(|(i, &e)| (i as u32, e)).collect();
+    candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let mut mass = 0.0f64;
+    let n = candidates.iter().position(|(_, e)| {
+        mass += f64::from(*e);
+        mass >= top_p * sum
+    });
+    candidates.truncate(n.map_or(candidates.len(), |n| n + 1));
+    draw(candidates.iter().copied(), uniform * mass)
+}
+
+/// `n` draws from softmax(z/τ), as unique ids with count/n, and the exact entropy.
+pub(crate) fn draw_targets(z: &mut [f32], n: u32, temperature: f32, rng: &mut CounterRng) -> SparseRow {
+    let softened = soften(z, temperature);
+    let mut targets: Vec<f64> = (0..n).map(|_| rng.uniform() * softened.sum).collect();
+    targets.sort_unstable_by(f64::total_cmp);
+    let mut row = SparseRow { ids: vec![], probs: vec![], teacher_entropy: softened.entropy as f32 };
+    let (mut sum, mut drawn) = (0.0f64, 0usize);
+    let push = |row: &mut SparseRow, id: usize, count: usize| {
+        row.ids.push(id as u32);
+        row.probs.push(count as f32 / n as f32);
+    };
+    let mut last = None;
+    for (id, &e) in z.iter().enumerate().filter(|(_, e)| **e > 0.0) {
+        sum += f64::from(e);
+        last = Some(id);
+        let count = targets[drawn..].iter().take_while(|&&target| target < sum).count();
+        if count > 0 {
+            push(&mut row, id, count);
+            drawn += count;
+        }
+        if drawn == targets.len() {
+            return row;
+        }
+    }
+    // Rounding put draws at the very end of the mass.
+    let left = targets.len() - drawn;
+    match (last, row.ids.last()) {
+        (Some(id), Some(&at)) if at as usize == id => {
+            let before = row.probs.pop().unwrap_or(0.0) * n as f32;
+            row.probs.push((before + left as f32) / n as f32);
+        }
+        (Some(id), _) if left > 0 => push(&mut row, id, left),
+        _ => {}
+    }
+    row
+}
+
+/// The `k` most probable ids of softmax(z/τ) with their exact probabilities, ids ascending; among
+/// equals lower ids are kept. The entropy is that of the whole distribution.
+pub(crate) fn top_k(z: &mut [f32], k: usize, temperature: f32) -> SparseRow {
+    let k = k.min(z.len());
+    let softened = soften(z, temperature);
+    let mut ids: Vec<u32> = (0..z.len() as u32).collect();
+    if k < ids.len() {
+        let by_weight = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+        ids.select_nth_unstable_by(k, by_weight);
+        ids.truncate(k);
+    }
+    ids.sort_unstable();
+    let probs = ids.iter().map(|&id| (f64::from(z[id as usize]) / softened.sum) as f32).collect();
+    SparseRow { ids, probs, teacher_entropy: softened.entropy as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(temperature: f32, top_p: f32) -> SamplingParams {
+        SamplingParams { max_tokens: 1, temperature, top_p, seed: 0, stop_token_ids: vec![] }
+    }
+
+    fn probabilities(z: &[f32], temperature: f64) -> Vec<f64> {
+        let e: Vec<f64> = z.iter().map(|&v| (f64::from(v) / temperature).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.iter().map(|e| e / sum).collect()
+    }
+
+    const Z: [f32; 6] = [0.5, -1.0, 2.0, 2.0, 0.0, -30.0];
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equal_ids_with_its_log_probability() {
+        let (id, logprob) = pick(&mut Z.to_vec(), &params(0.0, 1.0), &mut CounterRng::new(&[1]));
+        assert_eq!(id, 2);
+        assert!((f64::from(logprob) - probabilities(&Z, 1.0)[2].ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn sampled_frequencies_are_those_of_the_tempered_distribution() {
+        let p = probabilities(&Z, 0.7);
+        let mut counts = [0u32; 6];
+        for n in 0..20_000 {
+            let (id, _) = pick(&mut Z.to_vec(), &params(0.7, 1.0), &mut CounterRng::new(&[n]));
+            counts[id as usize] += 1;
+        }
+        for (&count, &p) in counts.iter().zip(&p) {
+            let bound = 4.5 * (p * (1.0 - p) / 20_000.0).sqrt() + 1e-4;
+            assert!((f64::from(count) / 20_000.0 - p).abs() < bound, "{counts:?} {p:?}");
+        }
+    }
+
+    #[test]
+    fn the_nucleus_is_the_smallest_set_that_holds_top_p() {
+        // 2 and 3 hold 0.387 each; 0.5 needs both, 0.3 only the lower id.
+        let draw_all = |top_p| -> std::collections::BTreeSet<u32> {
+            (0..500)
+                .map(|n| pick(&mut Z.to_vec(), &params(1.0, top_p), &mut CounterRng::new(&[n])).0)
+                .collect()
+        };
+        assert_eq!(draw_all(0.3), [2].into());
+        assert_eq!(draw_all(0.5), [2, 3].into());
+        assert_eq!(draw_all(0.8), [0, 2, 3].into());
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_told_by_the_log_probability() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (_, logprob) = pick(&mut [0.0, bad], &params(1.0, 1.0), &mut CounterRng::new(&[1]));
+            assert!(logprob.is_nan());
+        }
+    }
+
+    #[test]
+    fn draws_are_counted_and_the_entropy_is_exact() {
+        let p = probabilities(&Z, 2.0);
+        let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+        let mut mean = [0.0f64; 6];
+        for n in 0..400 {
+            let row = draw_targets(&mut Z.to_vec(), 50, 2.0, &mut CounterRng::new(&[n]));
+            assert!(row.ids.is_sorted() && row.probs.iter().all(|&p| p > 0.0));
+            assert!((row.probs.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            assert!((f64::from(row.teacher_entropy) - entropy).abs() < 1e-6);
+            for (&id, &p) in row.ids.iter().zip(&row.probs) {
+                mean[id as usize] += f64::from(p) / 400.0;
+            }
+        }
+        for (mean, p) in mean.iter().zip(&p) {
+            assert!((mean - p).abs() < 4.5 * (p * (1.0 - p) / 20_000.0).sqrt() + 1e-5);
+        }
+    }
+
+    #[test]
+    fn top_k_keeps_exact_probabilities_and_the_lower_of_equal_ids() {
+        let p = probabilities(&Z, 1.0);
+        let row = top_k(&mut Z.to_vec(), 1, 1.0);
+        assert_eq!(row.ids, [2]);
+        let row = top_k(&mut Z.to_vec(), 3, 1.0);
+        assert_eq!(row.ids, [0, 2, 3]);
+        assert!((f64::from(row.probs[0]) - p[0]).abs() < 1e-7);
+        assert_eq!(top_k(&mut Z.to_vec(), 99, 1.0).ids.len(), 6);
+    }
+}

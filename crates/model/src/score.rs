@@ -1,0 +1,197 @@
+//! What a decoder says about given text: log-probabilities, teacher targets, divergences.
+//!
+//! Documents are packed into chunks of bounded size; as rows don't depend on their batch, neither do
+//! results on the chunks.
+
+use std::sync::OnceLock;
+
+use stillroom_core::{CounterRng, SparseRow};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets};
+
+use crate::batch::{Batch, Targets};
+use crate::decoder::Decoder;
+use crate::sampling::{draw_targets, top_k};
+
+/// Tokens of one forward pass; a longer document has a pass of its own.
+pub(crate) const TOKENS_PER_CHUNK: usize = 2048;
+
+/// Some documents in one batch, with the rows that are wanted.
+struct Chunk {
+    batch: Batch,
+    /// Batch rows, ascending.
+    rows: Vec<u32>,
+    /// Document and position of each row.
+    owners: Vec<(usize, usize)>,
+}
+
+impl Decoder {
+    /// log p(ids\[t\] | ids\[..t\]) in nats for t ≥ 1, one list per document.
+    ///
+    /// # Panics
+    /// Where an id is outside the vocabulary; see [`Decoder::check_ids`].
+    pub fn token_logprobs(&self, documents: &[&[u32]]) -> Vec<Vec<f32>> {
+        let mut logprobs = empty_rows(documents.len());
+        let all_but_last = |d: usize| (0..documents[d].len().saturating_sub(1) as u32).collect();
+        for chunk in self.chunks(documents, all_but_last) {
+            let labels: Vec<u32> = chunk.owners.iter().map(|&(d, t)| documents[d][t + 1]).collect();
+            let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
+            let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
+            let head = &self.packed().head;
+            let losses = self.device.divergence_head_forward(&hidden, head, chunk.rows.len(), &targets, 1.0);
+            self.workspace.give(hidden);
+            for (&(d, _), loss) in chunk.owners.iter().zip(losses.hard_label) {
+                logprobs[d].push(-loss);
+            }
+        }
+        logprobs
+    }
+
+    /// Teacher targets by random sampling: at each of `wanted[d]` (positions of document d, ascending),
+    /// `draws` tokens from softmax(logits/temperature) as unique ids with count/draws, and the exact
+    /// entropy. Draws come from `CounterRng(seed, keys[d], position)`.
+    ///
+    /// Source: Anshumann et al. 2025, "Sparse Logit Sampling".
+    pub fn sampled_targets(
+        &self,
+        documents: &[&[u32]],
+        wanted: &[Vec<u32>],
+        draws: u32,
+        temperature: f32,
+        keys: &[u64],
+        seed: u64,
+    ) -> Vec<Vec<SparseRow>> {
+        assert_eq!(keys.len(), documents.len(), "one key per document");
+        assert!(draws > 0 && temperature > 0.0, "at least one draw at a positive temperature");
+        self.sparse_rows(documents, wanted, |document, position, logits| {
+            let mut rng = CounterRng::new(&[seed, keys[document], position as u64]);
+            draw_targets(logits, draws, temperature, &mut rng)
+        })
+    }
+
+    /// Teacher targets by truncation: the `k` most probable tokens at each wanted position, with their
+    /// exact probabilities at `temperature` and the exact entropy of the whole distribution.
+    pub fn top_k_targets(
+        &self,
+        documents: &[&[u32]],
+        wanted: &[Vec<u32>],
+        k: usize,
+        temperature: f32,
+    ) -> Vec<Vec<SparseRow>> {
+        assert!(k > 0 && temperature > 0.0, "at least one id at a positive temperature");
+        self.sparse_rows(documents, wanted, |_, _, logits| top_k(logits, k, temperature))
+    }
+
+    /// Exact KL(teacher‖student) in nats of the next-token distributions at the wanted positions.
+    ///
+    /// # Panics
+    /// Where the vocabularies differ in size.
+    pub fn kl_rows(
+        teacher: &Decoder,
+        student: &Decoder,
+        documents: &[&[u32]],
+        wanted: &[Vec<u32>],
+    ) -> Vec<Vec<f32>> {
+        assert_eq!(teacher.config.vocab_size, student.config.vocab_size, "one vocabulary for both");
+        let mut kl = empty_rows(documents.len());
+        for chunk in teacher.chunks(documents, |d| wanted[d].clone()) {
+            let t = teacher.hidden_rows(&chunk.batch, &chunk.rows);
+            let s = student.hidden_rows(&chunk.batch, &chunk.rows);
+            let rows = teacher.device.dense_forward_kl(
+                (&t, &teacher.packed().head),
+                (&s, &student.packed().head),
+                chunk.rows.len(),
+            );
+            teacher.workspace.give(t);
+            student.workspace.give(s);
+            for (&(d, _), row) in chunk.owners.iter().zip(rows) {
+                kl[d].push(row);
+            }
+        }
+        kl
+    }
+
+    /// Losses of each supervised row in nats, unweighted; nothing is differentiated.
+    pub fn losses(&self, batch: &Batch, targets: &Targets, loss_temperature: f32) -> HeadLosses {
+        targets.check(batch.n_tokens(), self.config.vocab_size);
+        if targets.rows.is_empty() {
+            return HeadLosses::default();
+        }
+        let hidden = self.hidden_rows(batch, &targets.rows);
+        let (head, n) = (&self.packed().head, targets.rows.len());
+        let losses = self.device.divergence_head_forward(&hidden, head, n, &targets.head(), loss_temperature);
+        self.workspace.give(hidden);
+        losses
+    }
+
+    /// `f(document, position, logits)` at every wanted position.
+    fn sparse_rows(
+        &self,
+        documents: &[&[u32]],
+        wanted: &[Vec<u32>],
+        f: impl Fn(usize, usize, &mut [f32]) -> SparseRow + Sync,
+    ) -> Vec<Vec<SparseRow>> {
+        let mut rows = empty_rows(documents.len());
+        for chunk in self.chunks(documents, |d| wanted[d].clone()) {
+            let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
+            let found = self.for_each_row(&hidden, chunk.rows.len(), |row, logits| {
+                let (document, position) = chunk.owners[row];
+                f(document, position, logits)
+            });
+            self.workspace.give(hidden);
+            for (&(d, _), row) in chunk.owners.iter().zip(found) {
+                rows[d].push(row);
+            }
+        }
+        rows
+    }
+
+    /// `f(row, logits)` of every row of `hidden`, in order of rows.
+    pub(crate) fn for_each_row<T: Send + Sync>(
+        &self,
+        hidden: &Buf,
+        n_rows: usize,
+        f: impl Fn(usize, &mut [f32]) -> T + Sync,
+    ) -> Vec<T> {
+        let results: Vec<OnceLock<T>> = (0..n_rows).map(|_| OnceLock::new()).collect();
+        self.device.for_each_logits_row(hidden, &self.packed().head, n_rows, &|row, logits| {
+            let fresh = results[row].set(f(row, logits)).is_ok();
+            assert!(fresh, "row {row} was visited twice");
+        });
+        results.into_iter().filter_map(OnceLock::into_inner).collect()
+    }
+
+    /// Packs documents with wanted positions, each only as far as its last one.
+    fn chunks<'a>(
+        &self,
+        documents: &'a [&'a [u32]],
+        wanted: impl Fn(usize) -> Vec<u32> + 'a,
+    ) -> impl Iterator<Item = Chunk> + 'a {
+        for ids in documents {
+            assert!(self.check_ids(ids).is_ok(), "token id outside the vocabulary");
+        }
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let mut chunk = Chunk { batch: Batch::default(), rows: vec![], owners: vec![] };
+            while let Some(ids) = documents.get(next) {
+                let positions = wanted(next);
+                if let Some(&last) = positions.last() {
+                    assert!(positions.is_sorted_by(|a, b| a < b), "wanted positions ascend");
+                    let ids = &ids[..=last as usize];
+                    let start = chunk.batch.n_tokens();
+                    if start > 0 && start + ids.len() > TOKENS_PER_CHUNK {
+                        break;
+                    }
+                    chunk.batch.push(ids);
+                    chunk.rows.extend(positions.iter().map(|&p| start as u32 + p));
+                    chunk.owners.extend(positions.iter().map(|&p| (next, p as usize)));
+                }
+                next += 1;
+            }
+            (!chunk.rows.is_empty()).then_some(chunk)
+        })
+    }
+}
+
+fn empty_rows<T>(n: usize) -> Vec<Vec<T>> {
+    (0..n).map(|_| Vec::new()).collect()
+}

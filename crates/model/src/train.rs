@@ -1,0 +1,136 @@
+//! A decoder in training: gradients, clipping, AdamW.
+
+use stillroom_formats::{NamedTensor, TensorSource};
+use stillroom_kernels::{AdamWStep, Buf, HeadLosses, HeadWeights};
+
+use crate::backward;
+use crate::batch::{Batch, Targets};
+use crate::decoder::{Decoder, export, read_tensor, upload_tensors};
+use crate::error::ModelError;
+
+/// Settings of one optimiser step (Loshchilov and Hutter 2019, algorithm 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub learning_rate: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// Decoupled; applied to matrices only, neither to norms nor to biases.
+    pub weight_decay: f32,
+    /// Gradients longer than this, over all parameters together, are scaled down to it. 0 for never.
+    pub max_grad_norm: f32,
+}
+
+/// What one optimiser step saw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// ‖gradient‖₂ over all parameters, before clipping. Where it is not finite, no weight was changed
+    /// and the step does not count.
+    pub grad_norm: f64,
+    pub clipped: bool,
+}
+
+/// A decoder with gradients and optimiser moments.
+pub struct TrainState {
+    decoder: Decoder,
+    gradients: Vec<Buf>,
+    m: Vec<Buf>,
+    v: Vec<Buf>,
+    /// Optimiser steps taken.
+    n_steps: u64,
+}
+
+/// Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_` does.
+const CLIP_EPS: f64 = 1e-6;
+
+const FIRST_MOMENT: &str = "exp_avg.";
+const SECOND_MOMENT: &str = "exp_avg_sq.";
+
+impl TrainState {
+    /// Gradients and moments of zero.
+    pub fn new(decoder: Decoder) -> TrainState {
+        let zeros = || decoder.weights.iter().map(|w| decoder.device.zeros(w.len())).collect();
+        TrainState { gradients: zeros(), m: zeros(), v: zeros(), n_steps: 0, decoder }
+    }
+
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    pub fn into_decoder(self) -> Decoder {
+        self.decoder
+    }
+
+    /// Optimiser steps taken, those before a [`TrainState::restore`] included.
+    pub fn n_steps(&self) -> u64 {
+        self.n_steps
+    }
+
+    /// Forward and backward over one batch; gradients of Σ over supervised rows of
+    /// `weights.scale`·(weighted losses) are added. Returns each row's losses in nats, unweighted.
+    ///
+    /// # Panics
+    /// Where ids, labels or target ids lie outside the vocabulary or shapes disagree.
+    pub fn accumulate(&mut self, batch: &Batch, targets: &Targets, weights: &HeadWeights) -> HeadLosses {
+        backward::accumulate(&self.decoder, &mut self.gradients, batch, targets, weights)
+    }
+
+    /// Clips the gradients by their global norm, takes one AdamW step and sets the gradients to zero.
+    pub fn step(&mut self, opt: &AdamW) -> StepReport {
+        let device = self.decoder.device.clone();
+        let grad_norm = self.gradients.iter().map(|g| device.sum_of_squares(g)).sum::<f64>().sqrt();
+        let max = f64::from(opt.max_grad_norm);
+        let scale = if max > 0.0 { (max / (grad_norm + CLIP_EPS)).min(1.0) } else { 1.0 };
+        if grad_norm.is_finite() {
+            self.n_steps += 1;
+            self.update(opt, scale as f32);
+        }
+        self.gradients.iter_mut().for_each(|g| device.fill_zero(g));
+        StepReport { grad_norm, clipped: scale < 1.0 }
+    }
+
+    fn update(&mut self, opt: &AdamW, gradient_scale: f32) {
+        let (device, layout) = (self.decoder.device.clone(), self.decoder.layout.clone());
+        let weights = self.decoder.weights_mut();
+        for (i, parameter) in layout.parameters.iter().enumerate() {
+            let step = AdamWStep {
+                step: self.n_steps,
+                learning_rate: opt.learning_rate,
+                beta1: opt.beta1,
+                beta2: opt.beta2,
+                eps: opt.eps,
+                weight_decay: if parameter.decays { opt.weight_decay } else { 0.0 },
+                gradient_scale,
+            };
+            device.adamw(&mut weights[i], &self.gradients[i], &mut self.m[i], &mut self.v[i], &step);
+        }
+    }
+
+    /// What was accumulated since the last step, under the weights' names.
+    pub fn gradients(&self) -> impl Iterator<Item = NamedTensor> + '_ {
+        export(&self.decoder.device, &self.decoder.layout, &self.gradients, "")
+    }
+
+    /// Adam's moments for a checkpoint: `exp_avg.NAME` and `exp_avg_sq.NAME` of each weight, f32 as they
+    /// are. With the weights and [`TrainState::n_steps`] they are the whole state between two steps.
+    pub fn optimiser_tensors(&self) -> impl Iterator<Item = NamedTensor> + '_ {
+        let of = |buffers, prefix| export(&self.decoder.device, &self.decoder.layout, buffers, prefix);
+        of(&self.m, FIRST_MOMENT).chain(of(&self.v, SECOND_MOMENT))
+    }
+
+    /// The state that [`TrainState::optimiser_tensors`] and the decoder's tensors were taken from, bit for
+    /// bit. `moments` may hold other tensors too.
+    pub fn restore(
+        decoder: Decoder,
+        n_steps: u64,
+        moments: &dyn TensorSource,
+    ) -> Result<TrainState, ModelError> {
+        let read = |prefix: &str| {
+            upload_tensors(&decoder.device, &decoder.layout, |slot, out| {
+                read_tensor(moments, &format!("{prefix}{}", slot.name), slot, out)
+            })
+        };
+        let (m, v) = (read(FIRST_MOMENT)?, read(SECOND_MOMENT)?);
+        Ok(TrainState { n_steps, m, v, ..TrainState::new(decoder) })
+    }
+}
