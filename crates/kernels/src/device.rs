@@ -22,6 +22,16 @@ impl Buf {
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
     }
+
+    /// Numbers that fit without new memory.
+    pub fn capacity(&self) -> usize {
+        self.data.capacity()
+    }
+
+    /// Changes the length; what the numbers are is unspecified.
+    pub fn resize(&mut self, len: usize) {
+        self.data.resize(len, 0.0);
+    }
 }
 
 /// A weight \[outputs, inputs\] laid out in panels for products with many or few rows.
