@@ -1,0 +1,126 @@
+//! What the command line says, word for word: help and errors, through the built binary.
+//!
+//! The expected texts stand in `tests/golden/`. `STILLROOM_BLESS=1 cargo test -p stillroom` writes them anew.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+struct Case {
+    name: &'static str,
+    args: &'static [&'static str],
+    /// A recipe to write as `recipe.toml` in the working directory.
+    recipe: Option<&'static str>,
+    exit: i32,
+}
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn check(cases: &[Case]) {
+    let bless = std::env::var_os("STILLROOM_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for case in cases {
+        let dir = tempfile::tempdir().expect("a folder for the test");
+        if let Some(recipe) = case.recipe {
+            std::fs::write(dir.path().join("recipe.toml"), recipe).expect("the recipe is written");
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_stillroom"))
+            .args(case.args)
+            .current_dir(dir.path())
+            .env("NO_COLOR", "1")
+            .output()
+            .expect("the binary runs");
+        let shown = format!(
+            "$ stillroom {}\nexit {}\n--- stdout\n{}--- stderr\n{}",
+            case.args.join(" "),
+            output.status.code().map_or("by signal".into(), |c| c.to_string()),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        let left: Vec<_> = std::fs::read_dir(dir.path()).expect("the folder is there").flatten().collect();
+        let expected_files = usize::from(case.recipe.is_some());
+        assert_eq!(left.len(), expected_files, "{}: something was left behind: {left:?}", case.name);
+        assert_eq!(output.status.code(), Some(case.exit), "{}: {shown}", case.name);
+        let path = golden_dir().join(format!("{}.txt", case.name));
+        if bless {
+            std::fs::write(&path, &shown).expect("the golden file is written");
+        }
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        if golden != shown {
+            wrong.push(format!("{}:\n{shown}\nexpected:\n{golden}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn help_of_every_verb() {
+    const VERBS: &[(&str, &[&str])] = &[
+        ("help", &["--help"]),
+        ("help-new", &["new", "--help"]),
+        ("help-run", &["run", "--help"]),
+        ("help-plan", &["plan", "--help"]),
+        ("help-doctor", &["doctor", "--help"]),
+        ("help-teach", &["teach", "--help"]),
+        ("help-generate", &["generate", "--help"]),
+        ("help-score", &["score", "--help"]),
+        ("help-convert", &["convert", "--help"]),
+        ("help-verify", &["verify", "--help"]),
+        ("help-licence", &["licence", "--help"]),
+        ("help-licence-check", &["license", "check", "--help"]),
+    ];
+    let cases: Vec<Case> =
+        VERBS.iter().map(|&(name, args)| Case { name, args, recipe: None, exit: 0 }).collect();
+    check(&cases);
+}
+
+const SMALL: &str = r#"
+[student]
+kind = "from_scratch"
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 64
+
+[teacher]
+kind = "local"
+path = "nowhere"
+model = "us:nowhere"
+logits = { kind = "random_sampling", draws = 8 }
+
+[prompts]
+task = "word_problems"
+num_examples = 8
+
+[policy.declare."us:nowhere"]
+owner = "us"
+licence = "Apache-2.0"
+"#;
+
+#[test]
+fn errors_name_cause_place_fix_and_next_command() {
+    let case = |name, args, recipe, exit| Case { name, args, recipe, exit };
+    check(&[
+        case("error-verb", &["distil"], None, 2),
+        case("error-flag", &["run", "recipe.toml", "--jsn"], None, 2),
+        case("error-no-recipe", &["run", "recipe.toml"], None, 74),
+        case("error-not-toml", &["plan", "recipe.toml"], Some("[student\nkind = 1\n"), 78),
+        case("error-type", &["plan", "recipe.toml"], Some("[train]\n\nmax_steps = \"many\"\n"), 78),
+        case("error-unknown-key", &["plan", "recipe.toml"], Some("[train]\nlearning_rat = 1e-3\n"), 78),
+        case("error-unknown-table", &["plan", "recipe.toml"], Some("[training]\n"), 78),
+        case("error-not-yet", &["plan", "recipe.toml"], Some("[train]\nlora_r = 8\n"), 78),
+        case("error-escape", &["plan", "recipe.toml"], Some("\"\\u001b[31m\\u202ered\" = 1\n"), 78),
+        case("error-no-student", &["run", "recipe.toml"], Some("[prompts]\npath = \"x\"\n"), 78),
+        case("error-set-syntax", &["plan", "recipe.toml", "--set", "train"], Some(SMALL), 2),
+        case("error-set-key", &["plan", "recipe.toml", "--set", "train.max_step=3"], Some(SMALL), 78),
+        case("error-set-range", &["plan", "recipe.toml", "--set", "train.warmup_ratio=2"], Some(SMALL), 78),
+        case("error-secret", &["plan", "recipe.toml", "--set", "teacher.api_key=sk-1"], Some(SMALL), 78),
+        case(
+            "error-loss",
+            &["plan", "recipe.toml", "--set", "train.loss_functions=[{ function = \"reverse_kl\" }]"],
+            Some(SMALL),
+            78,
+        ),
+    ]);
+}
