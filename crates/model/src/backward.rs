@@ -97,10 +97,10 @@ impl Backward<'_> {
                 (dx, dattention)
             }
             Some(rows) => {
-                let narrow = d.gather(&attention, rows, packed.o.n_in);
+                let narrow = d.gather(&attention, rows, packed.o.n_in());
                 let dnarrow = self.linear(out, &packed.o, &dx, &narrow, rows.len());
-                let mut dattention = d.take(n * packed.o.n_in);
-                d.device.scatter_rows(&mut dattention, &dnarrow, rows, packed.o.n_in);
+                let mut dattention = d.take(n * packed.o.n_in());
+                d.device.scatter_rows(&mut dattention, &dnarrow, rows, packed.o.n_in());
                 let mut dx_in = d.take(n * width);
                 d.device.scatter_rows(&mut dx_in, &dx, rows, width);
                 d.workspace.give_all([narrow, dnarrow, dx]);
@@ -148,7 +148,7 @@ impl Backward<'_> {
 
     /// y = x·wᵀ + b over n rows: gradients of w and b are added, dx is returned.
     fn linear(&mut self, map: Linear, packed: &PackedWeight, dy: &Buf, x: &Buf, n: usize) -> Buf {
-        let (d, n_in, n_out) = (self.decoder, packed.n_in, packed.n_out);
+        let (d, n_in, n_out) = (self.decoder, packed.n_in(), packed.n_out());
         d.device.linear_backward_weight(&mut self.gradients[map.weight], dy, x, n, n_in, n_out);
         if let Some(bias) = map.bias {
             d.device.bias_backward(&mut self.gradients[bias], dy, n, n_out);

@@ -22,7 +22,7 @@ pub struct Decoder {
     pub(crate) config: DecoderConfig,
     pub(crate) layout: Arc<Layout>,
     pub(crate) weights: Vec<Buf>,
-    /// Laid out for products; made when first needed, dropped when weights change.
+    /// Laid out for products; made when first needed.
     packed: OnceLock<Packed>,
     rope: Mutex<Arc<RopeTable>>,
     pub(crate) workspace: Workspace,
@@ -196,10 +196,19 @@ impl Decoder {
         })
     }
 
-    /// The weights, to be changed: whatever was packed is forgotten.
-    pub(crate) fn weights_mut(&mut self) -> &mut [Buf] {
-        self.packed = OnceLock::new();
-        &mut self.weights
+    /// Changes the weights, and lays them out for products again where they were before.
+    pub(crate) fn change_weights(&mut self, change: impl FnOnce(&mut [Buf])) {
+        change(&mut self.weights);
+        let Some(packed) = self.packed.get_mut() else {
+            return;
+        };
+        for (ids, layer) in self.layout.layers.iter().zip(&mut packed.layers) {
+            self.device.repack(&mut layer.qkv, &self.weights[ids.qkv]);
+            self.device.repack(&mut layer.o, &self.weights[ids.o]);
+            self.device.repack(&mut layer.gate_up, &self.weights[ids.gate_up]);
+            self.device.repack(&mut layer.down, &self.weights[ids.down]);
+        }
+        self.device.repack(&mut packed.head, &self.weights[self.layout.head_or_embedding()]);
     }
 
     /// cos and sin for at least `n_positions` positions.

@@ -113,7 +113,7 @@ impl Decoder {
                 device.add_assign(&mut x_mid, &x);
             }
             Some(rows) => {
-                let narrow = self.gather(&attention, rows, packed.o.n_in);
+                let narrow = self.gather(&attention, rows, packed.o.n_in());
                 device.linear_forward(&mut x_mid, &narrow, &packed.o, bias, n_mid);
                 let residual = self.gather(&x, rows, width);
                 device.add_assign(&mut x_mid, &residual);

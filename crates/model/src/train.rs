@@ -91,19 +91,23 @@ impl TrainState {
 
     fn update(&mut self, opt: &AdamW, gradient_scale: f32) {
         let (device, layout) = (self.decoder.device.clone(), self.decoder.layout.clone());
-        let weights = self.decoder.weights_mut();
-        for (i, parameter) in layout.parameters.iter().enumerate() {
-            let step = AdamWStep {
-                step: self.n_steps,
-                learning_rate: opt.learning_rate,
-                beta1: opt.beta1,
-                beta2: opt.beta2,
-                eps: opt.eps,
-                weight_decay: if parameter.decays { opt.weight_decay } else { 0.0 },
-                gradient_scale,
-            };
-            device.adamw(&mut weights[i], &self.gradients[i], &mut self.m[i], &mut self.v[i], &step);
-        }
+        let (n_steps, gradients) = (self.n_steps, &self.gradients);
+        let moments = self.m.iter_mut().zip(&mut self.v);
+        self.decoder.change_weights(|weights| {
+            let tensors = weights.iter_mut().zip(gradients).zip(moments);
+            for (((weight, gradient), (m, v)), parameter) in tensors.zip(&layout.parameters) {
+                let step = AdamWStep {
+                    step: n_steps,
+                    learning_rate: opt.learning_rate,
+                    beta1: opt.beta1,
+                    beta2: opt.beta2,
+                    eps: opt.eps,
+                    weight_decay: if parameter.decays { opt.weight_decay } else { 0.0 },
+                    gradient_scale,
+                };
+                device.adamw(weight, gradient, m, v, &step);
+            }
+        });
     }
 
     /// What was accumulated since the last step, under the weights' names.
