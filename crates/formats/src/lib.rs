@@ -1,1 +1,23 @@
 //! Bytes to types and back: safetensors, GGUF, tokenizers, chat templates, Parquet rows.
+//!
+//! Every reader here takes foreign bytes: lengths are capped and checked before memory is
+//! taken, and what breaks a rule is a [`FormatError`], never a panic.
+
+mod chat_template;
+mod config;
+mod encode;
+mod error;
+mod files;
+mod hf_dir;
+mod model_files;
+pub mod safetensors_file;
+mod tensors;
+mod tokenizer;
+
+pub use config::{DecoderConfig, Family, RopeScaling};
+pub use error::{FormatError, Result};
+pub use files::MappedFile;
+pub use hf_dir::write_hf_dir;
+pub use model_files::ModelFiles;
+pub use tensors::{Encoding, NamedTensor, TensorSource, TensorView};
+pub use tokenizer::{SupervisedTokens, Tokenizer};

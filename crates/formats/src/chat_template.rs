@@ -1,0 +1,225 @@
+//! Chat templates: Jinja as transformers renders it, with limits.
+
+use std::fmt::Write as _;
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use serde_json::Value as Json;
+use stillroom_core::Message;
+
+use crate::error::{FormatError, Result};
+
+const SOURCE_BYTES_MAX: usize = 1 << 20;
+/// Steps of one rendering; the engine charges one per instruction and one per 64 bytes made.
+const FUEL: u64 = 250_000;
+const RENDERED_BYTES_MAX: usize = 1 << 24;
+/// Depth of nested blocks, calls and JSON values.
+const DEPTH_MAX: usize = 100;
+const NAME: &str = "chat";
+
+/// A compiled chat template.
+#[derive(Clone)]
+pub(crate) struct ChatTemplate {
+    source: String,
+    environment: Environment<'static>,
+}
+
+/// What a template sees.
+pub(crate) struct Rendering<'a> {
+    pub(crate) messages: &'a [Message],
+    pub(crate) add_generation_prompt: bool,
+    pub(crate) bos_token: &'a str,
+    pub(crate) eos_token: &'a str,
+}
+
+impl ChatTemplate {
+    pub(crate) fn new(source: String) -> Result<ChatTemplate> {
+        if source.len() > SOURCE_BYTES_MAX {
+            let (value, limit) = (source.len() as u64, SOURCE_BYTES_MAX as u64);
+            return Err(FormatError::TooLarge { what: "chat template".to_owned(), value, limit });
+        }
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(wrong)?;
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(DEPTH_MAX);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_filter("tojson", to_json);
+        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(wrong)?;
+        Ok(ChatTemplate { source, environment })
+    }
+
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the template has a place for reasoning.
+    pub(crate) fn knows_reasoning(&self) -> bool {
+        self.source.contains("reasoning_content")
+    }
+
+    pub(crate) fn render(&self, input: &Rendering<'_>) -> Result<String> {
+        let template = self.environment.get_template(NAME).map_err(wrong)?;
+        let context = context! {
+            messages => Value::from(Serde(input.messages)),
+            add_generation_prompt => input.add_generation_prompt,
+            bos_token => input.bos_token,
+            eos_token => input.eos_token,
+            tools => (),
+            documents => (),
+        };
+        let mut text = Capped(Vec::new());
+        template.render_captured_to(context, &mut text).map_err(wrong)?;
+        String::from_utf8(text.0).map_err(|error| FormatError::ChatTemplate { what: error.to_string() })
+    }
+}
+
+/// Collects output up to a cap.
+struct Capped(Vec<u8>);
+
+impl io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > RENDERED_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the rendered text is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn wrong(error: Error) -> FormatError {
+    let mut what = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        let _ = write!(what, ": {cause}");
+        source = cause.source();
+    }
+    FormatError::ChatTemplate { what }
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `strftime_now` of a fixed day, Friday 26 July 2024, noon: the same conversation must give the
+/// same tokens tomorrow. (It is the day that Llama 3's template falls back to.)
+fn strftime_now(format: String) -> Result<String, Error> {
+    let mut text = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        text.push_str(match chars.next() {
+            Some('Y') => "2024",
+            Some('y') => "24",
+            Some('m') => "07",
+            Some('d') => "26",
+            Some('B') => "July",
+            Some('b') => "Jul",
+            Some('A') => "Friday",
+            Some('a') => "Fri",
+            Some('H' | 'I') => "12",
+            Some('p') => "PM",
+            Some('M' | 'S') => "00",
+            Some('%') => "%",
+            other => {
+                let what = format!("strftime_now does not know `%{}`", other.unwrap_or(' '));
+                return Err(Error::new(ErrorKind::InvalidOperation, what));
+            }
+        });
+    }
+    Ok(text)
+}
+
+/// `tojson` as transformers defines it: Python's `json.dumps` with `ensure_ascii=False` and no
+/// HTML escapes.
+fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|indent| indent > 16) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "indent above 16"));
+    }
+    let json = serde_json::to_value(&value)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    let mut text = String::new();
+    write_json(&json, indent, 0, &mut text)?;
+    Ok(text)
+}
+
+fn write_json(value: &Json, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return Err(Error::new(ErrorKind::InvalidOperation, "JSON nested too deeply"));
+    }
+    let new_line = |out: &mut String, depth: usize| {
+        if let Some(indent) = indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    };
+    let separator = if indent.is_some() { "," } else { ", " };
+    match value {
+        Json::Array(items) if !items.is_empty() => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                out.push_str(if i == 0 { "" } else { separator });
+                new_line(out, depth + 1);
+                write_json(item, indent, depth + 1, out)?;
+            }
+            new_line(out, depth);
+            out.push(']');
+        }
+        Json::Object(fields) if !fields.is_empty() => {
+            out.push('{');
+            for (i, (key, item)) in fields.iter().enumerate() {
+                out.push_str(if i == 0 { "" } else { separator });
+                new_line(out, depth + 1);
+                let _ = write!(out, "{}: ", Json::String(key.clone()));
+                write_json(item, indent, depth + 1, out)?;
+            }
+            new_line(out, depth);
+            out.push('}');
+        }
+        plain => {
+            let _ = write!(out, "{plain}");
+        }
+    }
+    Ok(())
+}
+
+/// `{% generation %}` marks the assistant's text for transformers' masks. It changes nothing in
+/// the text, so it becomes `{% if true %}`, which keeps its white-space control.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        text.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inside = &tag[2..end];
+        let name = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let replacement = match name {
+            "generation" => inside.replace("generation", "if true"),
+            "endgeneration" => inside.replace("endgeneration", "endif"),
+            _ => inside.to_owned(),
+        };
+        text.push_str("{%");
+        text.push_str(&replacement);
+        text.push_str("%}");
+        rest = &tag[end + 2..];
+    }
+    text.push_str(rest);
+    text
+}
