@@ -1,0 +1,257 @@
+//! A result depends on its own document only: not on its neighbours, the batch, the number of
+//! threads, or how many sequences are in flight. Bit for bit.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{bits, config, documents, lively, slices};
+use stillroom_core::{CounterRng, FinishReason, SparseRow, Tail};
+use stillroom_formats::Family;
+use stillroom_model::{
+    AdamW, Batch, Decoder, Generation, GenerationRequest, HeadWeights, SamplingParams, SparseBatch, Targets,
+    TrainState,
+};
+
+const FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
+
+fn hidden(decoder: &Decoder, documents: &[&[u32]]) -> Vec<f32> {
+    let batch = Batch::from_documents(documents);
+    decoder.device().download(&decoder.hidden_states(&batch))
+}
+
+#[test]
+fn a_document_alone_has_the_bits_it_has_in_ragged_batches_of_up_to_33() {
+    for family in FAMILIES {
+        let decoder = lively(config(family), 2, 1);
+        let lengths: Vec<usize> = (0..33).map(|i| 1 + (i * 7 + 3) % 29).collect();
+        let documents = documents(&lengths, 211, 2);
+        let width = decoder.config().hidden_size;
+        let alone: Vec<Vec<u32>> = documents.iter().map(|ids| bits(&hidden(&decoder, &[ids]))).collect();
+        for n in 1..=33 {
+            // Start elsewhere each time, so that rows fall on other places of the kernels' tiles.
+            let order: Vec<usize> = (0..n).map(|i| (i + n) % 33).collect();
+            let chosen: Vec<&[u32]> = order.iter().map(|&i| documents[i].as_slice()).collect();
+            let together = bits(&hidden(&decoder, &chosen));
+            let mut at = 0;
+            for &i in &order {
+                let len = documents[i].len() * width;
+                assert_eq!(together[at..at + len], alone[i], "{family:?}: document {i} in a batch of {n}");
+                at += len;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_prefix_has_the_bits_of_the_whole() {
+    let decoder = lively(config(Family::Qwen3), 1, 3);
+    let ids = documents(&[67], 211, 4).remove(0);
+    let whole = bits(&hidden(&decoder, &[&ids]));
+    for n in 1..=ids.len() {
+        let prefix = bits(&hidden(&decoder, &[&ids[..n]]));
+        assert_eq!(prefix, whole[..prefix.len()], "first {n} tokens");
+    }
+}
+
+#[test]
+fn scores_and_targets_do_not_depend_on_the_other_documents() {
+    let (teacher, student) = (lively(config(Family::Qwen3), 2, 5), lively(config(Family::Llama), 2, 6));
+    // More tokens than one chunk holds, and documents with nothing to score.
+    let lengths: Vec<usize> = (0..60).map(|i| [0, 1, 2, 40, 97][i % 5]).collect();
+    let documents = documents(&lengths, 211, 7);
+    let documents = slices(&documents);
+    let keys: Vec<u64> = (0..60).map(|i| 1000 + i).collect();
+    let wanted: Vec<Vec<u32>> =
+        lengths.iter().map(|&n| (0..n as u32).filter(|p| p % 3 != 1).collect()).collect();
+
+    let logprobs = teacher.token_logprobs(&documents);
+    let sampled = teacher.sampled_targets(&documents, &wanted, 20, 1.5, &keys, 9);
+    let top = teacher.top_k_targets(&documents, &wanted, 8, 0.7);
+    let kl = Decoder::kl_rows(&teacher, &student, &documents, &wanted);
+    for i in 0..documents.len() {
+        assert_eq!(logprobs[i].len(), lengths[i].saturating_sub(1));
+        assert_eq!(sampled[i].len(), wanted[i].len());
+        let (one, want) = (&documents[i..=i], &wanted[i..=i]);
+        assert_eq!(bits(&logprobs[i]), bits(&teacher.token_logprobs(one)[0]));
+        assert_eq!(sampled[i], teacher.sampled_targets(one, want, 20, 1.5, &keys[i..=i], 9)[0]);
+        assert_eq!(top[i], teacher.top_k_targets(one, want, 8, 0.7)[0]);
+        assert_eq!(bits(&kl[i]), bits(&Decoder::kl_rows(&teacher, &student, one, want)[0]));
+        assert!(kl[i].iter().all(|&kl| kl > 0.0));
+    }
+}
+
+#[test]
+fn a_decoder_has_no_divergence_from_itself() {
+    let decoder = lively(config(Family::Llama), 1, 8);
+    let documents = documents(&[30], 211, 9);
+    let wanted = [(0..30).collect::<Vec<u32>>()];
+    let kl = Decoder::kl_rows(&decoder, &decoder, &slices(&documents), &wanted);
+    assert!(kl[0].iter().all(|kl| kl.abs() < 1e-6), "{kl:?}");
+}
+
+/// Hard labels for most rows and a sparse target for each of them.
+fn supervised(lengths: &[usize], seed: u64) -> (Batch, Targets) {
+    let documents = documents(lengths, 211, seed);
+    let batch = Batch::from_documents(&slices(&documents));
+    let mut rng = CounterRng::new(&[seed, 1]);
+    let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|_| rng.uniform() < 0.7).collect();
+    let mut sparse = SparseBatch::new(Tail::None);
+    for _ in &rows {
+        let first = rng.below(100) as u32;
+        let ids = vec![first, first + 1 + rng.below(100) as u32];
+        sparse.push(&SparseRow { ids, probs: vec![0.25, 0.75], teacher_entropy: 0.5 });
+    }
+    let hard_labels = rows.iter().map(|_| rng.below(211) as u32).collect();
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse) })
+}
+
+const OPT: AdamW =
+    AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
+
+const WEIGHTS: HeadWeights =
+    HeadWeights { hard_label: 0.4, forward_kl: 0.6, loss_temperature: 2.0, scale: 0.01 };
+
+fn train(family: Family, n_threads: usize, n_steps: u64) -> TrainState {
+    let mut state = TrainState::new(lively(config(family), n_threads, 11));
+    for step in 0..n_steps {
+        one_step(&mut state, step);
+    }
+    state
+}
+
+fn one_step(state: &mut TrainState, step: u64) {
+    for half in 0..2 {
+        let lengths = [3 + step as usize, 150, 41, 1, 30 + 7 * half];
+        let (batch, targets) = supervised(&lengths, 100 + 2 * step + half as u64);
+        state.accumulate(&batch, &targets, &WEIGHTS);
+    }
+    state.step(&OPT);
+}
+
+#[test]
+fn one_and_two_and_three_threads_train_to_the_same_bits() {
+    for family in FAMILIES {
+        let one = train(family, 1, 3);
+        for n_threads in [2, 3] {
+            let other = train(family, n_threads, 3);
+            assert_eq!(one.decoder().digest(), other.decoder().digest(), "{family:?}, {n_threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_restored_state_goes_on_bit_for_bit() {
+    let straight = train(Family::Qwen3, 1, 4);
+    let before = train(Family::Qwen3, 1, 2);
+    let moments = common::Tensors::of(before.optimiser_tensors());
+    let n_steps = before.n_steps();
+    let weights = common::Tensors::of(before.decoder().tensors());
+    let device = before.decoder().device().clone();
+    let decoder = Decoder::load(device, before.decoder().config().clone(), &weights).unwrap();
+    assert_eq!(decoder.digest(), before.decoder().digest());
+
+    let mut restored = TrainState::restore(decoder, n_steps, &moments).unwrap();
+    (2..4).for_each(|step| one_step(&mut restored, step));
+    assert_eq!(restored.n_steps(), 4);
+    assert_eq!(restored.decoder().digest(), straight.decoder().digest());
+    let all =
+        |state: &TrainState| -> Vec<Vec<u32>> { state.optimiser_tensors().map(|t| bits(&t.data)).collect() };
+    assert_eq!(all(&restored), all(&straight));
+}
+
+#[test]
+fn masked_rows_change_nothing_and_a_batch_without_supervision_has_no_gradient() {
+    let (batch, mut targets) = supervised(&[20, 9], 13);
+    let mut state = TrainState::new(lively(config(Family::Llama), 1, 12));
+    let losses = state.accumulate(&batch, &targets, &WEIGHTS);
+    assert_eq!(losses.hard_label.len(), targets.rows.len());
+    // The same supervision with every row of the batch computed to the end.
+    let n = batch.n_tokens() as u32;
+    let all = Targets { rows: (0..n).collect(), hard_labels: vec![0; n as usize], sparse: None };
+    let whole = state.decoder().losses(&batch, &all, 1.0);
+    targets.sparse = None;
+    targets.hard_labels.fill(0);
+    let some = state.decoder().losses(&batch, &targets, 1.0);
+    let picked: Vec<f32> = targets.rows.iter().map(|&r| whole.hard_label[r as usize]).collect();
+    assert_eq!(bits(&some.hard_label), bits(&picked));
+
+    let mut state = TrainState::new(state.into_decoder());
+    let losses = state.accumulate(&batch, &Targets::default(), &WEIGHTS);
+    assert!(losses.hard_label.is_empty());
+    assert!(state.gradients().all(|g| g.data.iter().all(|&v| v == 0.0)));
+}
+
+fn requests(n: usize) -> Vec<GenerationRequest> {
+    let lengths: Vec<usize> = (0..n).map(|i| 1 + (i * 11) % 37).collect();
+    let prompts = documents(&lengths, 211, 21);
+    let request = |(i, prompt_ids)| GenerationRequest { prompt_ids, key: i as u64 / 2, sample: i as u32 % 2 };
+    prompts.into_iter().enumerate().map(request).collect()
+}
+
+fn generate(
+    decoder: &Decoder,
+    requests: &[GenerationRequest],
+    sampling: &SamplingParams,
+    in_flight: usize,
+) -> Vec<Generation> {
+    let mut done = BTreeMap::new();
+    decoder
+        .generate(requests, sampling, in_flight, &mut |i, generation| {
+            assert!(done.insert(i, generation).is_none(), "request {i} finished twice");
+        })
+        .unwrap();
+    assert_eq!(done.len(), requests.len());
+    done.into_values().collect()
+}
+
+#[test]
+fn generation_is_the_same_however_many_are_in_flight_and_on_any_number_of_threads() {
+    for (family, temperature, top_p) in
+        [(Family::Llama, 0.0, 1.0), (Family::Qwen2, 0.8, 1.0), (Family::Qwen3, 1.0, 0.9)]
+    {
+        let decoder = lively(config(family), 2, 22);
+        let sampling =
+            SamplingParams { max_tokens: 40, temperature, top_p, seed: 5, stop_token_ids: (0..8).collect() };
+        let requests = requests(40);
+        let together = generate(&decoder, &requests, &sampling, 33);
+        for in_flight in [1, 2, 7, 1000] {
+            assert_eq!(
+                generate(&decoder, &requests, &sampling, in_flight),
+                together,
+                "{in_flight} in flight"
+            );
+        }
+        let other_threads = generate(&lively(config(family), 1, 22), &requests, &sampling, 8);
+        assert_eq!(other_threads, together);
+        for (request, alone) in requests.iter().zip(&together) {
+            assert_eq!(&generate(&decoder, std::slice::from_ref(request), &sampling, 1)[0], alone);
+        }
+        let stopped = together.iter().filter(|g| g.finish_reason == FinishReason::Stop).count();
+        assert!((1..40).contains(&stopped), "{family:?}: {stopped} of 40 stopped, both ends must be tried");
+        for generation in &together {
+            let stop = generation.token_ids.iter().position(|&id| id < 8);
+            let expected = stop.map_or(40, |at| at + 1);
+            assert_eq!(generation.token_ids.len(), expected);
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_are_the_most_probable_and_their_log_probabilities_are_those_of_scoring() {
+    let decoder = lively(config(Family::Qwen3), 1, 23);
+    let sampling =
+        SamplingParams { max_tokens: 30, temperature: 0.0, top_p: 1.0, seed: 0, stop_token_ids: vec![] };
+    let requests = requests(5);
+    for (request, generation) in requests.iter().zip(generate(&decoder, &requests, &sampling, 5)) {
+        let n = request.prompt_ids.len();
+        let ids = [&request.prompt_ids[..], &generation.token_ids].concat();
+        let scored = &decoder.token_logprobs(&[&ids])[0][n - 1..];
+        let wanted = vec![(n as u32 - 1..ids.len() as u32 - 1).collect()];
+        let best = &decoder.top_k_targets(&[&ids], &wanted, 1, 1.0)[0];
+        for (t, &id) in generation.token_ids.iter().enumerate() {
+            assert_eq!(best[t].ids, [id]);
+            assert!((scored[t] - generation.logprobs[t]).abs() < 1e-5);
+        }
+    }
+}
