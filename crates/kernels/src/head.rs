@@ -149,15 +149,16 @@ struct SparsePlan {
     spread: f32,
 }
 
-fn sparse_forward_kl(z: &[f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (f32, SparsePlan) {
-    let log_q = |id: u32| f64::from(z[id as usize] / tau - lse);
-    let stored = || row.ids.iter().zip(row.probs).filter(|(_, p)| **p > 0.0);
+fn sparse_forward_kl(z: &mut [f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (f32, SparsePlan) {
+    let logits: Vec<f32> = row.ids.iter().map(|&id| z[id as usize] / tau).collect();
     let mass: f64 = row.probs.iter().map(|&p| f64::from(p)).sum();
-    let cross: f64 = stored().map(|(&id, &p)| -f64::from(p) * log_q(id)).sum();
-    let negentropy: f64 = stored().map(|(_, &p)| f64::from(p) * f64::from(p).ln()).sum();
-    let rest = (1.0 - mass).max(0.0);
+    let kept = row.probs.iter().zip(&logits).filter(|(p, _)| **p > 0.0);
+    let cross: f64 = kept.map(|(&p, &v)| -f64::from(p) * f64::from(v - lse)).sum();
     let others = z.len() - row.ids.len();
+    // With every id stored, what is missing from one is rounding.
+    let rest = if others == 0 { 0.0 } else { (1.0 - mass).max(0.0) };
     let xlogx = |p: f64| if p > 0.0 { p * p.ln() } else { 0.0 };
+    let negentropy: f64 = row.probs.iter().map(|&p| xlogx(f64::from(p))).sum();
     let (kl, plan) = match row.tail {
         TailMode::None => {
             let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
@@ -168,21 +169,21 @@ fn sparse_forward_kl(z: &[f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (
             (cross + negentropy, plan)
         }
         TailMode::Bucket => {
-            let inside: f64 = row.ids.iter().map(|&id| log_q(id).exp()).sum();
-            let q_tail = (1.0 - inside).max(f64::from(f32::MIN_POSITIVE));
+            // The floor keeps rest / q_tail finite in f32; there the loss stops growing.
+            let q_tail = log_q_outside(z, row.ids, lse, tau).exp().max(1e-30);
             let total = mass + rest;
             let outside = total - if rest > 0.0 { rest / q_tail } else { 0.0 };
             let plan = SparsePlan { mass: total as f32, outside: outside as f32, spread: 0.0 };
-            (cross + negentropy + xlogx(rest) - rest * q_tail.ln(), plan)
+            (cross + negentropy + xlogx(rest) - if rest > 0.0 { rest * q_tail.ln() } else { 0.0 }, plan)
         }
-        TailMode::Uniform if others == 0 || rest == 0.0 => {
+        TailMode::Uniform if rest == 0.0 => {
             let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
             (cross + negentropy, plan)
         }
         TailMode::Uniform => {
             let each = rest / others as f64;
             let all: f64 = z.iter().map(|&v| f64::from(v / tau)).sum();
-            let inside: f64 = row.ids.iter().map(|&id| f64::from(z[id as usize] / tau)).sum();
+            let inside: f64 = logits.iter().map(|&v| f64::from(v)).sum();
             let log_q_others = all - inside - others as f64 * f64::from(lse);
             let plan =
                 SparsePlan { mass: (mass + rest) as f32, outside: (mass + rest) as f32, spread: each as f32 };
@@ -190,6 +191,16 @@ fn sparse_forward_kl(z: &[f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (
         }
     };
     ((kl * f64::from(tau * tau)) as f32, plan)
+}
+
+/// log of the student's mass outside `ids`, summed there and not by subtraction from one, which
+/// would cancel where the mass is small.
+fn log_q_outside(z: &mut [f32], ids: &[u32], lse: f32, tau: f32) -> f64 {
+    let kept: Vec<f32> =
+        ids.iter().map(|&id| std::mem::replace(&mut z[id as usize], f32::NEG_INFINITY)).collect();
+    let outside = if ids.len() == z.len() { f32::NEG_INFINITY } else { log_sum_exp(z, 1.0 / tau) };
+    ids.iter().zip(kept).for_each(|(&id, v)| z[id as usize] = v);
+    f64::from(outside - lse)
 }
 
 fn gradient(
