@@ -1,0 +1,102 @@
+//! Gradients against finite differences of the loss, for each tensor along a random direction.
+//!
+//! The loss is computed in f32, so a difference quotient over a step h carries an error of about
+//! 1e-6 / h beside the h² of the method; with h near 1e-2 along unit directions both stay below the
+//! bound for gradients of the size that these models have.
+
+mod common;
+
+use common::{Tensors, config, documents, lively, slices};
+use stillroom_core::{CounterRng, SparseRow, Tail};
+use stillroom_formats::{DecoderConfig, Family};
+use stillroom_model::{Batch, Decoder, HeadLosses, HeadWeights, SparseBatch, Targets, TrainState};
+
+fn small(family: Family) -> DecoderConfig {
+    DecoderConfig {
+        vocab_size: 23,
+        hidden_size: 16,
+        intermediate_size: 20,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        attention_out_bias: family == Family::Llama,
+        mlp_bias: family == Family::Llama,
+        qkv_bias: family != Family::Qwen3,
+        ..config(family)
+    }
+}
+
+fn supervised(tail: Tail) -> (Batch, Targets) {
+    let documents = documents(&[9, 5], 23, 31);
+    let batch = Batch::from_documents(&slices(&documents));
+    let rows = vec![1, 2, 5, 7, 9, 12, 13];
+    let mut sparse = SparseBatch::new(tail);
+    let mut rng = CounterRng::new(&[32]);
+    for _ in &rows {
+        let first = rng.below(10) as u32;
+        let probs = if tail == Tail::None { vec![0.25, 0.75] } else { vec![0.3, 0.5] };
+        sparse.push(&SparseRow { ids: vec![first, first + 3], probs, teacher_entropy: 0.4 });
+    }
+    let hard_labels = rows.iter().map(|_| rng.below(23) as u32).collect();
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse) })
+}
+
+fn weighted(losses: &HeadLosses, w: &HeadWeights) -> f64 {
+    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
+    f64::from(w.scale)
+        * (f64::from(w.hard_label) * sum(&losses.hard_label)
+            + f64::from(w.forward_kl) * sum(&losses.forward_kl))
+}
+
+fn check(family: Family, tail: Tail, loss_temperature: f32) {
+    let w = HeadWeights { hard_label: 0.6, forward_kl: 0.4, loss_temperature, scale: 0.3 };
+    let decoder = lively(small(family), 1, 33);
+    let (batch, targets) = supervised(tail);
+    let whole = Tensors::of(decoder.tensors());
+    let (device, config) = (decoder.device().clone(), decoder.config().clone());
+    let loss_at = |name: &str, direction: &[f64], h: f64| {
+        let mut tensors = whole.clone();
+        let (_, data) = tensors.0.get_mut(name).unwrap();
+        data.iter_mut().zip(direction).for_each(|(v, d)| *v = (f64::from(*v) + h * d) as f32);
+        let moved = Decoder::load(device.clone(), config.clone(), &tensors).unwrap();
+        weighted(&moved.losses(&batch, &targets, loss_temperature), &w)
+    };
+    let mut state = TrainState::new(decoder);
+    state.accumulate(&batch, &targets, &w);
+    for (i, gradient) in state.gradients().enumerate() {
+        // Half along the gradient, so that there is something to see, half at random.
+        let norm = gradient.data.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let mut rng = CounterRng::new(&[34, i as u64]);
+        let n = (gradient.data.len() as f64).sqrt();
+        let direction: Vec<f64> =
+            gradient.data.iter().map(|&g| f64::from(g) / norm + rng.normal() / n).collect();
+        let h = 4e-3;
+        let quotient =
+            (loss_at(&gradient.name, &direction, h) - loss_at(&gradient.name, &direction, -h)) / (2.0 * h);
+        let analytic: f64 = gradient.data.iter().zip(&direction).map(|(&g, d)| f64::from(g) * d).sum();
+        let error = (quotient - analytic).abs();
+        let bound = 5e-3 * analytic.abs() + 3e-4;
+        assert!(error <= bound, "{family:?} {}: {quotient} by differences, {analytic}", gradient.name);
+    }
+}
+
+#[test]
+fn llama_with_biases() {
+    check(Family::Llama, Tail::None, 1.0);
+}
+
+#[test]
+fn qwen2_at_a_temperature() {
+    check(Family::Qwen2, Tail::Bucket, 2.0);
+}
+
+#[test]
+fn qwen3_with_a_uniform_tail() {
+    check(Family::Qwen3, Tail::Uniform, 1.0);
+}
+
+#[test]
+fn qwen3_with_a_dropped_tail_and_a_low_temperature() {
+    check(Family::Qwen3, Tail::Drop, 0.7);
+}

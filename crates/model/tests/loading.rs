@@ -1,0 +1,189 @@
+//! Weights in and out: what is refused, what is ignored, what is kept.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Tensors, Variant, bits, config, documents, lively, logits, slices};
+use stillroom_formats::Family;
+use stillroom_kernels::Device;
+use stillroom_model::{
+    AdamW, Batch, Decoder, GenerationRequest, HeadWeights, ModelError, SamplingParams, Targets, TrainState,
+};
+
+const HARD: HeadWeights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
+
+const OPT: AdamW =
+    AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
+
+fn load(decoder: &Decoder, tensors: &Tensors) -> Result<Decoder, ModelError> {
+    Decoder::load(decoder.device().clone(), decoder.config().clone(), tensors)
+}
+
+#[test]
+fn tensors_come_back_as_they_were_loaded() {
+    for name in common::VARIANTS {
+        let decoder = Variant::open(name, 1).decoder;
+        let golden = common::read_safetensors(&common::golden_dir(name).join("model.safetensors"));
+        let mut n = 0;
+        for tensor in decoder.tensors() {
+            assert_eq!(tensor.shape, golden[&tensor.name].shape, "{name}: {}", tensor.name);
+            assert_eq!(bits(&tensor.data), bits(&golden[&tensor.name].floats), "{name}: {}", tensor.name);
+            n += tensor.data.len() as u64;
+        }
+        assert_eq!(n, decoder.n_parameters(), "{name}");
+        assert_eq!(n, decoder.config().n_parameters(), "{name}");
+        assert_eq!(n, golden.values().map(|t| t.floats.len() as u64).sum::<u64>(), "{name}");
+    }
+}
+
+#[test]
+fn a_missing_an_extra_and_a_misshapen_tensor_are_named() {
+    let decoder = lively(config(Family::Qwen2), 1, 1);
+    let whole = Tensors::of(decoder.tensors());
+    assert_eq!(load(&decoder, &whole).unwrap().digest(), decoder.digest());
+
+    let name = "model.layers.1.self_attn.k_proj.bias";
+    let mut tensors = whole.clone();
+    tensors.0.remove(name);
+    assert!(matches!(load(&decoder, &tensors), Err(ModelError::MissingTensor { name: n }) if n == name));
+
+    let mut tensors = whole.clone();
+    tensors.0.insert("model.layers.9.mlp.up_proj.weight".into(), (vec![1], vec![0.0]));
+    let error = load(&decoder, &tensors).unwrap_err();
+    assert!(matches!(&error, ModelError::UnexpectedTensor { name } if name.contains("layers.9")));
+
+    let mut tensors = whole.clone();
+    let (shape, _) = tensors.0.get_mut("model.layers.0.self_attn.v_proj.weight").unwrap();
+    shape.reverse();
+    let error = load(&decoder, &tensors).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensor `model.layers.0.self_attn.v_proj.weight` has shape [72, 24], expected [24, 72]"
+    );
+
+    let mut tensors = whole.clone();
+    tensors.0.get_mut("model.norm.weight").unwrap().1[5] = f32::NAN;
+    assert!(matches!(load(&decoder, &tensors), Err(ModelError::TensorNotFinite { index: 5, .. })));
+}
+
+#[test]
+fn rotary_tables_and_a_copy_of_a_tied_head_are_ignored() {
+    let decoder = lively(config(Family::Llama), 1, 2);
+    let mut tensors = Tensors::of(decoder.tensors());
+    tensors.0.insert("lm_head.weight".into(), tensors.0["model.embed_tokens.weight"].clone());
+    tensors.0.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (vec![1], vec![1.0]));
+    assert_eq!(load(&decoder, &tensors).unwrap().digest(), decoder.digest());
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let refused = |change: &dyn Fn(&mut stillroom_formats::DecoderConfig)| {
+        let mut config = config(Family::Llama);
+        change(&mut config);
+        match Decoder::check_config(&config) {
+            Err(ModelError::Config { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused(&|c| c.head_dim = 7), "head_dim");
+    assert_eq!(refused(&|c| c.num_key_value_heads = 4), "num_attention_heads");
+    assert_eq!(refused(&|c| c.vocab_size = 0), "vocab_size");
+    assert_eq!(refused(&|c| c.num_hidden_layers = 100_000), "num_hidden_layers");
+    assert_eq!(refused(&|c| c.intermediate_size = 1 << 31), "hidden_size");
+    assert_eq!(refused(&|c| c.hidden_size = usize::MAX), "hidden_size");
+}
+
+#[test]
+fn kept_layers_are_those_chosen() {
+    let decoder = lively(config(Family::Qwen3), 1, 3);
+    let pruned = decoder.keep_layers(&[0, 2]).unwrap();
+    assert_eq!(pruned.config().num_hidden_layers, 2);
+    let (old, new) = (Tensors::of(decoder.tensors()), Tensors::of(pruned.tensors()));
+    for (name, tensor) in &new.0 {
+        assert_eq!(tensor, &old.0[&name.replace("layers.1.", "layers.2.")], "{name}");
+    }
+    let same = decoder.keep_layers(&[0, 1, 2]).unwrap();
+    assert_eq!(same.digest(), decoder.digest());
+    assert!(matches!(decoder.keep_layers(&[]), Err(ModelError::NoLayers)));
+    assert!(matches!(decoder.keep_layers(&[3]), Err(ModelError::NoSuchLayer { layer: 3, n_layers: 3 })));
+}
+
+#[test]
+fn a_random_decoder_depends_on_its_seed_only() {
+    let random = |threads, seed| Decoder::random(Arc::new(Device::cpu(threads)), config(Family::Qwen3), seed);
+    assert_eq!(random(1, 7).digest(), random(3, 7).digest());
+    assert_ne!(random(1, 7).digest(), random(1, 8).digest());
+    for tensor in random(1, 7).tensors() {
+        let n = tensor.data.len() as f64;
+        let mean = tensor.data.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let std = (tensor.data.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let expected = if tensor.name.contains("norm") {
+            assert!(tensor.data.iter().all(|&v| v == 1.0));
+            continue;
+        } else if tensor.name.contains("o_proj") || tensor.name.contains("down_proj") {
+            0.02 / 6.0f64.sqrt()
+        } else {
+            0.02
+        };
+        assert!((std / expected - 1.0).abs() < 5.0 / (2.0 * n).sqrt(), "{}: {std}", tensor.name);
+        assert!(mean.abs() < 5.0 * expected / n.sqrt(), "{}: {mean}", tensor.name);
+    }
+}
+
+#[test]
+fn a_clone_is_its_own() {
+    let decoder = lively(config(Family::Llama), 1, 4);
+    let documents = documents(&[9], 211, 1);
+    let batch = Batch::from_documents(&slices(&documents));
+    let before = logits(&decoder, &batch);
+    let mut state = TrainState::new(decoder.clone());
+    let targets = Targets { rows: vec![3], hard_labels: vec![1], sparse: None };
+    state.accumulate(&batch, &targets, &HARD);
+    let report = state.step(&AdamW { max_grad_norm: 0.0, ..OPT });
+    assert!(!report.clipped && report.grad_norm > 0.0);
+    assert_ne!(state.decoder().digest(), decoder.digest());
+    assert_eq!(bits(&logits(&decoder, &batch)), bits(&before));
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_no_weight() {
+    let decoder = lively(config(Family::Llama), 1, 4);
+    let digest = decoder.digest();
+    let documents = documents(&[9], 211, 1);
+    let batch = Batch::from_documents(&slices(&documents));
+    let targets = Targets { rows: vec![3], hard_labels: vec![1], sparse: None };
+    let mut state = TrainState::new(decoder);
+    state.accumulate(&batch, &targets, &HeadWeights { scale: f32::INFINITY, ..HARD });
+    let report = state.step(&OPT);
+    assert!(!report.grad_norm.is_finite() && !report.clipped);
+    assert_eq!((state.n_steps(), state.decoder().digest()), (0, digest));
+    assert!(state.gradients().all(|g| g.data.iter().all(|&v| v == 0.0)), "gradients start anew");
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_refused() {
+    let decoder = lively(config(Family::Llama), 1, 5);
+    let sampling =
+        SamplingParams { max_tokens: 500, temperature: 0.0, top_p: 1.0, seed: 0, stop_token_ids: vec![] };
+    let request = |prompt_ids: Vec<u32>| GenerationRequest { prompt_ids, key: 0, sample: 0 };
+    let run = |prompt_ids: Vec<u32>, sampling: &SamplingParams| {
+        let mut length = 0;
+        decoder
+            .generate(&[request(prompt_ids)], sampling, 4, &mut |_, g| length = g.token_ids.len())
+            .map(|()| length)
+    };
+    assert!(matches!(run(vec![], &sampling), Err(ModelError::EmptyPrompt { request: 0 })));
+    assert!(matches!(run(vec![1; 129], &sampling), Err(ModelError::PromptTooLong { n_tokens: 129, .. })));
+    let outside = run(vec![1, 211], &sampling);
+    assert!(matches!(outside, Err(ModelError::TokenOutOfRange { id: 211, position: 1, .. })));
+    for (temperature, top_p) in [(-1.0, 1.0), (f32::NAN, 1.0), (1.0, 0.0), (1.0, 1.5)] {
+        let sampling = SamplingParams { temperature, top_p, ..sampling.clone() };
+        assert!(matches!(run(vec![1], &sampling), Err(ModelError::Sampling { .. })));
+    }
+    // The context of 128 ends a sequence; a full prompt leaves room for one token.
+    assert_eq!(run(vec![1; 100], &sampling).unwrap(), 28);
+    assert_eq!(run(vec![1; 128], &sampling).unwrap(), 1);
+    assert_eq!(run(vec![1], &SamplingParams { max_tokens: 0, ..sampling.clone() }).unwrap(), 0);
+    assert!(decoder.generate(&[], &sampling, 4, &mut |_, _| ()).is_ok());
+}
