@@ -16,6 +16,12 @@ const DEPTH_MAX: usize = 16;
 /// Bytes asked of the operating system at once.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// Whether a name says that its file or directory is under construction: ours begin with `.partial-`,
+/// those of the format writers are `.NAME.PID.partial`.
+fn is_partial(name: &str) -> bool {
+    name.starts_with(PARTIAL_PREFIX) || (name.starts_with('.') && name.ends_with(".partial"))
+}
+
 /// Asks for leave to change something on disk; only tests ever refuse.
 fn gate() -> io::Result<()> {
     #[cfg(test)]
@@ -129,7 +135,8 @@ fn build_and_rename<T, E: From<StoreError>>(
     }
     sync_parent(path)?;
     if replaces {
-        gate().and_then(|()| fs::remove_dir_all(&old)).map_err(StoreError::io("remove", &old))?;
+        // The new directory is in place; what cannot be removed now is swept by `remove_partials`.
+        let _ = gate().and_then(|()| fs::remove_dir_all(&old));
     }
     Ok(value)
 }
@@ -147,8 +154,20 @@ pub fn create_dir_durable(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes what crashed commits left in `dir` (names beginning with `.partial-`), in it and in the
-/// directories below it. Only for the one who holds the directory's lock.
+/// Removes a directory with all that is in it, under a temporary name, so that a crash never leaves
+/// half of it under its own. Nothing there is no error.
+pub fn remove_dir(path: &Path) -> Result<()> {
+    let old = partial_name(path)?;
+    match gate().and_then(|()| fs::rename(path, &old)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(StoreError::io("remove", path))?,
+    }
+    sync_parent(path)?;
+    gate().and_then(|()| fs::remove_dir_all(&old)).map_err(StoreError::io("remove", &old))
+}
+
+/// Removes what crashed commits left in `dir` and in the directories below it: `.partial-…` and
+/// `.….partial`. Only for the one who holds the directory's lock.
 pub fn remove_partials(dir: &Path) -> Result<u64> {
     sweep(dir, DEPTH_MAX)
 }
@@ -156,7 +175,7 @@ pub fn remove_partials(dir: &Path) -> Result<u64> {
 fn sweep(dir: &Path, depth: usize) -> Result<u64> {
     let mut removed = 0;
     for (path, is_dir) in entries(dir)? {
-        let partial = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PARTIAL_PREFIX));
+        let partial = path.file_name().is_some_and(|n| is_partial(&n.to_string_lossy()));
         let outcome = match (partial, is_dir) {
             (true, true) => gate().and_then(|()| fs::remove_dir_all(&path)),
             (true, false) => remove_file(&path),
@@ -211,7 +230,7 @@ pub(crate) fn files_below(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 fn collect(dir: &Path, prefix: &str, depth: usize, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
     for (path, is_dir) in entries(dir)? {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with(PARTIAL_PREFIX) {
+        if is_partial(&name) {
             continue;
         }
         let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
@@ -405,6 +424,27 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(dir_text(&path).as_deref(), Some("old"));
         assert_eq!(names(temp.path()), ["release"]);
+    }
+
+    #[test]
+    fn a_directory_is_removed_whole() {
+        for n in 0.. {
+            let temp = tempfile::tempdir().unwrap();
+            let path = temp.path().join("step-000100");
+            atomic_dir(&path, |dir| build(dir, "old")).unwrap();
+            fs::write(temp.path().join(".model.safetensors.77.partial"), b"half").unwrap();
+            faults::arm(n, Fault::Kill);
+            let outcome = remove_dir(&path);
+            faults::disarm();
+            let _ = dir_text(&path);
+            if outcome.is_ok() {
+                assert!(!path.exists() && n == 3);
+                break;
+            }
+            remove_partials(temp.path()).unwrap();
+            assert!(names(temp.path()).len() <= 1);
+        }
+        remove_dir(Path::new("/nowhere/at/all")).unwrap();
     }
 
     #[test]

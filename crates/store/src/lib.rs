@@ -15,7 +15,8 @@ mod run_dir;
 mod stages;
 
 pub use disk::{
-    atomic_dir, atomic_write, atomic_write_with, create_dir_durable, digest_file, remove_partials, sync_dir,
+    atomic_dir, atomic_write, atomic_write_with, create_dir_durable, digest_file, remove_dir,
+    remove_partials, sync_dir,
 };
 pub use error::StoreError;
 pub use events::{EVENT_BYTES_MAX, EventLog, EventReader};
