@@ -26,4 +26,4 @@ pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use train::{AdamW, StepReport, TrainState};
 
-pub use stillroom_kernels::{HeadLosses, HeadWeights, Segment};
+pub use stillroom_kernels::{Device, HeadLosses, HeadWeights, Segment};
