@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::DecoderConfig;
 use crate::error::{FormatError, Result};
-use crate::hf_dir;
+use crate::{gguf, hf_dir};
 use crate::tensors::TensorSource;
 use crate::tokenizer::Tokenizer;
 
@@ -26,6 +26,8 @@ impl ModelFiles {
         let metadata = std::fs::metadata(path).map_err(FormatError::io("open", path))?;
         if metadata.is_dir() {
             hf_dir::open(path)
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            gguf::open(path)
         } else {
             Err(FormatError::NotAModel { path: path.to_owned() })
         }

@@ -13,6 +13,7 @@ use crate::error::{FormatError, Result};
 
 mod byte_level;
 mod escape;
+mod gguf;
 
 use byte_level::Spelling;
 use escape::Literals;
