@@ -18,8 +18,10 @@ mod peak;
 mod pool;
 pub mod reference;
 mod rows;
+mod soften;
 
 pub use cpu::cpu_features;
 pub use device::{AttentionShape, Buf, Device, KvCache, PackedWeight, RopeScaling, RopeTable, Segment};
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use reference::AdamWStep;
+pub use soften::{SUM_BLOCK, Softened, log_sum_exp, soften};

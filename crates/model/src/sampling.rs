@@ -1,90 +1,94 @@
-//! From one row of logits to a token, to draws, to the most probable ids. Sums are f64, in order of id.
+//! From one row of logits to a token, to draws, to the most probable ids.
 
 use stillroom_core::{CounterRng, SparseRow};
+use stillroom_kernels::{SUM_BLOCK, Softened, log_sum_exp, soften};
 
 use crate::generate::SamplingParams;
 
-/// Σe and entropy of p = e/Σe, where a row of logits has become e = exp((z − max z)/τ).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Softened {
-    pub(crate) sum: f64,
-    /// −Σ p·log p in nats.
-    pub(crate) entropy: f64,
-}
-
-/// Turns logits z into exp((z − max z)/τ) in place.
-pub(crate) fn soften(z: &mut [f32], temperature: f32) -> Softened {
-    let top = maximum(z);
-    let (mut sum, mut weighted) = (0.0f64, 0.0f64);
-    for value in z.iter_mut() {
-        let log = (*value - top) / temperature;
-        let e = log.exp();
-        *value = e;
-        sum += f64::from(e);
-        if e > 0.0 {
-            weighted += f64::from(e) * f64::from(log);
-        }
-    }
-    Softened { sum, entropy: (sum.ln() - weighted / sum).max(0.0) }
-}
-
-fn maximum(z: &[f32]) -> f32 {
-    z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
-}
-
-/// The next token and its log-probability under the model (temperature 1, nothing cut off).
-/// The log-probability is NaN where logits are not finite.
+/// The next token and its log-probability under the model (temperature 1, nothing cut off), which is
+/// not finite where a logit is NaN or +∞.
 pub(crate) fn pick(z: &mut [f32], sampling: &SamplingParams, rng: &mut CounterRng) -> (u32, f32) {
-    let top = maximum(z);
-    let sum: f64 = z.iter().map(|&v| f64::from((v - top).exp())).sum();
-    let logprob = |logit: f32| (f64::from(logit) - f64::from(top) - sum.ln()) as f32;
-    if !top.is_finite() || !sum.is_finite() {
+    let lse = log_sum_exp(z);
+    if !lse.is_finite() {
         return (0, f32::NAN);
     }
     if sampling.temperature == 0.0 {
-        let id = z.iter().position(|&v| v == top).unwrap_or(0);
-        return (id as u32, logprob(top));
+        let (id, top) = first_maximum(z);
+        return (id as u32, top - lse);
     }
     let logits = z.to_vec();
     let softened = soften(z, sampling.temperature);
     let id = if sampling.top_p < 1.0 {
         draw_from_nucleus(z, softened.sum, f64::from(sampling.top_p), rng.uniform())
     } else {
-        let candidates = z.iter().enumerate().map(|(id, &e)| (id as u32, e));
-        draw(candidates, rng.uniform() * softened.sum)
+        let mut walk = Walk::new(z, &softened);
+        walk.find(rng.uniform() * softened.sum) as u32
     };
-    (id, logprob(logits[id as usize]))
+    (id, logits[id as usize] - lse)
 }
 
-/// The first id at which the running sum exceeds `target`; the last with any weight where rounding
-/// leaves none.
-fn draw(candidates: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
-    let (mut sum, mut last) = (0.0f64, 0);
-    for (id, e) in candidates.filter(|(_, e)| *e > 0.0) {
-        sum += f64::from(e);
-        last = id;
-        if sum > target {
-            break;
-        }
+fn first_maximum(z: &[f32]) -> (usize, f32) {
+    z.iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (id, &v)| if v > best.1 { (id, v) } else { best })
+}
+
+/// Finds ids by the running sum of their weights; targets come in ascending order.
+struct Walk<'a> {
+    e: &'a [f32],
+    block_sums: &'a [f64],
+    block: usize,
+    /// Mass of the blocks before.
+    before: f64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(e: &'a [f32], softened: &'a Softened) -> Walk<'a> {
+        Walk { e, block_sums: &softened.block_sums, block: 0, before: 0.0 }
     }
-    last
+
+    /// The first id at which the running sum exceeds `target`; where rounding leaves none, the last one
+    /// with any weight.
+    fn find(&mut self, target: f64) -> usize {
+        while self.block + 1 < self.block_sums.len() && self.before + self.block_sums[self.block] <= target {
+            self.before += self.block_sums[self.block];
+            self.block += 1;
+        }
+        let start = self.block * SUM_BLOCK;
+        let block = &self.e[start..self.e.len().min(start + SUM_BLOCK)];
+        let (mut sum, mut last) = (self.before, None);
+        for (k, &e) in block.iter().enumerate().filter(|(_, e)| **e > 0.0) {
+            sum += f64::from(e);
+            last = Some(start + k);
+            if sum > target {
+                break;
+            }
+        }
+        last.or_else(|| self.e[..start].iter().rposition(|&e| e > 0.0)).unwrap_or(0)
+    }
 }
 
 /// Draws from the smallest set of most probable tokens with at least `top_p` of the mass; among equals
 /// lower ids come first. Source: Holtzman et al. 2020, section 3.1.
 fn draw_from_nucleus(e: &[f32], sum: f64, top_p: f64, uniform: f64) -> u32 {
     // Tokens below this share hold less than 1 − top_p together, so the set closes before them.
-    let floor = sum * (1.0 - top_p) / e.len() as f64;
-    let mut candidates: Vec<(u32, f32)> =
-        e.iter().enumerate().filter(|(_, e)| f64::from(**e) >= floor).map(|(i, &e)| (i as u32, e)).collect();
+    let floor = (sum * (1.0 - top_p) / e.len() as f64) as f32;
+    let above = e.iter().enumerate().filter(|(_, e)| **e >= floor);
+    let mut candidates: Vec<(u32, f32)> = above.map(|(id, &e)| (id as u32, e)).collect();
     candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let mut mass = 0.0f64;
-    let n = candidates.iter().position(|(_, e)| {
+    let closing = candidates.iter().position(|(_, e)| {
         mass += f64::from(*e);
         mass >= top_p * sum
     });
-    candidates.truncate(n.map_or(candidates.len(), |n| n + 1));
-    draw(candidates.iter().copied(), uniform * mass)
+    candidates.truncate(closing.map_or(candidates.len(), |n| n + 1));
+    let target = uniform * mass;
+    let mut running = 0.0f64;
+    let found = candidates.iter().find(|(_, e)| {
+        running += f64::from(*e);
+        running > target
+    });
+    found.or(candidates.last()).map_or(0, |(id, _)| *id)
 }
 
 /// `n` draws from softmax(z/τ), as unique ids with count/n, and the exact entropy.
@@ -92,36 +96,20 @@ pub(crate) fn draw_targets(z: &mut [f32], n: u32, temperature: f32, rng: &mut Co
     let softened = soften(z, temperature);
     let mut targets: Vec<f64> = (0..n).map(|_| rng.uniform() * softened.sum).collect();
     targets.sort_unstable_by(f64::total_cmp);
-    let mut row = SparseRow { ids: vec![], probs: vec![], teacher_entropy: softened.entropy as f32 };
-    let (mut sum, mut drawn) = (0.0f64, 0usize);
-    let push = |row: &mut SparseRow, id: usize, count: usize| {
-        row.ids.push(id as u32);
-        row.probs.push(count as f32 / n as f32);
-    };
-    let mut last = None;
-    for (id, &e) in z.iter().enumerate().filter(|(_, e)| **e > 0.0) {
-        sum += f64::from(e);
-        last = Some(id);
-        let count = targets[drawn..].iter().take_while(|&&target| target < sum).count();
-        if count > 0 {
-            push(&mut row, id, count);
-            drawn += count;
-        }
-        if drawn == targets.len() {
-            return row;
+    let mut walk = Walk::new(z, &softened);
+    let mut counts: Vec<(usize, u32)> = Vec::new();
+    for target in targets {
+        let id = walk.find(target);
+        match counts.last_mut() {
+            Some((last, count)) if *last == id => *count += 1,
+            _ => counts.push((id, 1)),
         }
     }
-    // Rounding put draws at the very end of the mass.
-    let left = targets.len() - drawn;
-    match (last, row.ids.last()) {
-        (Some(id), Some(&at)) if at as usize == id => {
-            let before = row.probs.pop().unwrap_or(0.0) * n as f32;
-            row.probs.push((before + left as f32) / n as f32);
-        }
-        (Some(id), _) if left > 0 => push(&mut row, id, left),
-        _ => {}
+    SparseRow {
+        ids: counts.iter().map(|(id, _)| *id as u32).collect(),
+        probs: counts.iter().map(|(_, count)| *count as f32 / n as f32).collect(),
+        teacher_entropy: softened.entropy as f32,
     }
-    row
 }
 
 /// The `k` most probable ids of softmax(z/τ) with their exact probabilities, ids ascending; among
@@ -215,6 +203,21 @@ mod tests {
         for (mean, p) in mean.iter().zip(&p) {
             assert!((mean - p).abs() < 4.5 * (p * (1.0 - p) / 20_000.0).sqrt() + 1e-5);
         }
+    }
+
+    #[test]
+    fn a_wide_row_is_walked_to_its_end() {
+        // Weight in the first, a middle and the last block only; the rest is impossible.
+        let mut z = vec![f32::NEG_INFINITY; 1000];
+        [3, 500, 999].into_iter().for_each(|id| z[id] = 0.0);
+        let row = draw_targets(&mut z.clone(), 300, 1.0, &mut CounterRng::new(&[1]));
+        assert_eq!(row.ids, [3, 500, 999]);
+        assert!(row.probs.iter().all(|p| (p - 1.0 / 3.0).abs() < 0.15), "{row:?}");
+        let softened = soften(&mut z, 1.0);
+        assert_eq!(Walk::new(&z, &softened).find(f64::INFINITY), 999);
+        z[999] = 0.0;
+        let softened = Softened { block_sums: vec![1.0, 1.0, 0.0, 0.0], ..softened };
+        assert_eq!(Walk::new(&z, &softened).find(2.0), 500, "nothing in the last block");
     }
 
     #[test]

@@ -1,0 +1,113 @@
+//! One row of logits as a distribution to draw from.
+
+use crate::cpu::multiversion;
+use crate::math::exp;
+use crate::rows;
+
+/// Numbers whose sum [`Softened`] keeps together.
+pub const SUM_BLOCK: usize = 256;
+const LANES: usize = 8;
+
+/// What is known of p = e / Σe, where a row of logits has become e = exp((z − max z)/τ).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Softened {
+    /// Σe of each [`SUM_BLOCK`] ids, in f64.
+    pub block_sums: Vec<f64>,
+    /// Their sum in ascending order.
+    pub sum: f64,
+    /// −Σ p·log p in nats.
+    pub entropy: f64,
+}
+
+/// Turns logits into exp((z − max z)/τ) in place. Sums are f64, in fixed order.
+pub fn soften(z: &mut [f32], temperature: f32) -> Softened {
+    let top = maximum(z);
+    let mut block_sums = Vec::with_capacity(z.len().div_ceil(SUM_BLOCK));
+    let mut weighted = 0.0f64;
+    for block in z.chunks_mut(SUM_BLOCK) {
+        let (sum, dot) = soften_block(block, top, 1.0 / temperature);
+        block_sums.push(sum);
+        weighted += dot;
+    }
+    let sum: f64 = block_sums.iter().sum();
+    Softened { block_sums, sum, entropy: (sum.ln() - weighted / sum).max(0.0) }
+}
+
+/// log Σ eᶻ as the divergence head computes it; not finite where a logit is NaN or +∞.
+pub fn log_sum_exp(z: &[f32]) -> f32 {
+    rows::log_sum_exp(z, 1.0)
+}
+
+multiversion! {
+    /// e in place; Σe and Σe·log e.
+    fn soften_block(z: &mut [f32], top: f32, scale: f32) -> (f64, f64) {
+        let (mut sums, mut dots) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut whole = z.chunks_exact_mut(LANES);
+        for piece in &mut whole {
+            for k in 0..LANES {
+                let log = (piece[k] - top) * scale;
+                let e = exp(log);
+                piece[k] = e;
+                sums[k] += f64::from(e);
+                dots[k] += if e > 0.0 { f64::from(e) * f64::from(log) } else { 0.0 };
+            }
+        }
+        for (k, v) in whole.into_remainder().iter_mut().enumerate() {
+            let log = (*v - top) * scale;
+            *v = exp(log);
+            sums[k] += f64::from(*v);
+            dots[k] += if *v > 0.0 { f64::from(*v) * f64::from(log) } else { 0.0 };
+        }
+        (sums.iter().sum(), dots.iter().sum())
+    }
+}
+
+multiversion! {
+    fn maximum(z: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let whole = z.chunks_exact(LANES);
+        let rest = whole.remainder();
+        for piece in whole {
+            for k in 0..LANES {
+                lanes[k] = lanes[k].max(piece[k]);
+            }
+        }
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &v| top.max(v))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_and_entropy_are_those_of_f64_arithmetic() {
+        for n in [1, 7, 8, 255, 256, 257, 1000] {
+            let logits: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.1).collect();
+            for temperature in [0.5, 1.0, 2.0] {
+                let mut e = logits.clone();
+                let found = soften(&mut e, temperature);
+                let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+                let logs = logits.iter().map(|&z| f64::from(z - top) / f64::from(temperature));
+                let exact: Vec<f64> = logs.map(f64::exp).collect();
+                let sum: f64 = exact.iter().sum();
+                let entropy: f64 = exact.iter().map(|e| -(e / sum) * (e / sum).ln()).sum();
+                assert!((found.sum / sum - 1.0).abs() < 1e-6);
+                assert!((found.entropy - entropy).abs() < 1e-5, "{} {entropy}", found.entropy);
+                assert!(e.iter().zip(&exact).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
+                let blocks = e.chunks(SUM_BLOCK).map(|b| b.iter().map(|&v| f64::from(v)).sum::<f64>());
+                assert!(blocks.zip(&found.block_sums).all(|(a, b)| (a - b).abs() < 1e-9));
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_ids_have_no_weight_and_no_entropy() {
+        let mut z = [0.0, f32::NEG_INFINITY, 0.0];
+        let found = soften(&mut z, 1.0);
+        assert_eq!(z, [1.0, 0.0, 1.0]);
+        assert!((found.entropy - 2.0f64.ln()).abs() < 1e-12);
+        assert!(!log_sum_exp(&[0.0, f32::NAN]).is_finite());
+        assert!(!log_sum_exp(&[0.0, f32::INFINITY]).is_finite());
+    }
+}
