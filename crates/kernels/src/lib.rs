@@ -10,6 +10,7 @@
 
 mod attention;
 mod cpu;
+mod dequantise;
 mod device;
 mod gemm;
 mod head;
@@ -21,6 +22,7 @@ mod rows;
 mod soften;
 
 pub use cpu::cpu_features;
+pub use dequantise::{BlockFormat, dequantise};
 pub use device::{AttentionShape, Buf, Device, KvCache, PackedWeight, RopeScaling, RopeTable, Segment};
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use reference::AdamWStep;
