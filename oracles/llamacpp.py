@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+RELEASE = "v0.5.0"
 GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
 
 
@@ -104,10 +105,9 @@ class Llama:
 
     def __init__(self, path, n_ctx=1024, threads=1, folder=None):
         folder = pathlib.Path(folder or default_dir())
-        (lib_path,) = sorted(folder.glob("libllama.v*.so")) or [None]
-        if lib_path is None:
-            raise FileNotFoundError(f"no libllama.v*.so in {folder}; see oracles/install.sh")
-        (ggml_path,) = sorted(folder.glob("libggml.v*.so"))
+        lib_path, ggml_path = folder / f"libllama.{RELEASE}.so", folder / f"libggml.{RELEASE}.so"
+        if not lib_path.exists():
+            raise FileNotFoundError(f"no {lib_path.name} in {folder}; see oracles/install.sh")
         ggml = C.CDLL(str(ggml_path), mode=C.RTLD_GLOBAL)
         self.lib = lib = C.CDLL(str(lib_path))
         self._declare(lib)
@@ -194,6 +194,9 @@ class Llama:
     def chat_template(self):
         text = self.lib.llama_model_chat_template(self.model, None)
         return text.decode() if text else None
+
+    def is_end(self, token):
+        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
     def clear(self):
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.ctx), True)
