@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::DecoderConfig;
 use crate::error::{FormatError, Result};
-use crate::{gguf, hf_dir};
 use crate::tensors::TensorSource;
 use crate::tokenizer::Tokenizer;
+use crate::{gguf, hf_dir};
 
 /// What a Hugging Face directory or a GGUF file holds.
 pub struct ModelFiles {

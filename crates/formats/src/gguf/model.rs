@@ -162,8 +162,10 @@ fn rope_scaling(gguf: &Gguf, bytes: &[u8], theta: f32, head_dim: usize) -> Resul
     let Some(info) = gguf.tensors.get(ROPE_FREQS) else { return Ok(RopeScaling::None) };
     let divisors: Vec<f32> =
         bytes[info.bytes.clone()].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    let unsupported =
-        || FormatError::Unsupported { what: "rope scaling", value: "divisors that are not Llama 3's".to_owned() };
+    let unsupported = || FormatError::Unsupported {
+        what: "rope scaling",
+        value: "divisors that are not Llama 3's".to_owned(),
+    };
     if divisors.len() != head_dim / 2 {
         return Err(unsupported());
     }
@@ -209,8 +211,7 @@ impl GgufTensors {
     }
 
     fn rows_differ(&self, name: &str) -> bool {
-        self.family == Family::Llama
-            && matches!(head_rows(name), Some(HeadRows::Query | HeadRows::KeyValue))
+        self.family == Family::Llama && matches!(head_rows(name), Some(HeadRows::Query | HeadRows::KeyValue))
     }
 }
 
@@ -224,7 +225,8 @@ impl TensorSource for GgufTensors {
         let info = self.names.get(name).and_then(|gguf| self.gguf.tensors.get(gguf)).ok_or_else(missing)?;
         // `Gguf::read` checked the range against these very bytes.
         let bytes = &self.bytes[info.bytes.clone()];
-        let view = TensorView { shape: info.shape.clone(), encoding: info.encoding, bytes: Cow::Borrowed(bytes) };
+        let view =
+            TensorView { shape: info.shape.clone(), encoding: info.encoding, bytes: Cow::Borrowed(bytes) };
         if !self.rows_differ(name) {
             return Ok(view);
         }

@@ -5,7 +5,9 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::model::{EOS_TOKEN_IDS, ROPE_CONTEXT, ROPE_HIGH, ROPE_LOW};
-use super::{ALIGNMENT_DEFAULT, HeadRows, MAGIC, ROPE_FREQS, Value, gguf_name, head_rows, hf_row, type_number};
+use super::{
+    ALIGNMENT_DEFAULT, HeadRows, MAGIC, ROPE_FREQS, Value, gguf_name, head_rows, hf_row, type_number,
+};
 use crate::config::{DecoderConfig, Family, RopeScaling, setting};
 use crate::encode::{Q8_0_BLOCK, encode};
 use crate::error::{FormatError, Result};
@@ -131,8 +133,9 @@ fn write_file<W: Write + Seek>(
         put_tensor(out, data_start, place, &divisors)?;
     }
     for NamedTensor { name, shape, mut data } in tensors {
-        let place =
-            missing.remove(name.as_str()).ok_or_else(|| FormatError::UnexpectedTensor { name: name.clone() })?;
+        let place = missing
+            .remove(name.as_str())
+            .ok_or_else(|| FormatError::UnexpectedTensor { name: name.clone() })?;
         check_shape(&name, &shape, &place.shape, data.len())?;
         if config.family == Family::Llama
             && let Some(HeadRows::Query | HeadRows::KeyValue) = head_rows(&name)

@@ -30,12 +30,10 @@ impl Tokenizer {
             return Err(FormatError::Unsupported { what: "GGUF tokenizer", value: model.to_owned() });
         }
         let pre = gguf.string("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
-        let (normalizer, pre_tokenizer, ignore_merges) = split_by_name(pre).ok_or_else(|| {
-            FormatError::Unsupported { what: "tokenizer.ggml.pre", value: pre.to_owned() }
-        })?;
-        let required = |key: &str| {
-            gguf.strings(key)?.ok_or_else(|| setting(key, "absent", "an array of strings"))
-        };
+        let (normalizer, pre_tokenizer, ignore_merges) = split_by_name(pre)
+            .ok_or_else(|| FormatError::Unsupported { what: "tokenizer.ggml.pre", value: pre.to_owned() })?;
+        let required =
+            |key: &str| gguf.strings(key)?.ok_or_else(|| setting(key, "absent", "an array of strings"));
         let tokens = required("tokenizer.ggml.tokens")?;
         let merges = required("tokenizer.ggml.merges")?;
         let types = gguf.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
