@@ -1,1 +1,31 @@
-//! Licence register and gate, release manifest and its verification.
+//! May I, and can I prove it: licence register and gate, release manifest and its verification.
+//!
+//! - [`decide`] answers whether a student may be made from given teachers, base and data, by the
+//!   [`Register`] of releases compiled into this program and by licence files read from disk.
+//! - [`Manifest`] lists the SHA-256 digests of everything a release was made from;
+//!   [`verify`] names the first file that differs, is missing or is extra.
+//!
+//! Nothing here is legal advice; the register says what was read, where and when.
+
+mod decision;
+mod error;
+mod gate;
+mod identity;
+mod licence_text;
+mod manifest;
+mod register;
+mod subject;
+mod verify;
+
+pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
+pub use error::{GovernanceError, ManifestFault, Result};
+pub use gate::{Declaration, Question, Use, decide, decide_by};
+pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
+pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify};
+pub use manifest::{
+    MANIFEST_BYTES_MAX, MANIFEST_PATH, Manifest, ModelRecord, PREDICATE_TYPE, Program, RunRecord,
+    STATEMENT_TYPE, SUBJECTS_MAX, Subject as ManifestSubject,
+};
+pub use register::{Condition, Grade, Grant, LicenceTerms, ROWS_MAX, Register, Row};
+pub use subject::{CARD_BYTES_MAX, ENTRIES_MAX, LICENCE_FILES_MAX, LicenceFile, ModelEvidence, Subject};
+pub use verify::{Difference, Differs, VerifyReport, verify};

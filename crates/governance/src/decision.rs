@@ -1,0 +1,234 @@
+//! What the gate answers: a verdict, the rules that led to it, and what to do.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use stillroom_core::Digest;
+
+use crate::error::{GovernanceError, Result};
+use crate::register::Grade;
+
+/// Said once, at the end of every rendering and in the JSON.
+pub const NOT_ADVICE: &str = "A draft for counsel, not legal advice.";
+
+/// The answer, ordered from open to shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Allow,
+    /// Allowed where every condition is accepted by name.
+    Conditional,
+    /// Nobody can say: no register row, evidence too weak, or evidence in conflict.
+    Unknown,
+    Deny,
+}
+
+impl Verdict {
+    /// The word used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Allow => "allow",
+            Verdict::Conditional => "conditional",
+            Verdict::Unknown => "unknown",
+            Verdict::Deny => "deny",
+        }
+    }
+}
+
+/// How a subject takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// What teaches, judges or rewrites.
+    Teacher,
+    /// What the teacher was built on.
+    TeacherBase,
+    /// The service that the teacher is reached through.
+    Route,
+    /// What the student starts from.
+    StudentBase,
+    /// What the student's base was built on.
+    StudentBaseBase,
+    /// What wrote or holds the data.
+    Data,
+}
+
+impl Part {
+    fn title(self) -> &'static str {
+        match self {
+            Part::Teacher => "teacher",
+            Part::TeacherBase => "base of the teacher",
+            Part::Route => "route to the teacher",
+            Part::StudentBase => "student base",
+            Part::StudentBaseBase => "base of the student base",
+            Part::Data => "data",
+        }
+    }
+}
+
+/// One statement that the verdict rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    pub role: Part,
+    /// The ID as it was given.
+    pub id: String,
+    /// The release of the register, or the ID where there is none.
+    pub release: String,
+    /// An SPDX expression, empty where nobody knows.
+    pub licence: String,
+    pub clause: String,
+    /// Where the clause can be read: an address, or a file with its SHA-256.
+    pub evidence: String,
+    pub grade: Grade,
+    /// How and when it was checked.
+    pub checked: String,
+    pub verdict: Verdict,
+    /// In plain words.
+    pub says: String,
+    /// Names of what it asks for.
+    pub obliges: Vec<String>,
+    /// Those of them that have to be accepted by name.
+    pub conditions: Vec<String>,
+}
+
+/// The gate's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    pub verdict: Verdict,
+    /// Whether the work may start: allowed, or every condition accepted, or overridden.
+    pub passes: bool,
+    pub rules: Vec<Rule>,
+    /// Every condition of every rule, by name.
+    pub conditions: Vec<String>,
+    /// Conditions that were accepted.
+    pub accepted: Vec<String>,
+    /// Conditions that still have to be accepted.
+    pub missing: Vec<String>,
+    /// Conditions that are visibly not met (`name-begins-with-llama` and a name that doesn't),
+    /// accepted or not.
+    pub violated: Vec<String>,
+    /// Accepted names that no rule asks for.
+    pub unused_acceptances: Vec<String>,
+    /// Union of what all rules ask for.
+    pub obliges: Vec<String>,
+    /// What each name in `obliges` means.
+    pub meanings: BTreeMap<String, String>,
+    pub what_to_do: Vec<String>,
+    /// The reason for which a closed gate was opened. It stays in the record.
+    #[serde(rename = "override")]
+    pub override_reason: Option<String>,
+    /// SHA-256 of the register that decided.
+    pub register: Digest,
+    pub notice: &'static str,
+}
+
+impl Decision {
+    /// Refuses where the gate is closed.
+    pub fn enforce(&self) -> Result<()> {
+        if self.passes { Ok(()) } else { Err(GovernanceError::Refused(Box::new(self.clone()))) }
+    }
+
+    /// The rules that decided, in one line.
+    pub fn headline(&self) -> String {
+        if self.verdict == Verdict::Conditional && !(self.missing.is_empty() && self.violated.is_empty()) {
+            let mut open: Vec<&str> = self.missing.iter().map(String::as_str).collect();
+            open.extend(
+                self.violated
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|name| !self.missing.iter().any(|m| m == name)),
+            );
+            return printable(&format!("conditional: {} not met", open.join(", ")));
+        }
+        match self.rules.iter().find(|rule| rule.verdict == self.verdict) {
+            Some(rule) if rule.clause.is_empty() => {
+                printable(&format!("{}: {}: {}", self.verdict.as_str(), rule.release, rule.says))
+            }
+            Some(rule) => printable(&format!(
+                "{}: {}, clause {}: {}",
+                self.verdict.as_str(),
+                rule.release,
+                rule.clause,
+                rule.says
+            )),
+            None => self.verdict.as_str().to_owned(),
+        }
+    }
+
+    /// As JSON, indented.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// For a person: the verdict, why, what it asks for, what to do.
+    pub fn render(&self) -> String {
+        let mut text = format!("Licence verdict: {}\n", self.verdict.as_str());
+        if let Some(reason) = &self.override_reason {
+            let _ = writeln!(text, "OVERRIDDEN by the recipe, and recorded so: {}", printable(reason));
+        }
+        text.push_str("\nWhy\n");
+        for rule in &self.rules {
+            let _ = writeln!(
+                text,
+                "  {}: {} ({})",
+                rule.role.title(),
+                printable(&rule.id),
+                printable(&rule.release)
+            );
+            let licence = if rule.licence.is_empty() { "not known" } else { &rule.licence };
+            let _ = writeln!(text, "    {}, licence {}", rule.verdict.as_str(), printable(licence));
+            let _ = writeln!(text, "    {}", printable(&rule.says));
+            if !rule.clause.is_empty() {
+                let _ = writeln!(text, "    clause: {}", printable(&rule.clause));
+            }
+            if !rule.evidence.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "    evidence: {} ({}: {})",
+                    printable(&rule.evidence),
+                    rule.grade.as_str(),
+                    printable(&rule.checked)
+                );
+            }
+        }
+        self.render_conditions(&mut text);
+        if !self.what_to_do.is_empty() {
+            text.push_str("\nWhat to do\n");
+            for step in &self.what_to_do {
+                let _ = writeln!(text, "  {}", printable(step));
+            }
+        }
+        let _ = writeln!(text, "\n{}", self.notice);
+        text
+    }
+
+    fn render_conditions(&self, text: &mut String) {
+        let means = |name: &String| printable(self.meanings.get(name).map_or("", String::as_str));
+        if !self.conditions.is_empty() {
+            text.push_str("\nConditions\n");
+        }
+        for name in &self.conditions {
+            let mark = if self.violated.contains(name) {
+                "not met"
+            } else if self.accepted.contains(name) {
+                "accepted"
+            } else {
+                "open"
+            };
+            let _ = writeln!(text, "  [{mark}] {name}: {}", means(name));
+        }
+        let rest: Vec<&String> = self.obliges.iter().filter(|name| !self.conditions.contains(name)).collect();
+        if !rest.is_empty() {
+            text.push_str("\nAlso to be kept\n");
+        }
+        for name in rest {
+            let _ = writeln!(text, "  {name}: {}", means(name));
+        }
+    }
+}
+
+/// Text from files and recipes without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,109 @@
+//! What can go wrong in this crate.
+
+use std::path::PathBuf;
+
+use stillroom_core::ErrorKind;
+use stillroom_store::StoreError;
+
+use crate::decision::{Decision, Verdict};
+
+/// Errors of the licence gate and of the manifest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GovernanceError {
+    /// The gate is closed: the decision says why.
+    #[error("licence gate: {}", .0.headline())]
+    Refused(Box<Decision>),
+    /// A condition that no licence in the register asks for.
+    #[error("no licence has a condition `{name}`")]
+    UnknownCondition { name: String, nearest: Option<String> },
+    /// A row of a register that cannot be right.
+    #[error("licence register, row {row}, column `{column}`: {cause}")]
+    Register { row: usize, column: &'static str, cause: String },
+    /// No manifest where one was expected.
+    #[error("{path}: no manifest here", path = path.display())]
+    NoManifest { path: PathBuf },
+    /// A manifest whose bytes cannot be read as one.
+    #[error("{path}: {cause}", path = path.display())]
+    Manifest { path: PathBuf, cause: ManifestFault },
+    /// A run directory without something that the manifest must name.
+    #[error("{path}: missing, and the manifest must name it", path = path.display())]
+    NothingToSeal { path: PathBuf },
+    /// Reading or writing failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The run directory's own errors.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a manifest is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestFault {
+    #[error("the manifest is {bytes} bytes, more than {bytes_max}")]
+    TooLarge { bytes: u64, bytes_max: u64 },
+    #[error("the manifest ends too early ({bytes} bytes): it is truncated")]
+    Truncated { bytes: usize },
+    #[error("not a manifest: {cause}")]
+    Malformed { cause: String },
+    #[error("unknown {field} `{found}`")]
+    UnknownType { field: &'static str, found: String },
+    #[error("{count} subjects, more than {count_max}")]
+    TooManySubjects { count: usize, count_max: usize },
+    #[error("it names no file")]
+    Empty,
+    #[error("subject `{name}` is not a plain path inside the run directory")]
+    UnsafeName { name: String },
+    #[error("subject `{name}` is out of order or named twice")]
+    OutOfOrder { name: String },
+    #[error("`{name}` has one digest in the subject list and another in the record, or none")]
+    Inconsistent { name: String },
+}
+
+impl GovernanceError {
+    /// What kind of failure this is; it decides the exit code.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            GovernanceError::Refused(_) => ErrorKind::Policy,
+            GovernanceError::UnknownCondition { .. } => ErrorKind::BadRecipe,
+            GovernanceError::Register { .. }
+            | GovernanceError::NoManifest { .. }
+            | GovernanceError::Manifest { .. }
+            | GovernanceError::NothingToSeal { .. } => ErrorKind::BadData,
+            GovernanceError::Io { .. } => ErrorKind::Io,
+            GovernanceError::Store(error) => error.kind(),
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn fix(&self) -> Option<String> {
+        match self {
+            GovernanceError::Refused(decision) => {
+                let steps = decision.what_to_do.join("; ");
+                (!steps.is_empty() && decision.verdict != Verdict::Allow).then_some(steps)
+            }
+            GovernanceError::UnknownCondition { nearest: Some(nearest), .. } => {
+                Some(format!("did you mean `{nearest}`?"))
+            }
+            GovernanceError::UnknownCondition { .. } => {
+                Some("`stillroom licence list` shows every condition".to_owned())
+            }
+            GovernanceError::NoManifest { .. } => Some(
+                "give a run directory that was released, or its release directory; `stillroom release` \
+                 writes the manifest"
+                    .to_owned(),
+            ),
+            GovernanceError::Manifest { .. } => {
+                Some("take the manifest from the place that the release came from".to_owned())
+            }
+            GovernanceError::Store(error) => error.fix(),
+            GovernanceError::Register { .. }
+            | GovernanceError::NothingToSeal { .. }
+            | GovernanceError::Io { .. } => None,
+        }
+    }
+}
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, GovernanceError>;

@@ -1,0 +1,282 @@
+//! Does a run directory, or a release on its own, still hold the bytes that its manifest names?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::Serialize;
+use stillroom_core::Digest;
+use stillroom_store::{digest_file, safe_join};
+
+use crate::error::{GovernanceError, ManifestFault, Result};
+use crate::manifest::{MANIFEST_PATH, Manifest, SIDECAR_PATH, SUBJECTS_MAX, is_about_itself, sidecar};
+
+/// How deep directories may nest.
+const DEPTH_MAX: usize = 32;
+/// Threads that digest files.
+const THREADS_MAX: usize = 8;
+/// What a release's paths begin with in the manifest of its run.
+const RELEASE: &str = "release/";
+
+/// One thing that is not as the manifest says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Path in the directory that was given.
+    pub name: String,
+    #[serde(flatten)]
+    pub differs: Differs,
+}
+
+/// In what way it differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "what", rename_all = "lowercase")]
+pub enum Differs {
+    /// Other bytes.
+    Changed { expected: Digest, found: Digest },
+    /// Named, and not there.
+    Missing,
+    /// There, and not named.
+    Extra,
+    /// A link, a directory or a device where a file should be.
+    Irregular,
+    /// The file beside the manifest that holds its digest is no such file.
+    Malformed,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name: String = self.name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        match self.differs {
+            Differs::Changed { expected, found } => {
+                write!(f, "`{name}` differs: SHA-256 {found}, the manifest says {expected}")
+            }
+            Differs::Missing => write!(f, "`{name}` is missing"),
+            Differs::Extra => write!(f, "`{name}` is not in the manifest"),
+            Differs::Irregular => write!(f, "`{name}` is a link or no file at all"),
+            Differs::Malformed => write!(f, "`{name}` does not hold the digest of the manifest"),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    pub intact: bool,
+    /// The manifest first, then by name.
+    pub differences: Vec<Difference>,
+    /// Files whose bytes were digested.
+    pub checked: usize,
+    /// Bytes that were digested.
+    pub bytes: u64,
+    /// Files of the run that a release on its own does not carry.
+    pub out_of_reach: Vec<String>,
+    /// SHA-256 of the manifest itself: what a signature would vouch for.
+    pub manifest: Digest,
+}
+
+impl VerifyReport {
+    /// The first thing that differs.
+    pub fn first(&self) -> Option<&Difference> {
+        self.differences.first()
+    }
+}
+
+/// Checks every file of a run directory, or of a release directory on its own, against its manifest.
+///
+/// Without a signature this finds accidents and careless changes: whoever can write the directory
+/// can also write a new manifest.
+pub fn verify(dir: &Path) -> Result<VerifyReport> {
+    let of_release = MANIFEST_PATH.strip_prefix(RELEASE).unwrap_or(MANIFEST_PATH);
+    let alone = dir.join(of_release).is_file();
+    let prefix = if alone { RELEASE } else { "" };
+    let path = dir.join(if alone { of_release } else { MANIFEST_PATH });
+    if !path.is_file() {
+        return Err(GovernanceError::NoManifest { path: dir.to_path_buf() });
+    }
+    let (manifest, digest) = Manifest::read(&path)?;
+    let local = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+    let mut differences = check_sidecar(dir, digest, &local)?;
+
+    let mut expected = BTreeMap::new();
+    let mut out_of_reach = Vec::new();
+    for subject in &manifest.subject {
+        match local(&subject.name) {
+            Some(name) => drop(expected.insert(name, subject.digest.sha256)),
+            None => out_of_reach.push(subject.name.clone()),
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (name, differs) in unnamed(dir, &manifest, alone, &expected)? {
+        found.insert(name, differs);
+    }
+    let mut readable = Vec::new();
+    for name in expected.keys() {
+        match kind_of(dir, name).map_err(|source| GovernanceError::Io { path: dir.join(name), source })? {
+            Some(FileKind::Regular) => readable.push(name.clone()),
+            Some(FileKind::Irregular) => drop(found.insert(name.clone(), Differs::Irregular)),
+            None => drop(found.insert(name.clone(), Differs::Missing)),
+        }
+    }
+    let digests = digest_all(dir, &readable)?;
+    let bytes = digests.iter().map(|(_, bytes)| bytes).sum();
+    for (name, (digest, _)) in readable.iter().zip(&digests) {
+        if expected[name] != *digest {
+            found.insert(name.clone(), Differs::Changed { expected: expected[name], found: *digest });
+        }
+    }
+    differences.extend(found.into_iter().map(|(name, differs)| Difference { name, differs }));
+    Ok(VerifyReport {
+        intact: differences.is_empty(),
+        differences,
+        checked: readable.len(),
+        bytes,
+        out_of_reach,
+        manifest: digest,
+    })
+}
+
+/// The manifest against the digest beside it.
+fn check_sidecar(
+    dir: &Path,
+    digest: Digest,
+    local: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Difference>> {
+    let (Some(own), Some(name)) = (local(MANIFEST_PATH), local(SIDECAR_PATH)) else { return Ok(Vec::new()) };
+    let path = dir.join(&name);
+    let io = |source| GovernanceError::Io { path: path.clone(), source };
+    let one = |name, differs| Ok(vec![Difference { name, differs }]);
+    match kind_of(dir, &name).map_err(io)? {
+        None => return one(name, Differs::Missing),
+        Some(FileKind::Irregular) => return one(name, Differs::Irregular),
+        Some(FileKind::Regular) => {}
+    }
+    let length = sidecar(digest).len() as u64;
+    if fs::metadata(&path).map_err(io)?.len() != length {
+        return one(name, Differs::Malformed);
+    }
+    let text = String::from_utf8(fs::read(&path).map_err(io)?).unwrap_or_default();
+    let stated = text.get(..64).and_then(|hex| Digest::try_from(hex.to_owned()).ok());
+    match stated {
+        Some(expected) if text != sidecar(expected) => one(name, Differs::Malformed),
+        Some(expected) if expected != digest => one(own, Differs::Changed { expected, found: digest }),
+        Some(_) => Ok(Vec::new()),
+        None => one(name, Differs::Malformed),
+    }
+}
+
+/// Files in sealed directories that the manifest does not name.
+fn unnamed(
+    dir: &Path,
+    manifest: &Manifest,
+    alone: bool,
+    expected: &BTreeMap<String, Digest>,
+) -> Result<Vec<(String, Differs)>> {
+    let roots: BTreeSet<&str> = if alone {
+        BTreeSet::from([""])
+    } else {
+        manifest.predicate.sealed.iter().map(String::as_str).collect()
+    };
+    let mut extra = Vec::new();
+    for root in roots {
+        for (name, kind) in list_files(dir, root)? {
+            let in_run = if alone { format!("{RELEASE}{name}") } else { name.clone() };
+            if is_about_itself(&in_run) && kind == FileKind::Regular || expected.contains_key(&name) {
+                continue;
+            }
+            extra.push((name, if kind == FileKind::Regular { Differs::Extra } else { Differs::Irregular }));
+        }
+    }
+    Ok(extra)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Regular,
+    Irregular,
+}
+
+/// What lies at a path; a link on the way to it makes it irregular.
+fn kind_of(root: &Path, name: &str) -> io::Result<Option<FileKind>> {
+    let Ok(path) = safe_join(root, name) else { return Ok(Some(FileKind::Irregular)) };
+    let mut at = root.to_path_buf();
+    let mut kind = None;
+    for component in path.strip_prefix(root).unwrap_or(&path).components() {
+        at.push(component);
+        kind = match fs::symlink_metadata(&at) {
+            Ok(metadata) if metadata.is_file() => Some(FileKind::Regular),
+            Ok(metadata) if metadata.is_dir() => Some(FileKind::Irregular),
+            Ok(_) => return Ok(Some(FileKind::Irregular)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(kind)
+}
+
+/// Every file below a directory, by its path from `root` with `/`, links not followed. An absent
+/// directory has none.
+pub(crate) fn list_files(root: &Path, dir: &str) -> Result<Vec<(String, FileKind)>> {
+    let mut files = Vec::new();
+    let top = if dir.is_empty() { root.to_path_buf() } else { root.join(dir) };
+    match fs::symlink_metadata(&top) {
+        Ok(metadata) if metadata.is_dir() || dir.is_empty() => walk(&top, dir, 0, &mut files)?,
+        Ok(_) => files.push((dir.to_owned(), FileKind::Irregular)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(GovernanceError::Io { path: top, source }),
+    }
+    Ok(files)
+}
+
+fn walk(dir: &Path, name: &str, depth: usize, files: &mut Vec<(String, FileKind)>) -> Result<()> {
+    let io = |source| GovernanceError::Io { path: dir.to_path_buf(), source };
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let own = entry.file_name().to_string_lossy().into_owned();
+        let name = if name.is_empty() { own } else { format!("{name}/{own}") };
+        let kind = entry.file_type().map_err(io)?;
+        if kind.is_dir() && depth < DEPTH_MAX {
+            walk(&entry.path(), &name, depth + 1, files)?;
+            continue;
+        }
+        // A name that is no UTF-8 can be in no manifest.
+        let plain = kind.is_file() && entry.file_name().to_str().is_some();
+        files.push((name, if plain { FileKind::Regular } else { FileKind::Irregular }));
+        if files.len() > SUBJECTS_MAX {
+            let cause = ManifestFault::TooManySubjects { count: files.len(), count_max: SUBJECTS_MAX };
+            return Err(GovernanceError::Manifest { path: dir.to_path_buf(), cause });
+        }
+    }
+    Ok(())
+}
+
+/// Digests and lengths of files, in the order of the names.
+pub(crate) fn digest_all(root: &Path, names: &[String]) -> Result<Vec<(Digest, u64)>> {
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(names.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = names.get(i) else { return done };
+            done.push((i, digest_file(&root.join(name))));
+        }
+    };
+    let mut all = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for worker in workers {
+            match worker.join() {
+                Ok(done) => all.extend(done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, digest)| Ok(digest?)).collect()
+}
