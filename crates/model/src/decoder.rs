@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use stillroom_core::{CounterRng, Digest, Digester};
-use stillroom_formats::{DecoderConfig, NamedTensor, TensorSource, TensorView};
-use stillroom_kernels::{AttentionShape, Buf, Device, PackedWeight, RopeScaling, RopeTable};
+use stillroom_formats::{DecoderConfig, Encoding, NamedTensor, TensorSource, TensorView};
+use stillroom_kernels::{
+    AttentionShape, BlockFormat, Buf, Device, PackedWeight, RopeScaling, RopeTable, dequantise,
+};
 
 use crate::error::ModelError;
 use crate::layout::{Init, Layout, TensorSlot, attention_shape};
@@ -360,12 +362,27 @@ pub(crate) fn read_tensor(
 }
 
 fn decode(name: &str, view: &TensorView<'_>, out: &mut [f32]) -> Result<(), ModelError> {
-    let expected = out.len() * 4;
-    if view.bytes.len() != expected {
+    let format = block_format(view.encoding);
+    let (block_len, block_bytes) = format.block();
+    let expected = (out.len() / block_len).saturating_mul(block_bytes);
+    if !out.len().is_multiple_of(block_len) || view.bytes.len() != expected {
         return Err(ModelError::TensorBytes { name: name.to_owned(), expected, found: view.bytes.len() });
     }
-    for (out, bytes) in out.iter_mut().zip(view.bytes.chunks_exact(4)) {
-        *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
+    dequantise(format, &view.bytes, out);
     Ok(())
+}
+
+fn block_format(encoding: Encoding) -> BlockFormat {
+    match encoding {
+        Encoding::F32 => BlockFormat::F32,
+        Encoding::F16 => BlockFormat::F16,
+        Encoding::BF16 => BlockFormat::BF16,
+        Encoding::Q4_0 => BlockFormat::Q4_0,
+        Encoding::Q4_1 => BlockFormat::Q4_1,
+        Encoding::Q5_0 => BlockFormat::Q5_0,
+        Encoding::Q8_0 => BlockFormat::Q8_0,
+        Encoding::Q4K => BlockFormat::Q4K,
+        Encoding::Q5K => BlockFormat::Q5K,
+        Encoding::Q6K => BlockFormat::Q6K,
+    }
 }

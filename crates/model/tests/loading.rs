@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Tensors, Variant, bits, config, documents, lively, logits, slices};
-use stillroom_formats::Family;
+use stillroom_formats::{Family, ModelFiles};
 use stillroom_kernels::Device;
 use stillroom_model::{
     AdamW, Batch, Decoder, GenerationRequest, HeadWeights, ModelError, SamplingParams, Targets, TrainState,
@@ -34,6 +34,22 @@ fn tensors_come_back_as_they_were_loaded() {
         assert_eq!(n, decoder.n_parameters(), "{name}");
         assert_eq!(n, decoder.config().n_parameters(), "{name}");
         assert_eq!(n, golden.values().map(|t| t.floats.len() as u64).sum::<u64>(), "{name}");
+    }
+}
+
+#[test]
+fn halves_and_shards_have_the_logits_of_transformers() {
+    for name in ["llama-tied-bf16", "llama-tied-f16", "llama-tied-sharded"] {
+        let dir = common::golden_dir(name);
+        let files = ModelFiles::open(&dir).unwrap();
+        let decoder = Decoder::load(Arc::new(Device::cpu(1)), files.config, &*files.tensors).unwrap();
+        let golden = common::read_safetensors(&dir.join("golden.safetensors"));
+        let ids: Vec<u32> = golden["input_ids"].ints.iter().map(|&id| id as u32).collect();
+        let documents: Vec<&[u32]> = ids.chunks(golden["input_ids"].shape[1]).collect();
+        let found = logits(&decoder, &Batch::from_documents(&documents));
+        let pairs = found.iter().zip(&golden["logits"].floats);
+        let difference = pairs.fold(0.0, |max, (a, b)| f32::max(max, (a - b).abs()));
+        assert!(difference <= 1e-4, "{name}: {difference:e}");
     }
 }
 
