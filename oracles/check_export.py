@@ -34,6 +34,8 @@ import tempfile
 
 import numpy as np
 
+sys.dont_write_bytecode = True
+
 TEXTS = [
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "def add(a, b):\n    return a + b\n\nprint(add(2, 3))\n",
@@ -58,6 +60,7 @@ def arguments():
     p.add_argument("--tie", type=float, default=1e-4, help="gap of hf's two best logits that counts as a tie")
     p.add_argument("--new-tokens", type=int, default=16)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--no-llama-cpp", action="store_true", help="compare the GGUF's tensors only")
     p.add_argument("--no-f32-copy", action="store_true", help="leave out llama.cpp-f32 (needs 4 bytes a parameter on disk)")
     return p.parse_args()
 
@@ -292,7 +295,7 @@ def main():
         print(f"{args.gguf.name}: {reader.get_field('general.architecture').contents()}, {kind}")
         mixed = compare_weights(table, "(model)", model, gguf_weights(reader, model.config))
         reference = Hf(mixed, tokenizer) if mixed is not None else hf
-        try:
+        if not args.no_llama_cpp:
             from llamacpp import Llama
 
             bound, tie = NATIVE[kind]
@@ -305,8 +308,6 @@ def main():
             if kind == "F32":
                 bound, tie = args.tolerance, args.tie
             llamas.append(("llama.cpp", native, bound, tie, kind != "F32"))
-        except FileNotFoundError as e:
-            print(f"llama.cpp left out: {e}", file=sys.stderr)
     ours = {}
     if args.ours:
         ours = {e["text"]: e for e in json.loads(args.ours.read_text(encoding="utf-8"))["texts"]}

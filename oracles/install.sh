@@ -35,7 +35,7 @@ if (cd "$work" && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 >/dev/null 
     mkdir -p "$venv/llama.cpp"
     cp "$work"/package/bins/linux-x64/*.so "$work/package/LICENSE" "$venv/llama.cpp/"
 else
-    echo "install.sh: no llama.cpp (npm is missing or offline); check_export.py works without its column" >&2
+    echo "install.sh: no llama.cpp (npm is missing or offline); smollm2.py needs it, check_export.py wants --no-llama-cpp" >&2
 fi
 
 "$venv/bin/python" -c 'import torch, transformers, tokenizers, gguf; print(torch.__version__, transformers.__version__)'

@@ -36,7 +36,8 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llamacpp import Llama
+sys.dont_write_bytecode = True
+from llamacpp import Llama  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "crates/model/tests/golden"
