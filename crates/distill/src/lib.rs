@@ -1,1 +1,30 @@
-//! Divergences and their targets, schedules, and the trainer.
+//! From examples to a trained student: packing, schedules, the trainer, its checkpoints and events.
+//!
+//! - [`Example`]: token ids, which of them are supervised, and what the teacher says about each.
+//!   [`examples`] builds them from traces, from data-set targets and from plain text.
+//! - [`train`]: from a start to the chosen checkpoint, resumable, the same bits whatever happened on
+//!   the way; [`plan`] tells beforehand how many steps and tokens that is.
+
+mod batches;
+mod checkpoint;
+mod config;
+mod error;
+mod events;
+mod example;
+pub mod examples;
+mod feed;
+mod packing;
+mod schedule;
+mod train;
+
+pub use checkpoint::remove_checkpoints;
+pub use config::{Overlong, SchedulerType, TrainConfig};
+pub use error::DistillError;
+pub use events::{TrainEvent, TrainPoint, ValidationPoint};
+pub use example::Example;
+pub use feed::TrainPlan;
+pub use schedule::learning_rate;
+pub use train::{TrainOutcome, plan, train};
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, DistillError>;

@@ -1,0 +1,110 @@
+//! From rows of documents to what the model takes.
+
+use serde::{Deserialize, Serialize};
+use stillroom_model::{Batch, HeadLosses, SparseBatch, Targets};
+
+use crate::TrainConfig;
+use crate::feed::Document;
+
+/// Packed documents of one micro-batch with their targets.
+///
+/// The token at position t of a document is predicted from row t − 1, so its label and the teacher's
+/// distribution belong to that row. Teacher rows go in where the loss uses them.
+pub(crate) fn micro_batch(
+    documents: &[Document<'_>],
+    rows: &[Vec<u32>],
+    config: &TrainConfig,
+) -> (Batch, Targets) {
+    let mut batch = Batch::default();
+    let mut targets = Targets::default();
+    let mut sparse = config.needs_sparse().then(|| SparseBatch::new(config.tail));
+    for &document in rows.iter().flatten() {
+        let Document { example, length, n_supervised } = documents[document as usize];
+        let first_row = batch.ids.len();
+        batch.push(&example.ids[..length]);
+        for (t, _) in example.supervised[..length].iter().enumerate().filter(|&(_, &s)| s) {
+            targets.rows.push((first_row + t - 1) as u32);
+            targets.hard_labels.push(example.ids[t]);
+        }
+        if let (Some(sparse), Some(taught)) = (&mut sparse, &example.sparse) {
+            taught[..n_supervised].iter().for_each(|row| sparse.push(row));
+        }
+    }
+    targets.sparse = sparse;
+    (batch, targets)
+}
+
+/// Losses summed over supervised tokens, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LossSums {
+    pub(crate) hard_label: f64,
+    pub(crate) forward_kl: f64,
+    /// Teacher probability of the stored tokens.
+    pub(crate) mass: f64,
+    /// Supervised tokens.
+    pub(crate) n: u64,
+}
+
+impl LossSums {
+    /// Adds a micro-batch, token by token in order.
+    pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets) {
+        let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
+        self.hard_label += sum(&losses.hard_label);
+        self.forward_kl += sum(&losses.forward_kl);
+        self.mass += targets.sparse.as_ref().map_or(0.0, |s| sum(&s.probs));
+        self.n += targets.rows.len() as u64;
+    }
+
+    pub(crate) fn add(&mut self, other: &LossSums) {
+        self.hard_label += other.hard_label;
+        self.forward_kl += other.forward_kl;
+        self.mass += other.mass;
+        self.n += other.n;
+    }
+
+    pub(crate) fn per_token(&self, sum: f64) -> f64 {
+        sum / (self.n as f64).max(1.0)
+    }
+
+    /// The weighted loss that is minimised, per supervised token.
+    pub(crate) fn loss(&self, config: &TrainConfig) -> f64 {
+        self.per_token(
+            config.hard_label_weight * self.hard_label + config.forward_kl_weight * self.forward_kl,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillroom_core::{SparseRow, Tail};
+
+    use super::*;
+    use crate::Example;
+    use crate::Overlong;
+    use crate::feed::Documents;
+
+    fn row(id: u32) -> SparseRow {
+        SparseRow { ids: vec![id, id + 1], probs: vec![0.75, 0.25], teacher_entropy: id as f32 }
+    }
+
+    #[test]
+    fn each_supervised_token_is_taught_at_the_row_before_it() {
+        let a = Example::new("a", vec![10, 11, 12], vec![false, false, true], Some(vec![row(12)])).unwrap();
+        let b_rows = Some(vec![row(21), row(23), row(24)]);
+        let b_mask = vec![false, true, false, true, true];
+        let b = Example::new("b", vec![20, 21, 22, 23, 24], b_mask, b_rows).unwrap();
+        let examples = [a, b];
+        let documents = Documents::fit(&examples, 4, Overlong::Truncate).unwrap().all;
+        let config = TrainConfig { forward_kl_weight: 1.0, tail: Tail::None, ..TrainConfig::default() };
+        let (batch, targets) = micro_batch(&documents, &[vec![1], vec![0]], &config);
+        assert_eq!(batch.ids, [20, 21, 22, 23, 10, 11, 12]);
+        assert_eq!(targets.rows, [0, 2, 5]);
+        assert_eq!(targets.hard_labels, [21, 23, 12]);
+        let sparse = targets.sparse.unwrap();
+        assert_eq!(sparse.teacher_entropy, [21.0, 23.0, 12.0]);
+        assert_eq!(sparse.offsets, [0, 2, 4, 6]);
+        let hard_only = TrainConfig::default();
+        assert_eq!(micro_batch(&documents, &[vec![0]], &hard_only).1.sparse, None);
+    }
+}

@@ -1,0 +1,328 @@
+//! Checkpoints: `step-000100/` with `model.safetensors`, `optimiser.safetensors`, `config.json`, `state.json`.
+//!
+//! A checkpoint is committed as a whole directory, and `state.json` holds the digest of every other
+//! file and of itself: whatever was cut short or altered is noticed before anything is loaded.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, Digester};
+use stillroom_formats::{DecoderConfig, MappedFile, NamedTensor, safetensors_file};
+use stillroom_model::{Decoder, Device, TrainState};
+use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_dir};
+
+use crate::batches::LossSums;
+use crate::{DistillError, Example, Result, TrainConfig, TrainPoint, ValidationPoint};
+
+/// Version of `state.json`.
+const FORMAT: u32 = 1;
+/// Largest `state.json` read, in bytes.
+const STATE_BYTES_MAX: u64 = 256 << 20;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMISER: &str = "optimiser.safetensors";
+const CONFIG: &str = "config.json";
+const STATE: &str = "state.json";
+
+/// What a run's weights depend on; a checkpoint belongs to the run where all agree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    pub(crate) settings: Digest,
+    pub(crate) data: Digest,
+    /// Digest of the initial weights.
+    pub(crate) start: Digest,
+}
+
+impl Identity {
+    pub(crate) fn new(
+        start: &Decoder,
+        examples: &[Example],
+        validation: &[Example],
+        config: &TrainConfig,
+    ) -> Identity {
+        let mut digester = Digester::new();
+        for set in [examples, validation] {
+            digester.update(&(set.len() as u64).to_le_bytes());
+            set.iter().for_each(|example| example.digest_into(&mut digester, config.needs_sparse()));
+        }
+        Identity { settings: config.digest(), data: digester.finish(), start: start.digest() }
+    }
+
+    /// What differs, if anything does.
+    fn difference(&self, other: &Identity) -> Option<&'static str> {
+        if self.start != other.start {
+            Some("initial weights")
+        } else if self.data != other.data {
+            Some("examples")
+        } else if self.settings != other.settings {
+            Some("settings")
+        } else {
+            None
+        }
+    }
+}
+
+/// The best step on validation so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Best {
+    pub(crate) step: u64,
+    pub(crate) loss: f64,
+}
+
+/// All that training knows between two steps, weights and moments aside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Progress {
+    pub(crate) step: u64,
+    pub(crate) tokens: u64,
+    pub(crate) supervised_tokens: u64,
+    pub(crate) best: Option<Best>,
+    /// Losses since the last logged point.
+    pub(crate) window: LossSums,
+    pub(crate) window_clipped: u64,
+    pub(crate) curve: Vec<TrainPoint>,
+    pub(crate) validation: Vec<ValidationPoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    identity: Identity,
+    progress: Progress,
+    /// Digest and size of each other file.
+    files: BTreeMap<String, (Digest, u64)>,
+}
+
+/// `state.json`: the state, and the digest of its compact JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    digest: Digest,
+    state: State,
+}
+
+/// Why a checkpoint cannot be used.
+type Damage = String;
+
+/// The checkpoints of one run in one directory.
+pub(crate) struct Checkpoints {
+    dir: PathBuf,
+    identity: Identity,
+}
+
+/// The newest good checkpoint, and which newer ones are not.
+pub(crate) struct Found {
+    pub(crate) progress: Option<Progress>,
+    /// (name, reason)
+    pub(crate) skipped: Vec<(String, Damage)>,
+}
+
+/// Removes every checkpoint in `dir`, each as a whole: for a run that starts over.
+pub fn remove_checkpoints(dir: &Path) -> Result<()> {
+    for step in steps_in(dir)? {
+        remove_dir(&dir.join(name_of(step)))?;
+    }
+    Ok(())
+}
+
+impl Checkpoints {
+    pub(crate) fn new(dir: &Path, identity: Identity) -> Checkpoints {
+        Checkpoints { dir: dir.to_path_buf(), identity }
+    }
+
+    pub(crate) fn path(&self, step: u64) -> PathBuf {
+        self.dir.join(name_of(step))
+    }
+
+    /// Commits the state between two steps and returns its name.
+    pub(crate) fn save(&self, state: &TrainState, progress: &Progress) -> Result<String> {
+        let name = name_of(progress.step);
+        atomic_dir(&self.dir.join(&name), |dir| {
+            write_tensors(&dir.join(MODEL), state.decoder().tensors())?;
+            write_tensors(&dir.join(OPTIMISER), state.optimiser_tensors())?;
+            let config = format!("{:#}\n", state.decoder().config().to_json());
+            atomic_write(&dir.join(CONFIG), config.as_bytes())?;
+            let files = [MODEL, OPTIMISER, CONFIG]
+                .into_iter()
+                .map(|file| Ok((file.to_owned(), digest_file(&dir.join(file))?)))
+                .collect::<Result<_>>()?;
+            let (identity, progress) = (self.identity.clone(), progress.clone());
+            let text = seal(State { format: FORMAT, identity, progress, files });
+            atomic_write(&dir.join(STATE), &text)?;
+            Ok::<_, DistillError>(())
+        })?;
+        Ok(name)
+    }
+
+    /// Looks for the newest checkpoint that is good and whose best one is good too.
+    ///
+    /// A good checkpoint of another run is an error.
+    pub(crate) fn newest_good(&self) -> Result<Found> {
+        let mut skipped = Vec::new();
+        for step in steps_in(&self.dir)?.into_iter().rev() {
+            match self.examine(step)? {
+                Ok(progress) => return Ok(Found { progress: Some(progress), skipped }),
+                Err(reason) => skipped.push((name_of(step), reason)),
+            }
+        }
+        Ok(Found { progress: None, skipped })
+    }
+
+    fn examine(&self, step: u64) -> Result<std::result::Result<Progress, Damage>> {
+        let state = match self.verify(step)? {
+            Ok(state) => state,
+            Err(damage) => return Ok(Err(damage)),
+        };
+        if let Some(what) = self.identity.difference(&state.identity) {
+            return Err(DistillError::ForeignCheckpoint { path: self.path(step), what });
+        }
+        if let Some(best) = state.progress.best.filter(|best| best.step != step)
+            && let Err(damage) = self.verify(best.step)?
+        {
+            return Ok(Err(format!("{}, the best before it: {damage}", name_of(best.step))));
+        }
+        Ok(Ok(state.progress))
+    }
+
+    /// The state of a checkpoint all of whose files are as they were written.
+    fn verify(&self, step: u64) -> Result<std::result::Result<State, Damage>> {
+        let dir = self.path(step);
+        let Some(text) = read_capped(&dir.join(STATE), STATE_BYTES_MAX)? else {
+            return Ok(Err(format!("{STATE} is missing")));
+        };
+        let state = match unseal(&text) {
+            Ok(state) => state,
+            Err(damage) => return Ok(Err(damage)),
+        };
+        if state.progress.step != step {
+            return Ok(Err(format!("{STATE} is of step {}", state.progress.step)));
+        }
+        for file in [MODEL, OPTIMISER, CONFIG] {
+            let found = match digest_file(&dir.join(file)) {
+                Ok(found) => found,
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Err(format!("{file} is missing")));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if state.files.get(file) != Some(&found) {
+                return Ok(Err(format!("{file} does not match its digest")));
+            }
+        }
+        Ok(Ok(state))
+    }
+
+    /// The weights of a checkpoint.
+    pub(crate) fn load_decoder(
+        &self,
+        step: u64,
+        device: Arc<Device>,
+        config: DecoderConfig,
+    ) -> Result<Decoder> {
+        let bytes = MappedFile::open(&self.path(step).join(MODEL))?;
+        Ok(Decoder::load(device, config, &safetensors_file::read(&bytes)?)?)
+    }
+
+    /// Weights and moments of a checkpoint.
+    pub(crate) fn load(&self, step: u64, device: Arc<Device>, config: DecoderConfig) -> Result<TrainState> {
+        let decoder = self.load_decoder(step, device, config)?;
+        let bytes = MappedFile::open(&self.path(step).join(OPTIMISER))?;
+        Ok(TrainState::restore(decoder, step, &safetensors_file::read(&bytes)?)?)
+    }
+
+    /// The newest checkpoint there is.
+    pub(crate) fn newest_step(&self) -> Option<u64> {
+        steps_in(&self.dir).ok()?.last().copied()
+    }
+
+    /// Removes the checkpoints behind `step`: damaged, or to be written again.
+    pub(crate) fn remove_after(&self, step: u64) -> Result<()> {
+        for later in steps_in(&self.dir)?.into_iter().filter(|&s| s > step) {
+            remove_dir(&self.path(later))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest checkpoints until `limit` are left; the newest and the best always stay.
+    pub(crate) fn retain(&self, limit: usize, best: Option<u64>) -> Result<()> {
+        let steps = steps_in(&self.dir)?;
+        let excess = if limit == 0 { 0 } else { steps.len().saturating_sub(limit) };
+        let newest = steps.last().copied();
+        let old = steps.iter().copied().filter(|&s| Some(s) != best && Some(s) != newest);
+        for step in old.take(excess) {
+            remove_dir(&self.path(step))?;
+        }
+        Ok(())
+    }
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+/// Steps of the checkpoints in `dir`, ascending.
+fn steps_in(dir: &Path) -> Result<Vec<u64>> {
+    let failed = |source| StoreError::Io { operation: "list", path: dir.to_path_buf(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix("step-"));
+        let step =
+            digits.and_then(|d| d.parse().ok()).filter(|&step| Some(name_of(step).as_str()) == name.to_str());
+        steps.extend(step);
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+fn write_tensors(path: &Path, tensors: impl Iterator<Item = NamedTensor>) -> Result<()> {
+    let tensors: Vec<NamedTensor> = tensors.collect();
+    let views: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), &t.shape[..], &t.data[..])).collect();
+    Ok(safetensors_file::write(path, &views, &BTreeMap::from([("format".into(), "pt".into())]))?)
+}
+
+fn seal(state: State) -> Vec<u8> {
+    let digest = state_digest(&state);
+    serde_json::to_vec(&Sealed { digest, state }).unwrap_or_default()
+}
+
+fn unseal(text: &[u8]) -> std::result::Result<State, Damage> {
+    let sealed: Sealed = serde_json::from_slice(text).map_err(|e| format!("{STATE}: {e}"))?;
+    if state_digest(&sealed.state) != sealed.digest {
+        return Err(format!("{STATE} does not match its digest"));
+    }
+    if sealed.state.format != FORMAT {
+        return Err(format!("{STATE} has format {}, expected {FORMAT}", sealed.state.format));
+    }
+    Ok(sealed.state)
+}
+
+fn state_digest(state: &State) -> Digest {
+    // Numbers, names and text only, so this cannot fail.
+    Digest::of(&serde_json::to_vec(state).unwrap_or_default())
+}
+
+/// The bytes of a file, `None` if it is missing; what goes beyond `bytes_max` is cut off (and will not parse).
+fn read_capped(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+    let failed = |source| StoreError::Io { operation: "read", path: path.to_path_buf(), source };
+    match fs::File::open(path) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(failed(e).into()),
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            file.take(bytes_max).read_to_end(&mut bytes).map_err(failed)?;
+            Ok(Some(bytes))
+        }
+    }
+}

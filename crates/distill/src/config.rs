@@ -1,0 +1,273 @@
+//! Settings of a training run, under the names that TRL and transformers use.
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, Tail};
+use stillroom_model::{AdamW, HeadWeights};
+
+use crate::{DistillError, Result};
+
+/// Epochs accepted at most.
+const EPOCHS_MAX: f64 = 100_000.0;
+/// Optimiser steps accepted at most.
+const STEPS_MAX: u64 = 100_000_000;
+/// Rows of a micro-batch and micro-batches of a step accepted at most.
+const BATCH_MAX: usize = 1 << 16;
+/// Tokens of a packed row accepted at most.
+const LENGTH_MAX: usize = 1 << 20;
+
+/// How the learning rate moves after its warm-up; see [`crate::learning_rate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerType {
+    #[serde(alias = "constant_with_warmup")]
+    Constant,
+    Linear,
+    #[serde(alias = "cosine_with_min_lr")]
+    Cosine,
+}
+
+/// What becomes of a document longer than `max_length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// Training does not start.
+    Refuse,
+    /// Its first `max_length` tokens are used, and counted; without a supervised one among them it is
+    /// dropped, and counted.
+    Truncate,
+}
+
+/// Settings of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Peak of the schedule.
+    pub learning_rate: f64,
+    pub lr_scheduler_type: SchedulerType,
+    /// Share of all steps in which the rate rises from 0, rounded up to whole steps.
+    pub warmup_ratio: f64,
+    /// Where the rate ends, as a share of its peak.
+    pub min_lr_ratio: f64,
+    /// Passes over the examples; a fraction is a part of the last pass. Not used with `max_steps`.
+    pub num_train_epochs: f64,
+    /// Optimiser steps, whatever number of passes that takes.
+    pub max_steps: Option<u64>,
+    /// Packed rows in a micro-batch.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches in an optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Tokens that a packed row holds.
+    pub max_length: usize,
+    /// Several documents in a row; else each has its own.
+    pub packing: bool,
+    pub overlong: Overlong,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this global norm; 0 for never.
+    pub max_grad_norm: f64,
+    /// Seed of the order of examples.
+    pub seed: u64,
+    /// Weight of the cross-entropy on the text's own tokens.
+    pub hard_label_weight: f64,
+    /// Weight of τ²·KL(teacher‖student).
+    pub forward_kl_weight: f64,
+    /// τ: softens the student's distribution in the divergence; the targets were softened when stored.
+    pub loss_temperature: f64,
+    /// What stands for the teacher's mass outside the stored tokens; `none` for random sampling.
+    pub tail: Tail,
+    /// Steps between checkpoints; 0 for the last only.
+    pub save_steps: u64,
+    /// Steps between validations; 0 for the last only.
+    pub eval_steps: u64,
+    /// Steps between logged points.
+    pub logging_steps: u64,
+    /// Checkpoints kept, the best on validation among them; 0 for all.
+    pub save_total_limit: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        TrainConfig {
+            learning_rate: 1e-3,
+            lr_scheduler_type: SchedulerType::Cosine,
+            warmup_ratio: 0.03,
+            min_lr_ratio: 0.0,
+            num_train_epochs: 1.0,
+            max_steps: None,
+            per_device_train_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            max_length: 512,
+            packing: true,
+            overlong: Overlong::Refuse,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.95,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 0,
+            hard_label_weight: 1.0,
+            forward_kl_weight: 0.0,
+            loss_temperature: 1.0,
+            tail: Tail::None,
+            save_steps: 100,
+            eval_steps: 100,
+            logging_steps: 10,
+            save_total_limit: 2,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Refuses settings that cannot be right, naming the key.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |key, value: String, rule| Err(DistillError::Config { key, value, rule });
+        let unit = |x: f64| (0.0..=1.0).contains(&x);
+        let weight = |x: f64| x.is_finite() && x >= 0.0;
+        let numbers: [(&'static str, f64, bool, &'static str); 13] = [
+            ("learning_rate", self.learning_rate, weight(self.learning_rate), "expected 0 or more"),
+            ("warmup_ratio", self.warmup_ratio, unit(self.warmup_ratio), "expected 0 to 1"),
+            ("min_lr_ratio", self.min_lr_ratio, unit(self.min_lr_ratio), "expected 0 to 1"),
+            (
+                "num_train_epochs",
+                self.num_train_epochs,
+                self.num_train_epochs > 0.0 && self.num_train_epochs <= EPOCHS_MAX,
+                "expected more than 0, at most 100000",
+            ),
+            ("weight_decay", self.weight_decay, weight(self.weight_decay), "expected 0 or more"),
+            ("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "expected 0 to below 1"),
+            ("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "expected 0 to below 1"),
+            (
+                "adam_epsilon",
+                self.adam_epsilon,
+                self.adam_epsilon > 0.0 && self.adam_epsilon < 1.0,
+                "expected between 0 and 1",
+            ),
+            ("max_grad_norm", self.max_grad_norm, weight(self.max_grad_norm), "expected 0 or more"),
+            (
+                "hard_label_weight",
+                self.hard_label_weight,
+                weight(self.hard_label_weight),
+                "expected 0 or more",
+            ),
+            (
+                "forward_kl_weight",
+                self.forward_kl_weight,
+                weight(self.forward_kl_weight),
+                "expected 0 or more",
+            ),
+            (
+                "forward_kl_weight",
+                self.forward_kl_weight,
+                self.forward_kl_weight + self.hard_label_weight > 0.0,
+                "at least one loss needs a weight",
+            ),
+            (
+                "loss_temperature",
+                self.loss_temperature,
+                (0.01..=100.0).contains(&self.loss_temperature),
+                "expected 0.01 to 100",
+            ),
+        ];
+        if let Some((key, value, _, rule)) = numbers.into_iter().find(|(_, _, right, _)| !right) {
+            return refuse(key, value.to_string(), rule);
+        }
+        let counts: [(&'static str, u64, u64, u64, &'static str); 5] = [
+            ("max_steps", self.max_steps.unwrap_or(1), 1, STEPS_MAX, "expected 1 to 100000000"),
+            (
+                "per_device_train_batch_size",
+                self.per_device_train_batch_size as u64,
+                1,
+                BATCH_MAX as u64,
+                "expected 1 to 65536",
+            ),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps as u64,
+                1,
+                BATCH_MAX as u64,
+                "expected 1 to 65536",
+            ),
+            ("max_length", self.max_length as u64, 2, LENGTH_MAX as u64, "expected 2 to 1048576"),
+            ("logging_steps", self.logging_steps, 1, STEPS_MAX, "expected 1 to 100000000"),
+        ];
+        match counts.into_iter().find(|&(_, value, low, high, _)| !(low..=high).contains(&value)) {
+            Some((key, value, _, _, rule)) => refuse(key, value.to_string(), rule),
+            None => Ok(()),
+        }
+    }
+
+    /// Digest of the settings that the trained weights and their choice depend on. How often is saved or
+    /// logged, and how many checkpoints are kept, may change between a kill and the resumption.
+    pub fn digest(&self) -> Digest {
+        let relevant = TrainConfig { save_steps: 0, logging_steps: 1, save_total_limit: 0, ..self.clone() };
+        // Every field is a number, a name or absent, so this cannot fail; field order is declaration order.
+        let text = serde_json::to_vec(&relevant).unwrap_or_default();
+        assert!(!text.is_empty(), "settings serialise");
+        Digest::of(&text)
+    }
+
+    pub(crate) fn needs_sparse(&self) -> bool {
+        self.forward_kl_weight > 0.0
+    }
+
+    pub(crate) fn head_weights(&self, scale: f32) -> HeadWeights {
+        HeadWeights {
+            hard_label: self.hard_label_weight as f32,
+            forward_kl: self.forward_kl_weight as f32,
+            loss_temperature: self.loss_temperature as f32,
+            scale,
+        }
+    }
+
+    pub(crate) fn adamw(&self, learning_rate: f64) -> AdamW {
+        AdamW {
+            learning_rate: learning_rate as f32,
+            beta1: self.adam_beta1 as f32,
+            beta2: self.adam_beta2 as f32,
+            eps: self.adam_epsilon as f32,
+            weight_decay: self.weight_decay as f32,
+            max_grad_norm: self.max_grad_norm as f32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let base = TrainConfig::default();
+        base.validate().unwrap();
+        let wrong: [(&str, TrainConfig); 8] = [
+            ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..base.clone() }),
+            ("warmup_ratio", TrainConfig { warmup_ratio: 1.5, ..base.clone() }),
+            ("num_train_epochs", TrainConfig { num_train_epochs: 0.0, ..base.clone() }),
+            ("max_steps", TrainConfig { max_steps: Some(0), ..base.clone() }),
+            ("max_length", TrainConfig { max_length: 1, ..base.clone() }),
+            ("forward_kl_weight", TrainConfig { hard_label_weight: 0.0, ..base.clone() }),
+            ("loss_temperature", TrainConfig { loss_temperature: 0.0, ..base.clone() }),
+            ("logging_steps", TrainConfig { logging_steps: 0, ..base.clone() }),
+        ];
+        for (expected, config) in wrong {
+            let error = config.validate().unwrap_err();
+            assert!(matches!(&error, DistillError::Config { key, .. } if *key == expected), "{error}");
+            assert_eq!(error.kind(), stillroom_core::ErrorKind::BadRecipe);
+        }
+    }
+
+    #[test]
+    fn the_digest_covers_what_the_weights_depend_on() {
+        let base = TrainConfig::default();
+        let saving = TrainConfig { save_steps: 7, logging_steps: 3, save_total_limit: 9, ..base.clone() };
+        assert_eq!(base.digest(), saving.digest());
+        assert_ne!(base.digest(), TrainConfig { seed: 1, ..base.clone() }.digest());
+        assert_ne!(base.digest(), TrainConfig { eval_steps: 1, ..base.clone() }.digest());
+        let text = serde_json::to_string(&base).unwrap();
+        assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap().digest(), base.digest());
+        assert!(serde_json::from_str::<TrainConfig>("{\"learning_rat\": 1}").is_err());
+    }
+}

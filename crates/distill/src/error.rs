@@ -1,0 +1,106 @@
+//! What can go wrong in training.
+
+use std::path::PathBuf;
+
+use stillroom_core::{Digest, ErrorKind};
+use stillroom_formats::FormatError;
+use stillroom_model::ModelError;
+use stillroom_store::StoreError;
+
+/// A failure of training or of its preparation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DistillError {
+    /// A setting out of range, or one that another forbids.
+    #[error("`{key}` is {value}: {rule}")]
+    Config { key: &'static str, value: String, rule: &'static str },
+    #[error("there is nothing to train on: {what}")]
+    NoExamples { what: &'static str },
+    /// An example whose parts do not fit together.
+    #[error("example `{id}`: {what}")]
+    Example { id: String, what: String },
+    #[error("example `{id}` has {n_tokens} tokens, a row holds {max_length}")]
+    TooLong { id: String, n_tokens: usize, max_length: usize },
+    /// A loss that needs the teacher's distributions, and an example without.
+    #[error("example `{id}` has no teacher distributions, which `forward_kl` needs")]
+    NoTeacherTargets { id: String },
+    /// A prompt without a target of the data set's own.
+    #[error("prompt `{id}` has no target of its own")]
+    NoTarget { id: String },
+    /// Cached distributions of another text or of shifted positions.
+    #[error("the cached distributions of `{id}` belong to tokens {cached}, the example has {found}")]
+    ForeignTargets { id: String, cached: Digest, found: Digest },
+    #[error("the cache has {n_rows} rows for `{id}`, which has {n_supervised} supervised tokens")]
+    TargetCount { id: String, n_rows: usize, n_supervised: usize },
+    /// Cached distributions made with another tokenizer or another temperature.
+    #[error("the logit cache was made with {what} {cached}, training has {expected}")]
+    CacheMismatch { what: &'static str, cached: String, expected: String },
+    /// A checkpoint that another training run wrote.
+    #[error("{} was written with other {what}", path.display())]
+    ForeignCheckpoint { path: PathBuf, what: &'static str },
+    #[error("the loss of step {step} is {loss}{}", last_good(checkpoint))]
+    NonFiniteLoss { step: u64, loss: f64, checkpoint: Option<PathBuf> },
+    #[error("the gradient of step {step} has norm {norm}{}", last_good(checkpoint))]
+    NonFiniteGradient { step: u64, norm: f64, checkpoint: Option<PathBuf> },
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn last_good(checkpoint: &Option<PathBuf>) -> String {
+    checkpoint.as_ref().map_or(String::new(), |path| format!("; the last checkpoint is {}", path.display()))
+}
+
+impl DistillError {
+    pub(crate) fn example(id: &str, what: impl Into<String>) -> DistillError {
+        DistillError::Example { id: id.to_owned(), what: what.into() }
+    }
+
+    /// The kind of failure, for the exit code.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            DistillError::Config { .. } => ErrorKind::BadRecipe,
+            DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
+            DistillError::Model(error) => error.kind(),
+            DistillError::Format(error) => error.kind(),
+            DistillError::Store(error) => error.kind(),
+            _ => ErrorKind::BadData,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn fix(&self) -> Option<String> {
+        let text = match self {
+            DistillError::Model(error) => return error.fix(),
+            DistillError::Format(error) => return error.fix(),
+            DistillError::Store(error) => return error.fix(),
+            DistillError::TooLong { .. } => {
+                "raise `max_length`, or allow longer documents to be cut with `overlong = \"truncate\"`"
+            }
+            DistillError::NoTeacherTargets { .. } => {
+                "run the teacher with `logits`, or train on `hard_labels` only"
+            }
+            DistillError::NoTarget { .. } => {
+                "give every prompt a target, or leave the `undistilled` control out"
+            }
+            DistillError::ForeignTargets { .. } | DistillError::TargetCount { .. } => {
+                "let the teacher make its distributions again for these traces"
+            }
+            DistillError::CacheMismatch { .. } => {
+                "let the teacher make its distributions again with this recipe"
+            }
+            DistillError::ForeignCheckpoint { .. } => {
+                "remove the `checkpoints` directory to start over, or choose another `--output`"
+            }
+            DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => {
+                "lower `learning_rate`, raise `warmup_ratio` or set `max_grad_norm = 1.0`"
+            }
+            DistillError::NoExamples { .. } => "give more prompts, or loosen the curation that dropped them",
+            DistillError::Config { .. } | DistillError::Example { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}

@@ -1,0 +1,72 @@
+//! What training tells while it runs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::TrainPlan;
+
+/// Something that happened in training, as `events.jsonl` records it.
+///
+/// After [`TrainEvent::Resumed`] the steps behind the checkpoint happen again: points of later steps
+/// that were recorded before are void (and equal, but for the speed).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TrainEvent {
+    /// Before the first step.
+    Planned(TrainPlan),
+    /// A checkpoint that could not be used.
+    CheckpointSkipped { name: String, reason: String },
+    /// Training goes on behind this step.
+    Resumed { step: u64 },
+    /// Every `logging_steps`.
+    Step(TrainPoint),
+    /// Every `eval_steps`, before the first step and after the last.
+    Validation(ValidationPoint),
+    /// A checkpoint is durable.
+    Checkpoint { step: u64, name: String },
+    /// The last step is done; the weights of `chosen_step` are the result.
+    Finished { steps: u64, tokens: u64, chosen_step: u64 },
+}
+
+/// Means over the supervised tokens since the last point, in nats per token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainPoint {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Passes over the examples done.
+    pub epoch: f64,
+    /// The weighted sum that is minimised.
+    pub loss: f64,
+    /// Cross-entropy on the text's own tokens, whatever its weight.
+    pub hard_label: f64,
+    /// τ²·KL(teacher‖student), where it is trained on.
+    pub forward_kl: Option<f64>,
+    /// Mean teacher probability of the tokens that the cache kept; 1 for random sampling.
+    pub captured_mass: Option<f64>,
+    /// Of the last step.
+    pub learning_rate: f64,
+    /// ‖gradient‖₂ of the last step, before clipping.
+    pub grad_norm: f64,
+    /// Steps since the last point whose gradient was clipped.
+    pub clipped_steps: u64,
+    /// Tokens seen since the start, masked ones included.
+    pub tokens: u64,
+    pub supervised_tokens: u64,
+    /// Tokens per second of optimiser steps since the last point; validation and saving do not count.
+    pub tokens_per_second: f64,
+}
+
+/// Means over the supervised tokens of the validation examples, in nats per token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationPoint {
+    pub step: u64,
+    pub tokens: u64,
+    /// The same weighted sum as in training.
+    pub loss: f64,
+    pub hard_label: f64,
+    pub forward_kl: Option<f64>,
+    /// Whether no earlier step (0 aside) had a loss as low.
+    pub best: bool,
+}

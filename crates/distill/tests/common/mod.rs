@@ -1,0 +1,97 @@
+//! A toy language, a tiny student and a teacher made of arithmetic.
+
+use std::sync::Arc;
+
+use stillroom_core::{CounterRng, SparseRow};
+use stillroom_distill::{Example, TrainConfig, TrainEvent, TrainOutcome};
+use stillroom_formats::{DecoderConfig, Family, RopeScaling};
+use stillroom_model::{Decoder, Device};
+
+pub(crate) const VOCAB: usize = 13;
+
+pub(crate) fn tiny_config() -> DecoderConfig {
+    DecoderConfig {
+        family: Family::Llama,
+        vocab_size: VOCAB,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 3,
+        num_key_value_heads: 1,
+        head_dim: 8,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        max_position_embeddings: 64,
+        tie_word_embeddings: true,
+        qkv_bias: false,
+        attention_out_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        bos_token_id: None,
+        eos_token_ids: vec![],
+    }
+}
+
+pub(crate) fn student(seed: u64, n_threads: usize) -> Decoder {
+    Decoder::random(Arc::new(Device::cpu(n_threads)), tiny_config(), seed)
+}
+
+/// A sentence: a masked prompt of a step and a start, then counting on in that step, modulo 11.
+pub(crate) fn sentence(key: u64) -> Example {
+    let mut rng = CounterRng::new(&[77, key]);
+    let n = 6 + rng.below(12) as usize;
+    let step = 1 + rng.below(3) as u32;
+    let mut ids = vec![12, step, rng.below(11) as u32];
+    (0..n).for_each(|_| ids.push((ids[ids.len() - 1] + step) % 11));
+    let supervised = (0..ids.len()).map(|t| t > 2).collect();
+    Example::new(key.to_string(), ids, supervised, None).unwrap()
+}
+
+pub(crate) fn sentences(keys: std::ops::Range<u64>) -> Vec<Example> {
+    keys.map(sentence).collect()
+}
+
+/// The sentence with a teacher that gives its next token three quarters and the one after it the rest.
+pub(crate) fn taught(mut example: Example) -> Example {
+    let row = |next: u32| {
+        let other = (next + 1) % 11;
+        let mut pairs = [(next, 0.75), (other, 0.25)];
+        pairs.sort_by_key(|p| p.0);
+        SparseRow {
+            ids: pairs.iter().map(|p| p.0).collect(),
+            probs: pairs.iter().map(|p| p.1).collect(),
+            teacher_entropy: 0.562_335_1,
+        }
+    };
+    example.sparse =
+        Some(example.wanted_positions().iter().map(|&r| row(example.ids[r as usize + 1])).collect());
+    example
+}
+
+pub(crate) fn small_run() -> TrainConfig {
+    TrainConfig {
+        learning_rate: 4e-3,
+        max_steps: Some(12),
+        per_device_train_batch_size: 3,
+        max_length: 48,
+        weight_decay: 0.1,
+        seed: 5,
+        save_steps: 3,
+        eval_steps: 4,
+        logging_steps: 2,
+        ..TrainConfig::default()
+    }
+}
+
+pub(crate) fn run(
+    start: Decoder,
+    examples: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    dir: &std::path::Path,
+) -> (TrainOutcome, Vec<TrainEvent>) {
+    let mut events = Vec::new();
+    let outcome = stillroom_distill::train(start, examples, validation, config, dir, &mut |e| events.push(e));
+    (outcome.unwrap(), events)
+}
