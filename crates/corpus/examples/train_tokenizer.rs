@@ -47,14 +47,20 @@ const CHAT_TEMPLATE: &str = "{%- for message in messages -%}\
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-tokenizer");
     let dir = std::env::args_os().nth(1).map_or(default, PathBuf::from);
-    std::fs::create_dir_all(&dir)?;
+    let n_tokens = write(&dir)?;
+    println!("{n_tokens} tokens in {}", dir.display());
+    Ok(())
+}
+
+/// Writes the three files and returns the size of the vocabulary.
+pub(crate) fn write(dir: &Path) -> Result<usize, Box<dyn Error + Send + Sync>> {
+    std::fs::create_dir_all(dir)?;
     let tokenizer = train()?;
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string(true)? + "\n")?;
     let config = serde_json::to_string_pretty(&tokenizer_config())?;
     std::fs::write(dir.join("tokenizer_config.json"), config + "\n")?;
     std::fs::write(dir.join("chat_template.jinja"), CHAT_TEMPLATE)?;
-    println!("{} tokens in {}", tokenizer.get_vocab_size(true), dir.display());
-    Ok(())
+    Ok(tokenizer.get_vocab_size(true))
 }
 
 /// Byte-level BPE as GPT-2's: the same split into words, no unknown token, nothing added to a text.

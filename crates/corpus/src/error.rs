@@ -10,26 +10,84 @@ use crate::Split;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CorpusError {
-    #[error("`{id}` is in both {first} and {second}")]
-    SplitsOverlap { id: String, first: Split, second: Split },
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {problem}", path = path.display())]
+    BadDataSet { path: PathBuf, problem: &'static str },
+    #[error("{path}:{line}: {problem}", path = path.display())]
+    BadRow { path: PathBuf, line: u64, problem: RowProblem },
+    #[error("`{id}` is in both {first} and {second}")]
+    SplitsOverlap { id: String, first: Split, second: Split },
+    #[error("trace {sample} of `{id}` belongs to no prompt")]
+    UnknownPrompt { id: String, sample: u32 },
+}
+
+/// What is wrong with one line of a data file.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RowProblem {
+    #[error("line longer than {limit} bytes")]
+    LineTooLong { limit: usize },
+    #[error("not UTF-8 from byte {offset} of the line")]
+    NotUtf8 { offset: usize },
+    #[error("not JSON: {0}")]
+    NotJson(#[from] serde_json::Error),
+    #[error("not a JSON object")]
+    NotAnObject,
+    #[error("not a message: {0}")]
+    NotAMessage(serde_json::Error),
+    #[error("none of `messages`, `prompt`, `question` with `answer`, or `text`")]
+    UnknownShape,
+    #[error("`{field}` is {problem}")]
+    BadField { field: &'static str, problem: &'static str },
+    #[error("id `{id}` was already used in line {first_line}")]
+    DuplicateId { id: String, first_line: u64 },
+    #[error("more than {limit} rows")]
+    TooManyRows { limit: u64 },
 }
 
 impl CorpusError {
     /// What kind of failure this is, for the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            CorpusError::SplitsOverlap { .. } => ErrorKind::BadData,
             CorpusError::Io { .. } => ErrorKind::Io,
+            CorpusError::BadDataSet { .. }
+            | CorpusError::BadRow { .. }
+            | CorpusError::SplitsOverlap { .. }
+            | CorpusError::UnknownPrompt { .. } => ErrorKind::BadData,
         }
     }
 
     /// What the user can do about it, where that is known.
     pub fn fix(&self) -> Option<String> {
+        let fix = match self {
+            CorpusError::Io { .. } => "check that the path exists and can be read",
+            CorpusError::BadDataSet { .. } => {
+                "name a `.jsonl` or `.txt` file, or a directory with `train.jsonl` and, if there is one, `test.jsonl`"
+            }
+            CorpusError::BadRow { problem, .. } => problem.fix(),
+            CorpusError::SplitsOverlap { .. } => "remove the duplicate from one of the two",
+            CorpusError::UnknownPrompt { .. } => {
+                "curate the traces with the prompts that they were written for"
+            }
+        };
+        Some(fix.into())
+    }
+}
+
+impl RowProblem {
+    fn fix(&self) -> &'static str {
         match self {
-            CorpusError::SplitsOverlap { .. } => Some("remove the duplicate from one of the files".into()),
-            CorpusError::Io { .. } => Some("check that the path exists and can be read".into()),
+            RowProblem::LineTooLong { .. } => "split the line, or write one JSON object per line",
+            RowProblem::NotUtf8 { .. } => "convert the file to UTF-8",
+            RowProblem::NotJson(_) | RowProblem::NotAnObject => "write one JSON object per line",
+            RowProblem::NotAMessage(_) => r#"write messages like {"role": "user", "content": "…"}"#,
+            RowProblem::UnknownShape => {
+                r#"write rows like {"id": "1", "prompt": "…"}, {"messages": […]}, {"question": "…", "answer": "…"} or {"text": "…"}"#
+            }
+            RowProblem::BadField { .. } => "correct the field in that line",
+            RowProblem::DuplicateId { .. } => "give every row an id of its own, or none",
+            RowProblem::TooManyRows { .. } => "split the file",
         }
     }
 }

@@ -1,10 +1,19 @@
 //! Prompts, tasks with verifiers, and curation.
+//!
+//! - [`word_problems`]: the procedural task, split by construction.
+//! - [`prompts`]: prompts and texts from files.
+//! - [`verify`]: is a reply right, and if not, why.
+//! - [`curation`]: which traces a student may learn from.
+//! - [`decontamination`]: what training and held-out texts share.
 
+pub mod curation;
+pub mod decontamination;
 mod error;
+pub mod prompts;
 mod split;
 pub mod verify;
 pub mod word_problems;
 
-pub use error::CorpusError;
+pub use error::{CorpusError, RowProblem};
 pub use split::Split;
 pub use verify::{Verdict, Verifier};

@@ -1,13 +1,24 @@
-//! The committed quickstart tokenizer fits the task.
+//! The committed quickstart tokenizer fits the task, and is what its generator writes.
 
+#[path = "../examples/train_tokenizer.rs"]
+#[expect(dead_code, reason = "the generator's `main` is for the command line")]
+mod train_tokenizer;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
+use stillroom_core::Message;
 use stillroom_corpus::Split;
 use stillroom_corpus::word_problems::{VALUE_MAX, WordProblem, problems};
 use tokenizers::Tokenizer;
 
 fn asset(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-tokenizer").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(asset(name)).expect("the asset is committed")
 }
 
 fn tokenizer() -> Tokenizer {
@@ -24,43 +35,102 @@ fn full_text(problem: &WordProblem) -> String {
 }
 
 #[test]
+fn the_generator_writes_the_committed_files() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    train_tokenizer::write(dir.path()).expect("the generator runs");
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let written = std::fs::read_to_string(dir.path().join(name)).expect("the generator wrote it");
+        assert!(written == read(name), "{name} differs; run the example `train_tokenizer`");
+    }
+}
+
+#[test]
 fn every_number_of_the_task_is_one_token() {
     let tokenizer = tokenizer();
+    let mut seen = BTreeSet::new();
     for n in 0..=VALUE_MAX {
-        assert_eq!(ids(&tokenizer, &format!(" {n}")).len(), 1, "` {n}`");
-        assert_eq!(ids(&tokenizer, &n.to_string()).len(), 1, "`{n}`");
+        for text in [format!(" {n}"), n.to_string()] {
+            let ids = ids(&tokenizer, &text);
+            assert_eq!(ids.len(), 1, "`{text}`");
+            assert!(seen.insert(ids[0]), "`{text}`");
+        }
     }
 }
 
 #[test]
 fn every_word_of_the_task_is_one_token_and_examples_are_short() {
     let tokenizer = tokenizer();
-    let held_out = problems(1, Split::HeldOut, 2_000);
-    let mut split_words = std::collections::BTreeMap::new();
+    let held_out = problems(1, Split::HeldOut, 1_000);
+    let mut words = BTreeSet::new();
     let (mut n_tokens, mut n_sentences, mut n_text, mut longest) = (0, 0, 0, 0);
     for problem in &held_out {
-        let all = ids(&tokenizer, &full_text(problem));
-        n_tokens += all.len();
-        longest = longest.max(all.len());
+        let n = ids(&tokenizer, &full_text(problem)).len();
+        n_tokens += n;
+        longest = longest.max(n);
         n_text += ids(&tokenizer, &problem.text).len();
         n_sentences += problem.chain.steps.len() + 2;
-        let words = problem
-            .text
-            .split_inclusive([' ', '.', '?', ','])
-            .map(|w| w.trim_matches(&[' ', '.', '?', ','][..]));
-        for (i, word) in words.enumerate().filter(|(_, word)| !word.is_empty()) {
-            let word = if i == 0 { word.to_string() } else { format!(" {word}") };
-            let n = ids(&tokenizer, &word).len();
-            if n > 1 {
-                *split_words.entry(word).or_insert(0) += 1;
-            }
+        for (i, word) in problem.text.split(' ').enumerate() {
+            let word = word.trim_end_matches(['.', ',', '?']);
+            words.insert(if i == 0 { word.to_string() } else { format!(" {word}") });
         }
     }
+    let split: Vec<&String> = words.iter().filter(|word| ids(&tokenizer, word).len() != 1).collect();
+    assert!(split.is_empty(), "{split:?}");
     let per_example = n_tokens as f64 / held_out.len() as f64;
-    let per_sentence = n_text as f64 / f64::from(n_sentences as u32);
-    eprintln!(
-        "{per_example:.1} tokens per example (longest {longest}), {per_sentence:.2} per sentence, split words {split_words:?}"
-    );
-    assert!(split_words.is_empty(), "{split_words:?}");
-    assert!(per_sentence <= 9.0 && per_example <= 115.0);
+    let per_sentence = n_text as f64 / n_sentences as f64;
+    assert!(per_sentence < 9.0, "{per_sentence}");
+    assert!((100.0..110.0).contains(&per_example), "{per_example}");
+    assert!(longest <= 176, "{longest}");
+}
+
+#[test]
+fn ids_are_small_and_the_added_tokens_come_first() {
+    let tokenizer = tokenizer();
+    assert!(tokenizer.get_vocab_size(true) <= 768);
+    let added = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"];
+    for (id, token) in added.into_iter().enumerate() {
+        assert_eq!(tokenizer.token_to_id(token), Some(id as u32), "{token}");
+        assert_eq!(ids(&tokenizer, &format!("a{token}b")).len(), 3, "{token}");
+    }
+    // Programs that hide special tokens still see where the reasoning ends.
+    let text = full_text(&WordProblem::draw(0, Split::HeldOut, 0));
+    let shown = tokenizer.decode(&ids(&tokenizer, &text), true).expect("ids decode");
+    assert!(shown.contains("<think>So 6 + 8 = 14;") && shown.ends_with("</think>18"), "{shown}");
+}
+
+#[test]
+fn a_text_is_the_same_after_encoding_and_decoding() {
+    let tokenizer = tokenizer();
+    for problem in problems(8, Split::Validation, 500) {
+        let text = full_text(&problem);
+        assert_eq!(tokenizer.decode(&ids(&tokenizer, &text), false).expect("ids decode"), text);
+    }
+}
+
+#[test]
+fn the_chat_template_puts_nothing_between_the_parts() {
+    let template = read("chat_template.jinja");
+    let environment = minijinja::Environment::new();
+    let render = |messages: &[Message], prompt: bool| {
+        let context = minijinja::context! { messages => minijinja::value::Serde(messages), add_generation_prompt => prompt };
+        environment.render_str(&template, context).expect("the template renders")
+    };
+    let problem = WordProblem::draw(0, Split::HeldOut, 0);
+    let prompt = problem.prompt();
+    let question = prompt.messages[0].clone();
+    let supervised = [question.clone(), problem.worked()];
+    assert_eq!(render(&supervised, false), full_text(&problem));
+    let start = format!("<|user|>{}<|assistant|>", problem.text);
+    assert_eq!(render(&supervised[..1], true), start);
+    let plain = [question, prompt.target.expect("the data set has answers")];
+    assert_eq!(render(&plain, false), format!("{start}18<|end|>"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_round_trips_through_bytes(text in any::<String>()) {
+        let tokenizer = tokenizer();
+        let ids = ids(&tokenizer, &text);
+        prop_assert_eq!(tokenizer.decode(&ids, false).expect("ids decode"), text);
+    }
 }

@@ -12,10 +12,11 @@ mod wording;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use stillroom_core::{CounterRng, Message, Prompt, Role};
 
 use crate::{CorpusError, Split};
-pub use verifier::{WordProblems, parse_reasoning};
+pub use verifier::WordProblems;
 
 /// No value of a chain is larger.
 pub const VALUE_MAX: u8 = 20;
@@ -48,7 +49,7 @@ impl Operation {
             Operation::Add(n) => value.checked_add(n).filter(|&v| v <= VALUE_MAX),
             Operation::Subtract(n) => value.checked_sub(n),
             Operation::Double => value.checked_mul(2).filter(|&v| (1..=VALUE_MAX).contains(&v)),
-            Operation::Halve => (value > 0 && value % 2 == 0).then_some(value / 2),
+            Operation::Halve => (value > 0 && value.is_multiple_of(2)).then_some(value / 2),
         }
     }
 
@@ -150,6 +151,8 @@ pub struct WordProblem {
     pub id: String,
     pub split: Split,
     pub chain: Chain,
+    /// Which month (from 0, January) the first sentence is dated.
+    pub first_month: usize,
     pub text: String,
 }
 
@@ -162,21 +165,26 @@ impl WordProblem {
             .map(|_| Chain::draw(&mut rng))
             .find(|chain| chain.split() == split)
             .expect("every split holds at least a tenth of all chains");
-        let text = wording::tell(&chain, &mut rng);
-        WordProblem { id: format!("word_problems-{seed}-{split}-{index:06}"), split, chain, text }
+        let first_month = rng.below(12) as usize;
+        let text = wording::tell(&chain, first_month, &mut rng);
+        let id = format!("word_problems-{seed}-{split}-{index:06}");
+        WordProblem { id, split, chain, first_month, text }
     }
 
     pub fn answer(&self) -> u8 {
         self.chain.answer()
     }
 
-    /// The steps as equations, such as `So 7 + 5 = 12; 12 - 3 = 9`. The first word gives the first
-    /// number a leading space, and nothing changes when the text is trimmed.
+    /// The steps as dated equations, such as `In May: 7 + 5 = 12; June: 12 - 3 = 9`. The first word
+    /// gives the first month a leading space, and nothing changes when the text is trimmed.
     pub fn reasoning(&self) -> String {
         let values = self.chain.values();
-        let equation = |(i, step): (usize, &Operation)| format!("{} {step} = {}", values[i], values[i + 1]);
+        let equation = |(i, step): (usize, &Operation)| {
+            let month = wording::MONTHS[(self.first_month + 1 + i) % 12];
+            format!("{month}: {} {step} = {}", values[i], values[i + 1])
+        };
         let equations: Vec<String> = self.chain.steps.iter().enumerate().map(equation).collect();
-        format!("So {}", equations.join("; "))
+        format!("In {}", equations.join("; "))
     }
 
     /// The assistant turn with the reasoning: what a teacher made from scratch is trained on.
@@ -203,6 +211,26 @@ pub fn problems(seed: u64, split: Split, count: usize) -> Vec<WordProblem> {
     let mut seen = HashSet::with_capacity(count);
     let drawn = (0..).map(|index| WordProblem::draw(seed, split, index));
     drawn.filter(|problem| seen.insert(problem.chain.clone())).take(count).collect()
+}
+
+/// What two sets of problems share; nothing, where they are parts of one split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// Problems of the second set whose text is in the first.
+    pub equal_texts: u64,
+    /// Problems of the second set whose chain is in the first.
+    pub equal_chains: u64,
+}
+
+/// Counts the problems of `held_out` that `train` holds too, as text and as chain.
+pub fn overlap(train: &[WordProblem], held_out: &[WordProblem]) -> Overlap {
+    let texts: HashSet<&str> = train.iter().map(|problem| problem.text.as_str()).collect();
+    let chains: HashSet<&Chain> = train.iter().map(|problem| &problem.chain).collect();
+    let count = |is: &dyn Fn(&&WordProblem) -> bool| held_out.iter().filter(is).count() as u64;
+    Overlap {
+        equal_texts: count(&|problem| texts.contains(problem.text.as_str())),
+        equal_chains: count(&|problem| chains.contains(&problem.chain)),
+    }
 }
 
 /// Checks that no chain and no text is in two splits, and that each problem is where its chain belongs.

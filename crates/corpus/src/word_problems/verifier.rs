@@ -3,6 +3,7 @@
 use stillroom_core::{Message, Prompt};
 
 use super::VALUE_MAX;
+use super::wording::MONTHS;
 use crate::{Verdict, Verifier};
 
 /// Longer reasoning is refused unread.
@@ -16,16 +17,16 @@ pub struct WordProblems {
     pub check_steps: bool,
 }
 
-/// One equation `left operator right = result` of a reply's reasoning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Equation {
-    pub left: u32,
-    pub operator: char,
-    pub right: u32,
-    pub result: u32,
+/// One equation `month: left operator right = result` of a reply's reasoning.
+struct Equation<'a> {
+    month: &'a str,
+    left: u32,
+    operator: char,
+    right: u32,
+    result: u32,
 }
 
-impl Equation {
+impl Equation<'_> {
     fn holds(&self) -> bool {
         let (left, right) = (u64::from(self.left), u64::from(self.right));
         let result = u64::from(self.result);
@@ -95,26 +96,28 @@ fn check_steps(prompt: &Prompt, reasoning: Option<&str>, answer: u32) -> Result<
     if stated != given {
         return Err("the steps do not use the problem's numbers in their order".into());
     }
+    let dates = text.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| MONTHS.contains(word)).skip(1);
+    if !dates.eq(equations.iter().map(|equation| equation.month)) {
+        return Err("the steps are not dated as the problem's sentences".into());
+    }
     Ok(())
 }
 
-/// Reads reasoning of the form `So 7 + 5 = 12; 12 - 3 = 9`.
-///
-/// # Errors
-/// Says which equation cannot be read.
-pub fn parse_reasoning(text: &str) -> Result<Vec<Equation>, String> {
+/// Reads reasoning of the form `In May: 7 + 5 = 12; June: 12 - 3 = 9`.
+fn parse_reasoning(text: &str) -> Result<Vec<Equation<'_>>, String> {
     if text.len() > REASONING_BYTES_MAX {
         return Err("reasoning too long".into());
     }
     let text = text.trim();
-    let text = text.strip_prefix("So ").unwrap_or(text);
+    let text = text.strip_prefix("In ").unwrap_or(text);
     let read =
         |(i, part): (usize, &str)| equation(part).ok_or_else(|| format!("step {} is no equation", i + 1));
     text.split(';').enumerate().map(read).collect()
 }
 
-fn equation(text: &str) -> Option<Equation> {
+fn equation(text: &str) -> Option<Equation<'_>> {
     let mut words = text.split_ascii_whitespace();
+    let month = words.next()?.strip_suffix(':')?;
     let left = number(words.next()?)?;
     let mut operator = words.next()?.chars();
     let right = number(words.next()?)?;
@@ -122,7 +125,7 @@ fn equation(text: &str) -> Option<Equation> {
     let result = number(words.next()?)?;
     let symbol = operator.next()?;
     let whole = equals == "=" && words.next().is_none() && operator.next().is_none();
-    (whole && "+-*/".contains(symbol)).then_some(Equation { left, operator: symbol, right, result })
+    (whole && "+-*/".contains(symbol)).then_some(Equation { month, left, operator: symbol, right, result })
 }
 
 /// A whole number in plain digits, without sign.

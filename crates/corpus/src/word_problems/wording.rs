@@ -1,7 +1,6 @@
 //! The words of a problem: who, what, and one sentence per step.
 //!
-//! Placeholders: `{S}`/`{s}` the person as subject (name or pronoun; capital at the start of a
-//! sentence), `{h}` he or she, `{o}` the person as object, `{p}` his or her, `{F}` a friend,
+//! Placeholders: `{s}` the person as subject (name or pronoun), `{h}` he or she, `{o}` the person as object, `{p}` his or her, `{F}` a friend,
 //! `{n}` the number, `{u}` the unit in the number that `{n}` wants, `{us}` its plural.
 //! Every `{n}` follows a space, so that a number is always one token.
 
@@ -12,7 +11,7 @@ use super::{Chain, Operation};
 /// Somebody whose pronouns the text needs.
 struct Gender {
     names: &'static [&'static str],
-    subject: [&'static str; 2],
+    subject: &'static str,
     object: &'static str,
     possessive: &'static str,
 }
@@ -23,7 +22,7 @@ const GENDERS: [Gender; 2] = [
             "Mia", "Anna", "Zoe", "Lucy", "Emma", "Nora", "Ida", "Rosa", "Lily", "Maya", "Sara", "Yuki",
             "Nina", "Ruby", "Amina", "Priya",
         ],
-        subject: ["She", "she"],
+        subject: "she",
         object: "her",
         possessive: "her",
     },
@@ -32,7 +31,7 @@ const GENDERS: [Gender; 2] = [
             "Tom", "Ben", "Sam", "Leo", "Max", "Omar", "Noah", "Finn", "Hugo", "Ivan", "Jack", "Luis",
             "Owen", "Wei", "Raj", "Kofi",
         ],
-        subject: ["He", "he"],
+        subject: "he",
         object: "him",
         possessive: "his",
     },
@@ -80,69 +79,88 @@ const UNITS: [Unit; 24] = [
     thing("cup", "cups"),
 ];
 
+/// The months that date the sentences of a problem, in order, from any of them on.
+pub(super) const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+/// What may stand before the month of a step.
+const DATES: [&str; 3] = ["In ", "Then, in ", "Later, in "];
+
 const OPENINGS: [&str; 8] = [
-    "{S} had {n} {u}.",
-    "At first, {s} had {n} {u}.",
-    "{S} had a bag with {n} {u} in it.",
-    "In the morning, {s} had {n} {u}.",
-    "There was a box with {n} {u} for {s}.",
-    "{S} found a box with {n} {u} at home.",
-    "{S} liked {us} and had {n} at home.",
-    "In a bag, {s} had {n} {u}.",
+    "{s} had {n} {u}.",
+    "{s} had {n} {u} at home.",
+    "{s} had a bag with {n} {u} in it.",
+    "{s} got {n} {u} as a gift.",
+    "there was a box with {n} {u} for {s}.",
+    "{s} found a box with {n} {u} at home.",
+    "{s} had too many {us} and kept {n}.",
+    "{s} put {n} {u} in a bag.",
 ];
 
 const ADDITIONS: [&str; 12] = [
-    "{S} bought {n} more {u}.",
-    "{S} found {n} {u} at home.",
+    "{s} bought {n} more {u}.",
+    "{s} found {n} {u} at home.",
     "{F} gave {o} {n} {u}.",
-    "A friend gave {o} {n} more {u}.",
-    "Then {s} won {n} {u} in a game.",
-    "After that, {p} mother gave {o} {n} {u}.",
-    "On the way home, {s} found {n} more {u}.",
-    "Another {n} {u} came in the post.",
+    "a friend gave {o} {n} more {u}.",
+    "{s} won {n} {u} in a game.",
+    "{p} mother gave {o} {n} {u}.",
+    "{s} found {n} more {u} on the way home.",
+    "another {n} {u} came in the post.",
     "{F} had too many {us} and gave {o} {n}.",
-    "Later, {s} got {n} {u} from {F}.",
-    "{S} took {n} more {u} out of a bag.",
-    "At the market, {s} got {n} {u}.",
+    "{s} got {n} {u} from {F}.",
+    "{s} took {n} more {u} out of a bag.",
+    "{s} got {n} {u} at the market.",
 ];
 
 const SUBTRACTIONS: [&str; 12] = [
-    "{S} gave {n} {u} to {F}.",
-    "{S} lost {n} {u} on the way home.",
-    "{S} sold {n} {u} at the market.",
-    "{F} wanted some {us} and got {n}.",
-    "Then {n} of the {us} got lost.",
+    "{s} gave {n} {u} to {F}.",
+    "{s} lost {n} {u} on the way home.",
+    "{s} sold {n} {u} at the market.",
+    "{F} wanted some {us} and took {n}.",
+    "{n} of the {us} got lost.",
     "{F} took {n} {u} away.",
-    "Later, {s} left {n} {u} in a box at school.",
-    "{S} sent {n} {u} to a friend.",
-    "A dog ran away with {n} {u}.",
-    "After that, {s} lost {n} {u} in a game.",
-    "From the {us}, {p} mother took {n}.",
-    "At school, {s} sold {n} {u}.",
+    "{s} left {n} {u} in a box at school.",
+    "{s} sent {n} {u} to a friend.",
+    "a dog ran away with {n} {u}.",
+    "{s} lost {n} {u} in a game.",
+    "{p} mother took {n} of the {us}.",
+    "{s} sold {n} {u} at school.",
 ];
 
-const FOOD_SUBTRACTIONS: [&str; 2] = ["{S} ate {n} {u}.", "After that, {s} ate {n} of the {us} at home."];
+const FOOD_SUBTRACTIONS: [&str; 2] = ["{s} ate {n} {u}.", "{s} ate {n} of the {us} at home."];
 
 const DOUBLINGS: [&str; 8] = [
     "{F} gave {o} as many {us} as {h} had.",
-    "Later, {s} had twice as many {us}.",
-    "Then {s} won as many {us} as {h} had.",
-    "After that, {s} found as many {us} as {h} had.",
-    "At the market, {s} bought as many {us} as {h} had.",
-    "A friend gave {o} as many {us} as {h} had.",
-    "Then {p} mother made it twice as many {us}.",
-    "On the way home, {s} got twice as many {us}.",
+    "{s} had twice as many {us}.",
+    "{s} won as many {us} as {h} had.",
+    "{s} found as many {us} as {h} had.",
+    "{s} bought as many {us} as {h} had.",
+    "a friend gave {o} as many {us} as {h} had.",
+    "{p} mother made it twice as many {us}.",
+    "{s} got twice as many {us}.",
 ];
 
 const HALVINGS: [&str; 8] = [
-    "{S} gave half of the {us} to {F}.",
-    "{S} sold half of the {us}.",
-    "Then half of the {us} got lost.",
+    "{s} gave half of the {us} to {F}.",
+    "{s} sold half of the {us}.",
+    "half of the {us} got lost.",
     "{F} took half of the {us} away.",
-    "Later, {s} left half of the {us} at school.",
-    "{S} lost half of the {us} in a game.",
-    "A dog ran away with half of the {us}.",
-    "After that, {s} sent half of the {us} to a friend.",
+    "{s} left half of the {us} at school.",
+    "{s} lost half of the {us} in a game.",
+    "a dog ran away with half of the {us}.",
+    "{s} sent half of the {us} to a friend.",
 ];
 
 const QUESTIONS: [&str; 6] = [
@@ -165,8 +183,9 @@ struct Scene {
     unit: Unit,
 }
 
-/// The text of a problem: an opening, one sentence per step in order, and a question.
-pub(super) fn tell(chain: &Chain, rng: &mut CounterRng) -> String {
+/// The text of a problem: an opening dated `first_month`, one sentence per step, each a month later,
+/// and a question.
+pub(super) fn tell(chain: &Chain, first_month: usize, rng: &mut CounterRng) -> String {
     let gender = rng.below(2) as usize;
     let person = &GENDERS[gender];
     // Friends have the other pronoun, so that "he" and "she" always mean the person.
@@ -176,9 +195,10 @@ pub(super) fn tell(chain: &Chain, rng: &mut CounterRng) -> String {
         friends: &GENDERS[1 - gender],
         unit: pick(&UNITS, rng),
     };
-    let mut text = fill(pick(&OPENINGS, rng), &scene, Some(chain.start), false, rng);
-    for &step in &chain.steps {
-        text.push(' ');
+    let mut text = format!("In {}, ", MONTHS[first_month]);
+    text.push_str(&fill(pick(&OPENINGS, rng), &scene, Some(chain.start), false, rng));
+    for (i, &step) in chain.steps.iter().enumerate() {
+        text.push_str(&format!(" {}{}, ", pick(&DATES, rng), MONTHS[(first_month + 1 + i) % 12]));
         let pronoun = rng.uniform() < PRONOUN_SHARE;
         text.push_str(&fill(sentence(step, scene.unit.food, rng), &scene, step.operand(), pronoun, rng));
     }
@@ -212,9 +232,8 @@ fn fill(template: &str, scene: &Scene, number: Option<u8>, pronoun: bool, rng: &
             "n" => text.push_str(&number.expect("a sentence with `{n}` has a number").to_string()),
             "u" if number == Some(1) => text.push_str(scene.unit.singular),
             "u" | "us" => text.push_str(scene.unit.plural),
-            "S" => text.push_str(if pronoun { person.subject[0] } else { scene.name }),
-            "s" => text.push_str(if pronoun { person.subject[1] } else { scene.name }),
-            "h" => text.push_str(person.subject[1]),
+            "s" => text.push_str(if pronoun { person.subject } else { scene.name }),
+            "h" => text.push_str(person.subject),
             "o" => text.push_str(if pronoun { person.object } else { scene.name }),
             "p" => text.push_str(person.possessive),
             "F" => text.push_str(pick(scene.friends.names, rng)),

@@ -1,5 +1,7 @@
 //! Verifiers: is a reply right, and if not, why.
 
+pub mod numeric_answer;
+
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Message, Prompt};
 
@@ -28,4 +30,29 @@ pub trait Verifier: Send + Sync {
 
     /// Judges the reply against the prompt's own answer; a prompt without one makes every reply wrong.
     fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict;
+}
+
+/// Names of the verifiers that a recipe can ask for.
+pub const VERIFIERS: [&str; 2] = ["word_problems", "numeric_answer"];
+
+/// The verifier of that name.
+pub fn verifier(name: &str) -> Option<Box<dyn Verifier>> {
+    match name {
+        "word_problems" => Some(Box::new(crate::word_problems::WordProblems::default())),
+        "numeric_answer" => Some(Box::new(numeric_answer::NumericAnswer)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_verifier_exists_under_its_name() {
+        for name in VERIFIERS {
+            assert_eq!(verifier(name).map(|verifier| verifier.name()), Some(name));
+        }
+        assert!(verifier("none").is_none());
+    }
 }

@@ -1,0 +1,248 @@
+//! Which traces a student may learn from; each that it may not is recorded with the reason.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, FinishReason, Prompt, Trace};
+
+use crate::{CorpusError, Verifier};
+
+/// The steps of curation, in the order in which a trace passes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The reply ended at the length limit.
+    Truncated,
+    /// The reply has no content.
+    Empty,
+    /// The verifier found the reply wrong.
+    Verify,
+    /// The same conversation with the same reply was kept before.
+    Duplicate,
+}
+
+impl Step {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Step::Truncated => "truncated",
+            Step::Empty => "empty",
+            Step::Verify => "verify",
+            Step::Duplicate => "duplicate",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One trace that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    pub id: String,
+    pub sample: u32,
+    pub step: Step,
+    pub reason: String,
+}
+
+/// How many traces came, stayed, and went at each step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub seen: u64,
+    pub kept: u64,
+    pub dropped: BTreeMap<Step, u64>,
+}
+
+/// Passes traces one by one; what it kept depends on their order only for duplicates, of which
+/// the first stays.
+pub struct Curator<'a> {
+    prompts: HashMap<&'a str, &'a Prompt>,
+    verifier: Option<&'a dyn Verifier>,
+    kept: HashSet<Digest>,
+    counts: Counts,
+    dropped: Vec<Dropped>,
+}
+
+impl<'a> Curator<'a> {
+    /// A curator for the traces of these prompts; without a verifier no answer is judged.
+    pub fn new(
+        prompts: impl IntoIterator<Item = &'a Prompt>,
+        verifier: Option<&'a dyn Verifier>,
+    ) -> Curator<'a> {
+        let prompts = prompts.into_iter().map(|prompt| (prompt.id.as_str(), prompt)).collect();
+        Curator { prompts, verifier, kept: HashSet::new(), counts: Counts::default(), dropped: Vec::new() }
+    }
+
+    /// Whether this trace is kept.
+    ///
+    /// # Errors
+    /// A trace of an unknown prompt means that prompts and traces do not belong together.
+    pub fn keeps(&mut self, trace: &Trace) -> Result<bool, CorpusError> {
+        let Some(&prompt) = self.prompts.get(trace.id.as_str()) else {
+            return Err(CorpusError::UnknownPrompt { id: trace.id.clone(), sample: trace.sample });
+        };
+        self.counts.seen += 1;
+        let Err((step, reason)) = self.judge(prompt, trace) else {
+            self.counts.kept += 1;
+            return Ok(true);
+        };
+        *self.counts.dropped.entry(step).or_default() += 1;
+        self.dropped.push(Dropped { id: trace.id.clone(), sample: trace.sample, step, reason });
+        Ok(false)
+    }
+
+    fn judge(&mut self, prompt: &Prompt, trace: &Trace) -> Result<(), (Step, String)> {
+        if trace.finish_reason == FinishReason::Length {
+            return Err((Step::Truncated, "ended at the length limit".into()));
+        }
+        if trace.content.trim().is_empty() {
+            return Err((Step::Empty, "no content".into()));
+        }
+        if let Some(verifier) = self.verifier {
+            let verdict = verifier.verify(prompt, &trace.reply());
+            if !verdict.correct {
+                return Err((Step::Verify, verdict.reason));
+            }
+        }
+        if !self.kept.insert(digest(trace)) {
+            return Err((Step::Duplicate, "same conversation and reply as a trace before".into()));
+        }
+        Ok(())
+    }
+
+    /// The counts, and every dropped trace in order.
+    pub fn finish(self) -> (Counts, Vec<Dropped>) {
+        (self.counts, self.dropped)
+    }
+}
+
+/// Of conversation and reply, whatever the id, the sample and the price.
+fn digest(trace: &Trace) -> Digest {
+    let words = (&trace.messages, &trace.reasoning_content, &trace.content);
+    Digest::of(&serde_json::to_vec(&words).expect("text is always JSON"))
+}
+
+/// What curation left.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Curated {
+    /// In the order in which they came.
+    pub kept: Vec<Trace>,
+    pub dropped: Vec<Dropped>,
+    pub counts: Counts,
+}
+
+/// Curates all traces at once; see [`Curator`].
+///
+/// # Errors
+/// A trace of an unknown prompt means that prompts and traces do not belong together.
+pub fn curate<'a>(
+    traces: Vec<Trace>,
+    prompts: impl IntoIterator<Item = &'a Prompt>,
+    verifier: Option<&'a dyn Verifier>,
+) -> Result<Curated, CorpusError> {
+    let mut curator = Curator::new(prompts, verifier);
+    let mut kept = Vec::with_capacity(traces.len());
+    for trace in traces {
+        if curator.keeps(&trace)? {
+            kept.push(trace);
+        }
+    }
+    let (counts, dropped) = curator.finish();
+    Ok(Curated { kept, dropped, counts })
+}
+
+#[cfg(test)]
+mod tests {
+    use stillroom_core::{Message, Role};
+
+    use super::*;
+    use crate::word_problems::{WordProblem, WordProblems};
+    use crate::{Split, word_problems};
+
+    fn trace(problem: &WordProblem, sample: u32) -> Trace {
+        let worked = problem.worked();
+        Trace {
+            id: problem.id.clone(),
+            sample,
+            messages: problem.prompt().messages,
+            reasoning_content: worked.reasoning_content,
+            content: worked.content,
+            finish_reason: FinishReason::Stop,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            teacher: "test".into(),
+            usd: 0.0,
+        }
+    }
+
+    fn with(trace: &Trace, sample: u32, change: impl FnOnce(&mut Trace)) -> Trace {
+        let mut changed = Trace { sample, ..trace.clone() };
+        change(&mut changed);
+        changed
+    }
+
+    #[test]
+    fn each_step_drops_its_own_and_the_rest_stays_in_order() {
+        let problems = word_problems::problems(3, Split::Train, 3);
+        let prompts: Vec<Prompt> = problems.iter().map(WordProblem::prompt).collect();
+        let first = trace(&problems[0], 0);
+        let traces = vec![
+            first.clone(),
+            with(&first, 1, |t| t.usd = 1.0),
+            with(&first, 2, |t| t.finish_reason = FinishReason::Length),
+            with(&first, 3, |t| t.content = " \n".into()),
+            with(&first, 4, |t| t.content = "21".into()),
+            with(&first, 5, |t| t.reasoning_content = None),
+            trace(&problems[2], 0),
+            trace(&problems[1], 0),
+        ];
+        let verifier = WordProblems { check_steps: false };
+        let curated = curate(traces.clone(), &prompts, Some(&verifier)).expect("every prompt is known");
+        let kept: Vec<_> = curated.kept.iter().map(|t| (t.id.as_str(), t.sample)).collect();
+        let id = |i: usize| problems[i].id.as_str();
+        assert_eq!(kept, [(id(0), 0), (id(0), 5), (id(2), 0), (id(1), 0)]);
+        let dropped: Vec<_> = curated.dropped.iter().map(|d| (d.sample, d.step)).collect();
+        assert_eq!(
+            dropped,
+            [(1, Step::Duplicate), (2, Step::Truncated), (3, Step::Empty), (4, Step::Verify)]
+        );
+        assert_eq!(curated.dropped[3].reason, format!("answered 21 instead of {}", problems[0].answer()));
+        assert_eq!((curated.counts.seen, curated.counts.kept), (8, 4));
+        assert_eq!(curated.counts.dropped.values().sum::<u64>(), 4);
+
+        let strict = WordProblems { check_steps: true };
+        let curated = curate(traces, &prompts, Some(&strict)).expect("every prompt is known");
+        assert_eq!(curated.counts.dropped[&Step::Verify], 2, "no reasoning is no reasoning");
+    }
+
+    #[test]
+    fn without_a_verifier_no_answer_is_judged() {
+        let problem = WordProblem::draw(0, Split::Train, 0);
+        let prompts = [problem.prompt()];
+        let wrong = with(&trace(&problem, 0), 0, |t| t.content = "21".into());
+        assert_eq!(curate(vec![wrong], &prompts, None).expect("known").counts.kept, 1);
+    }
+
+    #[test]
+    fn a_trace_of_an_unknown_prompt_is_an_error() {
+        let problem = WordProblem::draw(0, Split::Train, 0);
+        let other = [Prompt {
+            id: "other".into(),
+            messages: vec![Message::new(Role::User, "x")],
+            answer: None,
+            target: None,
+        }];
+        let error = curate(vec![trace(&problem, 7)], &other, None).expect_err("nobody asked this");
+        assert!(matches!(error, CorpusError::UnknownPrompt { sample: 7, .. }));
+    }
+
+    #[test]
+    fn counts_are_written_with_the_names_of_the_steps() {
+        let counts = Counts { seen: 3, kept: 1, dropped: [(Step::Verify, 2)].into() };
+        let json = serde_json::to_string(&counts).expect("counts are JSON");
+        assert_eq!(json, r#"{"seen":3,"kept":1,"dropped":{"verify":2}}"#);
+    }
+}

@@ -1,0 +1,162 @@
+//! Prompts and texts from files: what is in a row, and which part of the data it belongs to.
+
+mod read;
+mod row;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use stillroom_core::{Message, Prompt};
+
+use crate::{CorpusError, Split};
+pub use read::{DOCUMENT_BYTES, LINE_BYTES_MAX, ROWS_MAX, Rows};
+pub use row::ID_BYTES_MAX;
+
+/// One row of a data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A question to be answered.
+    Prompt(Prompt),
+    /// A text to be continued token by token.
+    Text { id: String, text: String },
+}
+
+impl Item {
+    pub fn id(&self) -> &str {
+        match self {
+            Item::Prompt(prompt) => &prompt.id,
+            Item::Text { id, .. } => id,
+        }
+    }
+
+    pub fn as_prompt(&self) -> Option<&Prompt> {
+        match self {
+            Item::Prompt(prompt) => Some(prompt),
+            Item::Text { .. } => None,
+        }
+    }
+
+    /// What a model reads before it answers, or the text: lower case, white space as single spaces.
+    /// Items that differ in nothing else are the same item.
+    pub fn content_key(&self) -> String {
+        match self {
+            Item::Prompt(prompt) => {
+                content_key(prompt.messages.iter().map(|Message { content, .. }| content))
+            }
+            Item::Text { text, .. } => content_key([text]),
+        }
+    }
+}
+
+fn content_key<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    let mut key = String::new();
+    for word in texts.into_iter().flat_map(|text| text.split_whitespace()) {
+        if !key.is_empty() {
+            key.push(' ');
+        }
+        key.extend(word.chars().flat_map(char::to_lowercase));
+    }
+    key
+}
+
+/// A data set in its three parts, each in the order of its file.
+///
+/// From one file, or from a directory's `train.jsonl` without companions, items are parted by the
+/// hash of their content ([`Split::of`] on [`Item::content_key`]), so that equal items are never
+/// parted and nothing moves when the file grows. A companion file is its part: `test.jsonl` (or
+/// `held_out.jsonl`, `heldout.jsonl`) is held out, `validation.jsonl` (or `valid.jsonl`,
+/// `dev.jsonl`) is for validation; then the hash takes nothing from `train.jsonl` for that part.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataSet {
+    pub train: Vec<Item>,
+    pub validation: Vec<Item>,
+    pub held_out: Vec<Item>,
+}
+
+const VALIDATION_FILES: [&str; 3] = ["validation.jsonl", "valid.jsonl", "dev.jsonl"];
+const HELD_OUT_FILES: [&str; 3] = ["test.jsonl", "held_out.jsonl", "heldout.jsonl"];
+
+impl DataSet {
+    /// Reads a `.jsonl` or `.txt` file, or a directory of `.jsonl` files.
+    ///
+    /// # Errors
+    /// Names the file and, for a bad row, its line. Parts that share an item are refused.
+    pub fn open(path: &Path) -> Result<DataSet, CorpusError> {
+        let mut data = DataSet::default();
+        if path.is_dir() {
+            let train = path.join("train.jsonl");
+            if !train.is_file() {
+                return Err(CorpusError::BadDataSet {
+                    path: path.into(),
+                    problem: "no `train.jsonl` in this directory",
+                });
+            }
+            let validation = companion(path, &VALIDATION_FILES);
+            let held_out = companion(path, &HELD_OUT_FILES);
+            data.read_by_hash(&train, validation.is_none(), held_out.is_none())?;
+            for (file, split) in [(validation, Split::Validation), (held_out, Split::HeldOut)] {
+                if let Some(file) = file {
+                    *data.part_mut(split) = Rows::open(&file)?.collect::<Result<_, _>>()?;
+                }
+            }
+        } else {
+            data.read_by_hash(path, true, true)?;
+        }
+        data.check_disjoint()?;
+        Ok(data)
+    }
+
+    fn read_by_hash(&mut self, path: &Path, validation: bool, held_out: bool) -> Result<(), CorpusError> {
+        for item in Rows::open(path)? {
+            let item = item?;
+            let split = match Split::of(&item.content_key()) {
+                Split::Validation if validation => Split::Validation,
+                Split::HeldOut if held_out => Split::HeldOut,
+                _ => Split::Train,
+            };
+            self.part_mut(split).push(item);
+        }
+        Ok(())
+    }
+
+    pub fn part(&self, split: Split) -> &[Item] {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+
+    fn part_mut(&mut self, split: Split) -> &mut Vec<Item> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::HeldOut => &mut self.held_out,
+        }
+    }
+
+    /// Checks that no id and no content is in two parts.
+    ///
+    /// # Errors
+    /// Names the first item that is.
+    pub fn check_disjoint(&self) -> Result<(), CorpusError> {
+        let mut contents: HashMap<String, Split> = HashMap::new();
+        let mut ids: HashMap<&str, Split> = HashMap::new();
+        for second in Split::ALL {
+            for item in self.part(second) {
+                let places = [
+                    *contents.entry(item.content_key()).or_insert(second),
+                    *ids.entry(item.id()).or_insert(second),
+                ];
+                if let Some(&first) = places.iter().find(|&&place| place != second) {
+                    return Err(CorpusError::SplitsOverlap { id: item.id().into(), first, second });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn companion(dir: &Path, names: &[&str]) -> Option<PathBuf> {
+    names.iter().map(|name| dir.join(name)).find(|path| path.is_file())
+}
