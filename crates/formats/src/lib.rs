@@ -11,6 +11,7 @@ mod files;
 mod gguf;
 mod hf_dir;
 mod model_files;
+pub mod parquet_rows;
 pub mod safetensors_file;
 mod tensors;
 mod tokenizer;
