@@ -1,1 +1,34 @@
 //! Held-out metrics and the report of teacher against student.
+//!
+//! - [`Measurement`]: what was measured of one model, item by item; [`Measurement::score`] makes its
+//!   figures, [`compare`] and [`accuracy_retained`] pair two models on the same items.
+//! - [`Checks`]: did every tensor move, did the held-out loss fall.
+//! - [`Report`]: `report.json`, [`Report::verdict`] in words, [`Report::to_html`] as a page.
+//! - [`EnergyMeter`], [`MachineFacts`]: what the machine says about itself.
+
+mod checks;
+mod energy;
+mod error;
+mod html;
+mod machine;
+mod measured;
+mod measurement;
+mod report;
+mod score;
+mod words;
+
+pub use checks::{Checks, LossDrop, TensorChanges};
+pub use energy::EnergyMeter;
+pub use error::EvaluateError;
+pub use machine::{MachineFacts, peak_resident_bytes};
+pub use measured::Measured;
+pub use measurement::{
+    Claim, Comparison, DocumentDivergence, DocumentLoss, Grade, Measurement, Metric, Throughput,
+    accuracy_retained, compare, grade_replies,
+};
+pub use report::{
+    CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, LicenceDecision, LicenceRule, Pair,
+    REPORT_BYTES_MAX, REPORT_VERSION, Report, Sample, SampleReply, StageTime,
+};
+pub use score::{ModelScore, TrainingFacts};
+pub use words::{Statement, Verdict};

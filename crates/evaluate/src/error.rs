@@ -1,0 +1,52 @@
+//! What can go wrong while measuring or reading a report.
+
+use stillroom_core::ErrorKind;
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    #[error("{first_count} {what} cannot be paired with {second_count}")]
+    DifferentCounts { what: &'static str, first_count: usize, second_count: usize },
+    #[error("{what} {index} is `{first_id}` on one side and `{second_id}` on the other")]
+    DifferentItems { what: &'static str, index: usize, first_id: String, second_id: String },
+    #[error("document `{id}` has {first_units} tokens on one side and {second_units} on the other")]
+    DifferentUnits { id: String, first_units: u64, second_units: u64 },
+    #[error("{what} of `{id}` is not a finite number")]
+    NotFinite { what: &'static str, id: String },
+    #[error("tensor `{name}` has {initial_len} numbers before training and {final_len} after")]
+    DifferentShapes { name: String, initial_len: usize, final_len: usize },
+    #[error("tensor `{name}` stands on one side only")]
+    MissingTensor { name: String },
+    #[error("report is not readable: {reason}")]
+    BadReport { reason: String },
+}
+
+impl EvaluateError {
+    /// What kind of failure it is; the command line turns it into an exit code.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            EvaluateError::NotFinite { .. } => ErrorKind::Failed,
+            _ => ErrorKind::BadData,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn fix(&self) -> Option<String> {
+        match self {
+            EvaluateError::DifferentCounts { .. }
+            | EvaluateError::DifferentItems { .. }
+            | EvaluateError::DifferentUnits { .. } => Some(
+                "compare models on the same held-out examples; losses per token also need one tokenizer"
+                    .into(),
+            ),
+            EvaluateError::NotFinite { .. } => {
+                Some("training has probably diverged: lower `train.learning_rate`".into())
+            }
+            EvaluateError::BadReport { .. } => {
+                Some("run `stillroom evaluate` again to write the report anew".into())
+            }
+            EvaluateError::DifferentShapes { .. } | EvaluateError::MissingTensor { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Measurements, checks and reports, by way of invented data.
+
+mod made_up;
+mod measurements;
+mod report;
