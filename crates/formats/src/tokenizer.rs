@@ -127,6 +127,12 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Whether the tokenizer's own rules put the beginning-of-text token before a plain text.
+    pub fn adds_bos(&self) -> bool {
+        let start = self.inner.encode("", true).ok();
+        start.and_then(|start| start.get_ids().first().copied()).is_some_and(|id| Some(id) == self.bos_id())
+    }
+
     /// The text of these tokens, special ones spelled out. Unknown ids are left out, bytes that
     /// are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {

@@ -113,9 +113,7 @@ impl Tokenizer {
         for (key, id) in self.named_ids(model) {
             entries.push((key.to_owned(), Value::Unsigned(u64::from(id))));
         }
-        let start = self.inner.encode("", true).map_err(super::wrong)?;
-        let adds_bos = start.get_ids().first().is_some_and(|&id| Some(id) == self.bos_id());
-        entries.push(("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(adds_bos)));
+        entries.push(("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(self.adds_bos())));
         entries.push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(false)));
         if let Some(template) = self.chat_template() {
             entries.push(("tokenizer.chat_template".to_owned(), text(template)));
