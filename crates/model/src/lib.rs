@@ -27,3 +27,15 @@ pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use train::{AdamW, StepReport, TrainState};
 
 pub use stillroom_kernels::{Device, HeadLosses, HeadWeights, Segment};
+
+#[cfg(test)]
+mod tests {
+    /// A decoder may score and generate on several threads at once, and training may move to another.
+    #[test]
+    fn decoders_can_be_shared_and_states_sent() {
+        fn shared<T: Send + Sync>() {}
+        fn sent<T: Send>() {}
+        shared::<crate::Decoder>();
+        sent::<crate::TrainState>();
+    }
+}

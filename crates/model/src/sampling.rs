@@ -130,6 +130,8 @@ pub(crate) fn top_k(z: &mut [f32], k: usize, temperature: f32) -> SparseRow {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn params(temperature: f32, top_p: f32) -> SamplingParams {
@@ -229,5 +231,59 @@ mod tests {
         assert_eq!(row.ids, [0, 2, 3]);
         assert!((f64::from(row.probs[0]) - p[0]).abs() < 1e-7);
         assert_eq!(top_k(&mut Z.to_vec(), 99, 1.0).ids.len(), 6);
+    }
+
+    /// Rows of few different logits, so that ties are common, over more than one block.
+    fn rows() -> impl Strategy<Value = Vec<f32>> {
+        prop::collection::vec((-6i8..6).prop_map(f32::from), 1..600)
+    }
+
+    /// Ids from the most probable down, lower ids first among equals.
+    fn descending(z: &[f32]) -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..z.len() as u32).collect();
+        ids.sort_by(|a, b| z[*b as usize].total_cmp(&z[*a as usize]));
+        ids
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_of_the_nucleus_has_less_than_top_p_before_it(
+            z in rows(), top_p in 0.01f32..0.99, temperature in 0.3f32..3.0, key: u64
+        ) {
+            let (id, _) = pick(&mut z.clone(), &params(temperature, top_p), &mut CounterRng::new(&[key]));
+            let p = probabilities(&z, f64::from(temperature));
+            let before: f64 =
+                descending(&z).iter().take_while(|&&other| other != id).map(|&other| p[other as usize]).sum();
+            prop_assert!(before < f64::from(top_p) + 1e-5);
+        }
+
+        #[test]
+        fn a_draw_is_where_the_running_sum_passes_the_uniform_number(z in rows(), key: u64) {
+            let (id, logprob) = pick(&mut z.clone(), &params(1.0, 1.0), &mut CounterRng::new(&[key]));
+            let p = probabilities(&z, 1.0);
+            let uniform = CounterRng::new(&[key]).uniform();
+            let before: f64 = p[..id as usize].iter().sum();
+            prop_assert!(before <= uniform + 1e-6 && uniform <= before + p[id as usize] + 1e-6);
+            prop_assert!((f64::from(logprob) - p[id as usize].ln()).abs() < 1e-4);
+        }
+
+        #[test]
+        fn top_k_is_the_head_of_the_sorted_row(z in rows(), k in 1usize..40) {
+            let row = top_k(&mut z.clone(), k, 1.0);
+            let mut expected = descending(&z);
+            expected.truncate(k);
+            expected.sort_unstable();
+            prop_assert_eq!(row.ids, expected);
+            prop_assert!(row.probs.iter().sum::<f32>() < 1.0 + 1e-5);
+        }
+
+        #[test]
+        fn counts_of_draws_add_up(z in rows(), n in 1u32..200, key: u64) {
+            let row = draw_targets(&mut z.clone(), n, 1.0, &mut CounterRng::new(&[key]));
+            prop_assert!(row.ids.windows(2).all(|w| w[0] < w[1]));
+            let counts: Vec<f32> = row.probs.iter().map(|p| p * n as f32).collect();
+            prop_assert!(counts.iter().all(|c| (c - c.round()).abs() < 1e-3 && *c > 0.5));
+            prop_assert_eq!(counts.iter().map(|c| c.round() as u32).sum::<u32>(), n);
+        }
     }
 }
