@@ -136,7 +136,9 @@ impl Gate<'_> {
     fn rules_of(&self, subject: &Subject, ask: &Ask<'_>) -> Vec<Rule> {
         let id = plain_id(&subject.id);
         if let Some((asset, says)) = OWN_ASSETS.iter().find(|(asset, _)| *asset == id) {
-            return vec![own_asset(asset, says, ask.part)];
+            let mut rules = vec![own_asset(asset, says, ask.part)];
+            rules.extend(subject.found.iter().flat_map(|found| self.bases(subject, found, ask)));
+            return rules;
         }
         let row = self.register.resolve(id);
         let declared = self.question.declared.get(&subject.id).or_else(|| self.question.declared.get(id));
@@ -274,7 +276,7 @@ impl Gate<'_> {
         };
         let spares =
             |part: &&str| *part == into && self.register.terms(part).is_some_and(|terms| terms.own_family);
-        statement.parts.len() == 1 && statement.parts.iter().all(|part| spares(&part))
+        statement.parts.len() == 1 && statement.parts.iter().all(|part| spares(part))
     }
 
     fn strictest_grant(&self, parts: &BTreeSet<&str>, use_: Use) -> Option<Grant> {
@@ -507,7 +509,8 @@ impl Gate<'_> {
         vec![rule]
     }
 
-    /// What the model says it was built on.
+    /// What the model says it was built on. A copy that calls itself something else than the ID says
+    /// is taken at its word as well, so that a name does not wash weights.
     fn bases(&self, subject: &Subject, found: &ModelEvidence, ask: &Ask<'_>) -> Vec<Rule> {
         let part = match ask.part {
             Part::Teacher | Part::TeacherBase | Part::Route => Part::TeacherBase,
@@ -515,30 +518,27 @@ impl Gate<'_> {
             Part::Data => Part::Data,
         };
         let ask = ask.of(part);
-        let own = self.register.resolve(&subject.id).map(|row| row.release.as_str());
-        let mut rules = Vec::new();
-        for base in &found.bases {
-            match self.register.resolve(base) {
-                Some(row) if Some(row.release.as_str()) == own => {}
-                Some(row) => {
-                    let licences = found.licences();
-                    let settled = row.licence_parts().iter().all(|part| licences.contains(part));
-                    rules.push(self.by_row(base, row, &ask, settled));
-                }
-                None => {
-                    let mut rule = empty_rule(part, base, Grade::Secondary);
-                    rule.verdict = Verdict::Conditional;
-                    rule.says = format!(
-                        "{} says it was built on this, and the register does not know it",
-                        found.place
-                    );
-                    rule.conditions = vec!["confirm-base-licence".to_owned()];
-                    rule.obliges = rule.conditions.clone();
-                    rules.push(rule);
-                }
-            }
-        }
-        rules
+        // Without a row of its own, a claim has already been taken for the subject itself.
+        let own = self.register.resolve(&subject.id);
+        let by_claim = || found.claims.iter().find_map(|claim| self.register.resolve(claim));
+        let own = if own.is_none() && !is_own_asset(&subject.id) { by_claim() } else { own };
+        let licences = found.licences();
+        let known = found.bases.iter().chain(&found.claims).filter_map(|name| {
+            let row = self.register.resolve(name)?;
+            let settled = row.licence_parts().iter().all(|part| licences.contains(part));
+            let other = own.is_none_or(|own| own.release != row.release);
+            other.then(|| self.by_row(name, row, &ask, settled))
+        });
+        let unknown = found.bases.iter().filter(|base| self.register.resolve(base).is_none()).map(|base| {
+            let mut rule = empty_rule(part, base, Grade::Secondary);
+            rule.verdict = Verdict::Conditional;
+            rule.says =
+                format!("{} says it was built on this, which the register does not know", found.place);
+            rule.conditions = vec!["confirm-base-licence".to_owned()];
+            rule.obliges = rule.conditions.clone();
+            rule
+        });
+        known.chain(unknown).collect()
     }
 
     /// The strictest verdict, the union of obligations, and what is still open.
@@ -734,6 +734,10 @@ fn conflict(subject: &Subject, role: Part, one: &str, other: &str) -> Rule {
     let mut rule = empty_rule(role, &subject.id, Grade::Primary);
     rule.says = format!("evidence in conflict: {one}, but {other}");
     rule
+}
+
+fn is_own_asset(id: &str) -> bool {
+    OWN_ASSETS.iter().any(|(asset, _)| *asset == plain_id(id))
 }
 
 fn own_asset(asset: &str, says: &str, role: Part) -> Rule {

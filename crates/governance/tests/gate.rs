@@ -218,6 +218,20 @@ fn tags_and_claims_never_open_the_gate() {
 }
 
 #[test]
+fn another_name_does_not_wash_weights() {
+    let config = r#"{"_name_or_path": "meta-llama/Llama-2-7b-hf"}"#;
+    for id in ["HuggingFaceTB/SmolLM2-135M", "stillroom:quickstart-teacher"] {
+        let decision = ask_dir(Some(id), &[("config.json", config), ("LICENSE", apache())]);
+        assert_eq!(decision.verdict, Verdict::Deny, "{id}");
+    }
+    let own = ask_dir(Some("stillroom:quickstart-teacher"), &[("config.json", "{}")]);
+    assert_eq!(own.verdict, Verdict::Allow);
+    let same = r#"{"_name_or_path": "HuggingFaceTB/SmolLM2-135M"}"#;
+    let honest = ask_dir(Some("HuggingFaceTB/SmolLM2-135M-Instruct"), &[("config.json", same)]);
+    assert_eq!((honest.verdict, honest.rules.len()), (Verdict::Allow, 1));
+}
+
+#[test]
 fn a_changed_licence_text_is_not_the_licence() {
     let rider = format!("{}\nThe Software may not be used to train other models.\n", mit());
     let decision = ask_dir(None, &[("LICENSE", &rider)]);
