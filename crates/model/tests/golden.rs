@@ -1,7 +1,8 @@
 //! Logits, gradients and training against transformers and PyTorch (`oracles/tiny_models.py`).
 //!
-//! Tolerances: both sides compute in f32 with different orders of summation. On these models, whose
-//! logits reach about 10, that gives differences near 1e-5; the bounds leave a factor of ten.
+//! Tolerances: both sides compute in f32 with different orders of summation. On x86-64 with AVX2 logits
+//! (up to 5) differ by at most 6e-6 and gradients by 2e-6 of their norm; the bounds leave a factor of
+//! ten and more for other machines.
 
 mod common;
 
