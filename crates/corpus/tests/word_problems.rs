@@ -123,14 +123,14 @@ fn the_problem_behind_a_name_never_changes() {
     let problem = WordProblem::draw(0, Split::HeldOut, 0);
     assert_eq!(problem.id, "word_problems-0-held_out-000000");
     assert_eq!(problem.chain.to_string(), "6 + 8 - 3 - 5 + 8 - 5 + 9");
-    let expected = "Luis had a bag with 6 pears in it. A friend gave him 8 more pears. After that, Luis lost 3 pears \
-                    in a game. From the pears, his mother took 5. Then he won 8 pears in a game. He lost 5 pears on \
-                    the way home. Later, he got 9 pears from Rosa. And now, how many pears does he have?";
+    let expected = "In November, Ben got 6 cookies as a gift. In December, Emma had too many cookies and gave Ben 8. \
+                    Later, in January, Mia took 3 cookies away. In February, he sold 5 cookies at school. Then, in \
+                    March, Ida had too many cookies and gave him 8. Then, in April, his mother took 5 of the cookies. \
+                    Then, in May, Ben took 9 more cookies out of a bag. What is the number of cookies now?";
     assert_eq!(problem.text, expected);
-    assert_eq!(
-        problem.reasoning(),
-        "So 6 + 8 = 14; 14 - 3 = 11; 11 - 5 = 6; 6 + 8 = 14; 14 - 5 = 9; 9 + 9 = 18"
-    );
+    let reasoning = "In December: 6 + 8 = 14; January: 14 - 3 = 11; February: 11 - 5 = 6; March: 6 + 8 = 14; \
+                     April: 14 - 5 = 9; May: 9 + 9 = 18";
+    assert_eq!(problem.reasoning(), reasoning);
 }
 
 #[test]
@@ -156,24 +156,27 @@ fn replies_that_are_no_number_or_reach_it_by_luck_are_wrong() {
             "{content}"
         );
     }
+    let misdated = right.replace("January", "July");
     let cases = [
         ("", "step 1 is no equation"),
-        ("So 9 + 9 = 18", "the steps do not use the problem's numbers in their order"),
-        ("So 6 + 8 = 15; 15 - 3 = 12", "step 1 is false"),
-        ("So 6 + 8 = 14; 13 - 3 = 10", "step 2 does not start from the result before it"),
-        ("So 6 * 3 = 18", "step 1 is not a step of this task"),
-        ("So 6 ^ 3 = 18", "step 1 is no equation"),
-        ("So 6 + 8 = 14 = 14", "step 1 is no equation"),
-        ("So 6 + 8 = 14;", "step 2 is no equation"),
-        ("So 6 + 8 = 14", "the steps do not end in the answer"),
-        ("So 4294967295 + 1 = 4294967296", "step 1 is no equation"),
-        ("So 4294967295 * 4294967295 = 1", "step 1 is false"),
-        ("So 1 / 0 = 0", "step 1 is false"),
+        ("In December: 9 + 9 = 18", "the steps do not use the problem's numbers in their order"),
+        ("In December: 6 + 8 = 15; January: 15 - 3 = 12", "step 1 is false"),
+        ("In December: 6 + 8 = 14; January: 13 - 3 = 10", "step 2 does not start from the result before it"),
+        ("In December: 6 * 3 = 18", "step 1 is not a step of this task"),
+        ("In December: 6 ^ 3 = 18", "step 1 is no equation"),
+        ("In December: 6 + 8 = 14 = 14", "step 1 is no equation"),
+        ("In December: 6 + 8 = 14;", "step 2 is no equation"),
+        ("In December: 6 + 8 = 14", "the steps do not end in the answer"),
+        ("In December: 4294967295 + 1 = 4294967296", "step 1 is no equation"),
+        ("In December: 4294967295 * 4294967295 = 1", "step 1 is false"),
+        ("In December: 1 / 0 = 0", "step 1 is false"),
+        ("6 + 8 = 14", "step 1 is no equation"),
+        (&misdated, "the steps are not dated as the problem's sentences"),
     ];
     for (reasoning, reason) in cases {
         assert_eq!(verdict(&problem, reasoning, "18").reason, reason, "{reasoning}");
     }
-    assert_eq!(verdict(&problem, &"So ".repeat(5_000), "18").reason, "reasoning too long");
+    assert_eq!(verdict(&problem, &"In ".repeat(5_000), "18").reason, "reasoning too long");
     let no_answer = Prompt { answer: None, ..problem.prompt() };
     assert!(!LENIENT.verify(&no_answer, &problem.worked()).correct);
 }
@@ -212,7 +215,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_judged_without_panic(reasoning in "\\PC{0,80}", content in "\\PC{0,20}", sums in "[-So0-9+*/=; ]{0,80}") {
+    fn any_text_is_judged_without_panic(reasoning in "\\PC{0,80}", content in "\\PC{0,20}", sums in "[-A-Zo0-9:+*/=; ]{0,80}") {
         let problem = WordProblem::draw(9, Split::Train, 0);
         verdict(&problem, &reasoning, &content);
         verdict(&problem, &sums, &problem.answer().to_string());

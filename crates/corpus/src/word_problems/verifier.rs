@@ -110,9 +110,8 @@ fn parse_reasoning(text: &str) -> Result<Vec<Equation<'_>>, String> {
     }
     let text = text.trim();
     let text = text.strip_prefix("In ").unwrap_or(text);
-    let read =
-        |(i, part): (usize, &str)| equation(part).ok_or_else(|| format!("step {} is no equation", i + 1));
-    text.split(';').enumerate().map(read).collect()
+    let numbered = text.split(';').enumerate();
+    numbered.map(|(i, part)| equation(part).ok_or_else(|| format!("step {} is no equation", i + 1))).collect()
 }
 
 fn equation(text: &str) -> Option<Equation<'_>> {
