@@ -34,7 +34,8 @@ fn ci() -> Result<(), String> {
     cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     let script = root().join("scripts/fetch-smollm2.sh");
     let fetched = run(Command::new(script).arg(smollm2_folder()));
-    fetched.map_err(|cause| format!("{cause}\nthe real teacher is needed here: its tests may not be skipped"))?;
+    fetched
+        .map_err(|cause| format!("{cause}\nthe real teacher is needed here: its tests may not be skipped"))?;
     test(&[])
 }
 

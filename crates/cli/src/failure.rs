@@ -129,7 +129,9 @@ impl Failure {
         };
         let failure = Failure::new(Exit::Io, cause);
         match error.kind() {
-            std::io::ErrorKind::NotFound => failure.fix("check the path; it is taken from the working directory"),
+            std::io::ErrorKind::NotFound => {
+                failure.fix("check the path; it is taken from the working directory")
+            }
             std::io::ErrorKind::StorageFull => failure.fix("free some disk space, then repeat the command"),
             _ => failure.fix("check that the path can be read and written"),
         }
@@ -152,6 +154,55 @@ impl fmt::Display for Failure {
             write!(f, "\n  next: {}", harmless(next))?;
         }
         Ok(())
+    }
+}
+
+impl From<stillroom_formats::FormatError> for Failure {
+    fn from(error: stillroom_formats::FormatError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_model::ModelError> for Failure {
+    fn from(error: stillroom_model::ModelError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_store::StoreError> for Failure {
+    fn from(error: stillroom_store::StoreError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_corpus::CorpusError> for Failure {
+    fn from(error: stillroom_corpus::CorpusError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_distill::DistillError> for Failure {
+    fn from(error: stillroom_distill::DistillError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_evaluate::EvaluateError> for Failure {
+    fn from(error: stillroom_evaluate::EvaluateError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+impl From<stillroom_governance::GovernanceError> for Failure {
+    fn from(error: stillroom_governance::GovernanceError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
+/// Only stdout is written without a path.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(Exit::Io, format!("cannot write to stdout: {error}"))
     }
 }
 

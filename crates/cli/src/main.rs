@@ -2,6 +2,8 @@
 
 mod args;
 mod failure;
+mod flow;
+mod models;
 mod recipe;
 mod terminal;
 mod verbs;

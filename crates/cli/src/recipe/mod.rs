@@ -142,6 +142,9 @@ impl Logits {
 pub(crate) struct Prompts {
     #[serde(flatten)]
     pub(crate) source: PromptSource,
+    /// What judges replies; without one, nothing is judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) verifier: Option<String>,
     /// Examples to train on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) num_examples: Option<usize>,
@@ -158,14 +161,14 @@ pub(crate) enum PromptSource {
     /// Prompts of the user's own: `{"id", "prompt"}` or `{"id", "messages"}`, with `answer` where known.
     Chat { path: String },
     /// Texts that are learned as they stand.
-    Text { path: String, columns: Vec<String>, separator: String },
+    /// Of a row with prompt and target, both are joined.
+    Text { path: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Curate {
     /// Drop traces whose answer the verifier rejects.
     pub(crate) verify: bool,
-    pub(crate) deduplicate: bool,
     /// Drop what also stands in the held-out set.
     pub(crate) decontaminate: bool,
 }
@@ -261,18 +264,11 @@ pub(crate) struct Policy {
     pub(crate) listed: Vec<String>,
     /// Conditions of licences that the user accepts.
     pub(crate) accept: Vec<String>,
-    #[serde(rename = "override", skip_serializing_if = "Vec::is_empty")]
-    pub(crate) overrides: Vec<Override>,
+    /// The reason for which a closed gate is opened; it stays in the record.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
+    pub(crate) override_reason: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) declare: BTreeMap<String, Declaration>,
-}
-
-/// A refusal that the user answers for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Override {
-    pub(crate) id: String,
-    pub(crate) reason: String,
-    pub(crate) by: String,
 }
 
 /// A private model of one's own.

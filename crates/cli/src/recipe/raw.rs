@@ -56,10 +56,15 @@ pub(super) struct RawTeacher {
     pub(super) logits: Option<RawLogits>,
     pub(super) endpoints: Option<Vec<RawEndpoint>>,
     pub(super) api_key: Option<String>,
-    pub(super) stall_timeout_s: Option<f64>,
-    pub(super) max_attempts: Option<u32>,
-    pub(super) budget_usd: Option<f64>,
-    pub(super) price: Option<RawPrice>,
+    // Read by the licence gate's route only: endpoints are refused after it, so these are never used.
+    #[serde(rename = "stall_timeout_s")]
+    pub(super) _stall_timeout_s: Option<f64>,
+    #[serde(rename = "max_attempts")]
+    pub(super) _max_attempts: Option<u32>,
+    #[serde(rename = "budget_usd")]
+    pub(super) _budget_usd: Option<f64>,
+    #[serde(rename = "price")]
+    pub(super) _price: Option<RawPrice>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,8 +102,7 @@ pub(super) struct RawPrompts {
     pub(super) kind: Option<String>,
     pub(super) task: Option<String>,
     pub(super) path: Option<String>,
-    pub(super) columns: Option<Vec<String>>,
-    pub(super) separator: Option<String>,
+    pub(super) verifier: Option<String>,
     pub(super) num_examples: Option<usize>,
     pub(super) num_validation: Option<usize>,
     pub(super) seed: Option<u64>,
@@ -108,7 +112,6 @@ pub(super) struct RawPrompts {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCurate {
     pub(super) verify: Option<bool>,
-    pub(super) deduplicate: Option<bool>,
     pub(super) decontaminate: Option<bool>,
 }
 
@@ -161,16 +164,8 @@ pub(super) struct RawPolicy {
     pub(super) listed: Option<Vec<String>>,
     pub(super) accept: Option<Vec<String>>,
     #[serde(rename = "override")]
-    pub(super) overrides: Option<Vec<RawOverride>>,
+    pub(super) override_reason: Option<String>,
     pub(super) declare: Option<BTreeMap<String, RawDeclaration>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawOverride {
-    pub(super) id: Option<String>,
-    pub(super) reason: Option<String>,
-    pub(super) by: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

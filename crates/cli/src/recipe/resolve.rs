@@ -25,11 +25,8 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let student = student(&at, raw.student, teacher.as_ref())?;
     let prompts = prompts(&at, raw.prompts, seed)?;
     let curate = raw.curate.unwrap_or_default();
-    let curate = Curate {
-        verify: curate.verify.unwrap_or(true),
-        deduplicate: curate.deduplicate.unwrap_or(true),
-        decontaminate: curate.decontaminate.unwrap_or(true),
-    };
+    let curate =
+        Curate { verify: curate.verify.unwrap_or(true), decontaminate: curate.decontaminate.unwrap_or(true) };
     let train = train(&at, raw.train.unwrap_or_default(), teacher.as_ref(), seed)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
@@ -161,9 +158,7 @@ fn student(at: &Checker<'_>, raw: Option<RawStudent>, teacher: Option<&Teacher>)
     let fix = "name the layers to keep, for example `layers = [0, 1, 28, 29]`";
     let layers = at.need(&["student", "layers"], raw.layers, fix)?;
     if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
-        return Err(at
-            .bad(&["student", "layers"], "`student.layers` must ascend, without repeats")
-            .fix(fix));
+        return Err(at.bad(&["student", "layers"], "`student.layers` must ascend, without repeats").fix(fix));
     }
     if path.is_none() && teacher.is_none_or(|t| t.path.is_none()) {
         return Err(at.missing(&["student", "path"], "name the model whose layers the student takes"));
@@ -191,13 +186,19 @@ fn shape(at: &Checker<'_>, raw: RawStudent, teacher: Option<&Teacher>) -> Result
     let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.or(Some(heads)))?;
     if heads % kv_heads != 0 {
         return Err(at
-            .bad(&key("num_key_value_heads"), format!("{kv_heads} key/value heads cannot serve {heads} heads"))
+            .bad(
+                &key("num_key_value_heads"),
+                format!("{kv_heads} key/value heads cannot serve {heads} heads"),
+            )
             .fix("choose a divisor of `num_attention_heads`"));
     }
     let head_dim = size("head_dim", raw.head_dim.or(Some(hidden_size / heads)))?;
     if head_dim % 2 != 0 || (raw.head_dim.is_none() && hidden_size % heads != 0) {
         return Err(at
-            .bad(&key("num_attention_heads"), format!("{hidden_size} does not give {heads} heads of even width"))
+            .bad(
+                &key("num_attention_heads"),
+                format!("{hidden_size} does not give {heads} heads of even width"),
+            )
             .fix("choose sizes that divide, or set `head_dim` to an even number"));
     }
     let tokenizer = at.path(&key("tokenizer"), raw.tokenizer)?;
@@ -240,7 +241,8 @@ fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
     secret(at, raw.api_key.as_deref())?;
     let seed = raw.seed.unwrap_or(seed);
     at.seed(&key("seed"), seed)?;
-    let samples = at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
+    let samples =
+        at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
     Ok(Teacher {
         kind,
         model,
@@ -298,10 +300,10 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     let raw = at.need(&["prompts"], raw, "add a table `[prompts]` with a `task` or a `path`")?;
     let key = |name: &'static str| ["prompts", name];
     let path = at.path(&key("path"), raw.path)?;
-    let kind = raw.kind.as_deref().unwrap_or(match (&raw.task, &raw.columns) {
+    let kind = raw.kind.as_deref().unwrap_or(match (&raw.task, &path) {
         (Some(_), _) => "task",
-        (None, Some(_)) => "text",
-        (None, None) => "chat",
+        (None, Some(path)) if path.ends_with(".txt") => "text",
+        (None, _) => "chat",
     });
     #[derive(Clone, Copy)]
     enum Kind {
@@ -311,19 +313,20 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     }
     let kinds = [("task", Kind::Task), ("chat", Kind::Chat), ("text", Kind::Text)];
     let required = "name your data, in the recipe or with `--set prompts.path=FILE_OR_FOLDER`";
+    let verifier = verifier(at, raw.verifier, raw.task.as_deref())?;
     let source = match at.choose(&key("kind"), kind, &kinds)? {
         Kind::Task if path.is_some() => {
             return Err(at
                 .bad(&key("task"), "`prompts` has both a `task` and a `path`")
                 .fix("keep one of them"));
         }
-        Kind::Task => PromptSource::Task { task: at.need(&key("task"), raw.task, "name a task")? },
+        Kind::Task => {
+            let task = at.need(&key("task"), raw.task, "name a task")?;
+            at.choose(&key("task"), &task, &[("word_problems", ())])?;
+            PromptSource::Task { task }
+        }
         Kind::Chat => PromptSource::Chat { path: at.need(&key("path"), path, required)? },
-        Kind::Text => PromptSource::Text {
-            path: at.need(&key("path"), path, required)?,
-            columns: raw.columns.unwrap_or_else(|| vec!["text".to_owned()]),
-            separator: raw.separator.unwrap_or_else(|| "\n\n".to_owned()),
-        },
+        Kind::Text => PromptSource::Text { path: at.need(&key("path"), path, required)? },
     };
     let num_examples =
         raw.num_examples.map(|n| at.count(&key("num_examples"), n, 1..=EXAMPLES_MAX)).transpose()?;
@@ -332,8 +335,16 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     }
     let seed = raw.seed.unwrap_or(seed);
     at.seed(&key("seed"), seed)?;
-    let num_validation = at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
-    Ok(Prompts { source, num_examples, num_validation, seed })
+    let num_validation =
+        at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
+    Ok(Prompts { source, verifier, num_examples, num_validation, seed })
+}
+
+/// A task brings its own verifier; for data of the user's own it is named.
+fn verifier(at: &Checker<'_>, named: Option<String>, task: Option<&str>) -> Result<Option<String>> {
+    let Some(name) = named.or(task.map(str::to_owned)) else { return Ok(None) };
+    at.choose(&["prompts", "verifier"], &name, &[("numeric_answer", ()), ("word_problems", ())])?;
+    Ok(Some(name))
 }
 
 fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) -> Result<Train> {
@@ -352,7 +363,10 @@ fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) 
     at.seed(&key("seed"), seed)?;
     if raw.packing == Some(false) {
         return Err(at
-            .bad(&key("packing"), "`packing = false` is not supported: documents in a row never see each other")
+            .bad(
+                &key("packing"),
+                "`packing = false` is not supported: documents in a row never see each other",
+            )
             .fix("remove the key"));
     }
     Ok(Train {
@@ -426,7 +440,9 @@ fn loss_function(at: &Checker<'_>, name: &str, logits: Option<Logits>) -> Result
         let failure = match logits {
             Some(Logits::RandomSampling { .. }) => at.bad(
                 &KEY,
-                format!("`{name}` cannot be had from random samples: they are unbiased for `forward_kl` only"),
+                format!(
+                    "`{name}` cannot be had from random samples: they are unbiased for `forward_kl` only"
+                ),
             ),
             _ => at.bad(&KEY, format!("`{name}` is not supported yet")).code("not-supported-yet"),
         };
@@ -484,19 +500,13 @@ fn evaluate(
 fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
     let modes = [("local", Egress::Local), ("listed", Egress::Listed), ("any", Egress::Any)];
     let egress = at.choose(&["policy", "egress"], raw.egress.as_deref().unwrap_or("local"), &modes)?;
-    let overrides = raw.overrides.unwrap_or_default().into_iter().map(|o| {
-        let need = |value: Option<String>| {
-            let fix = "an override has an `id`, a `reason` and who answers for it in `by`";
-            at.need(&["policy", "override"], value.filter(|v| !v.trim().is_empty()), fix)
-        };
-        Ok(Override { id: need(o.id)?, reason: need(o.reason)?, by: need(o.by)? })
-    });
     let mut declare = BTreeMap::new();
     for (id, raw) in raw.declare.unwrap_or_default() {
         let key = ["policy", "declare", id.as_str()];
         let fix = "a declaration has an `owner` and a `licence`";
         let digest = raw.digest.map(|text| {
-            Digest::try_from(text).map_err(|cause| at.bad(&key, cause).fix("write the 64 digits of its SHA-256"))
+            Digest::try_from(text)
+                .map_err(|cause| at.bad(&key, cause).fix("write the 64 digits of its SHA-256"))
         });
         let declaration = Declaration {
             owner: at.need(&key, raw.owner, fix)?,
@@ -509,7 +519,7 @@ fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
         egress,
         listed: raw.listed.unwrap_or_default(),
         accept: raw.accept.unwrap_or_default(),
-        overrides: overrides.collect::<Result<Vec<_>>>()?,
+        override_reason: raw.override_reason.filter(|reason| !reason.trim().is_empty()),
         declare,
     })
 }

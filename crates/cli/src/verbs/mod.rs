@@ -1,18 +1,36 @@
 //! One module per verb.
 
+mod convert;
+mod doctor;
+mod generate;
+mod licence;
+mod new;
+mod plan;
+mod run;
+mod score;
+mod verify;
+
 use std::process::ExitCode;
 
 use crate::args::Verb;
-use crate::failure::{Exit, Failure, Result};
-use crate::recipe::Recipe;
+use crate::failure::Result;
+use crate::flow::Until;
 
 pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Plan(args) => {
-            let (recipe, _) = Recipe::load(&args.recipe.recipe, &args.recipe.overrides)?;
-            crate::terminal::print(&recipe.to_toml()).map_err(|e| Failure::new(Exit::Io, e.to_string()))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        _ => Err(Failure::new(Exit::Usage, "not wired")),
+        Verb::New(args) => new::new(&args),
+        Verb::Run(args) => run::run(&args),
+        Verb::Plan(args) => plan::plan(&args),
+        Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Teach(args) => run::stage(&args, Until::Teach),
+        Verb::Curate(args) => run::stage(&args, Until::Curate),
+        Verb::Train(args) => run::stage(&args, Until::Train),
+        Verb::Evaluate(args) => run::stage(&args, Until::Evaluate),
+        Verb::Release(args) => run::stage(&args, Until::Release),
+        Verb::Generate(args) => generate::generate(&args),
+        Verb::Score(args) => score::score(&args),
+        Verb::Convert(args) => convert::convert(&args),
+        Verb::Verify(args) => verify::verify(&args),
+        Verb::Licence(verb) => licence::licence(&verb),
     }
 }

@@ -1,0 +1,121 @@
+//! Stage `curate`: which traces the student may learn from, each drop with its reason.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stillroom_core::{Prompt, Trace};
+use stillroom_corpus::Split;
+use stillroom_corpus::curation;
+use stillroom_corpus::decontamination::{self, Contamination};
+use stillroom_formats::parquet_rows;
+
+use crate::failure::{Exit, Failure, Result};
+use crate::flow::{Flow, data, teach};
+use crate::recipe::PromptSource;
+
+pub(crate) const STAGE: &str = "curate";
+const TRAIN: &str = "corpus/curated/train.parquet";
+const VALIDATION: &str = "corpus/curated/validation.parquet";
+const SUMMARY: &str = "corpus/curation.json";
+
+/// What curation did, for the report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) seen: u64,
+    pub(crate) kept: u64,
+    pub(crate) validation_kept: u64,
+    pub(crate) dropped: BTreeMap<String, u64>,
+    pub(crate) heldout_overlaps: u64,
+    pub(crate) contamination: Option<Contamination>,
+}
+
+impl Flow {
+    pub(crate) fn curate(&mut self) -> Result<()> {
+        if self.recipe.teacher.is_none() || self.learns_text() {
+            return Ok(());
+        }
+        let settings = json!([1, self.recipe.curate, self.recipe.prompts.verifier]);
+        let outputs = ["corpus/curated", SUMMARY, "corpus/dropped.jsonl"];
+        self.stage(STAGE, &settings, &[data::STAGE, teach::STAGE], &outputs, Flow::choose_traces)
+    }
+
+    fn choose_traces(&mut self) -> Result<()> {
+        let train = self.prompts_of(Split::Train)?;
+        let validation = self.prompts_of(Split::Validation)?;
+        let verifier = if self.recipe.curate.verify { self.verifier() } else { None };
+        let prompts = train.iter().chain(&validation);
+        let curated = curation::curate(self.traces()?, prompts, verifier.as_deref())?;
+        let dropped = curated.dropped;
+        let in_validation: HashSet<&str> = validation.iter().map(|prompt| prompt.id.as_str()).collect();
+        let (held_back, mut kept): (Vec<Trace>, Vec<Trace>) =
+            curated.kept.into_iter().partition(|trace| in_validation.contains(trace.id.as_str()));
+        let mut summary = Summary { seen: curated.counts.seen, ..Summary::default() };
+        if self.recipe.curate.decontaminate {
+            summary.contamination =
+                self.drop_contaminated(&train, &mut kept, &mut summary.heldout_overlaps)?;
+        }
+        for drop in &dropped {
+            *summary.dropped.entry(drop.step.as_str().to_owned()).or_default() += 1;
+        }
+        summary.kept = kept.len() as u64;
+        summary.validation_kept = held_back.len() as u64;
+        if kept.is_empty() || held_back.is_empty() {
+            return Err(nothing_left(&summary));
+        }
+        for (file, traces) in [(TRAIN, &kept), (VALIDATION, &held_back)] {
+            let mut bytes = Vec::new();
+            parquet_rows::write_traces(&mut bytes, traces)?;
+            self.run.write(file, &bytes)?;
+        }
+        self.write_lines("corpus/dropped.jsonl", &dropped)?;
+        self.write_json(SUMMARY, &summary)
+    }
+
+    /// Problems of a task are disjoint by construction and were checked; other data is compared.
+    fn drop_contaminated(
+        &self,
+        train: &[Prompt],
+        kept: &mut Vec<Trace>,
+        overlaps: &mut u64,
+    ) -> Result<Option<Contamination>> {
+        if matches!(self.recipe.prompts.source, PromptSource::Task { .. }) {
+            return Ok(None);
+        }
+        let held_out = self.prompts_of(Split::HeldOut)?;
+        let last = |prompt: &Prompt| prompt.messages.last().map(|m| m.content.clone()).unwrap_or_default();
+        let text = |prompts: &[Prompt]| -> Vec<(String, String)> {
+            prompts.iter().map(|prompt| (prompt.id.clone(), last(prompt))).collect()
+        };
+        let (train, held_out) = (text(train), text(&held_out));
+        let report = decontamination::contamination(
+            train.iter().map(|(id, text)| (id.as_str(), text.as_str())),
+            held_out.iter().map(|(id, text)| (id.as_str(), text.as_str())),
+        );
+        let equal: HashSet<&String> = held_out.iter().map(|(_, text)| text).collect();
+        let tainted: HashSet<&String> =
+            train.iter().filter(|(_, text)| equal.contains(text)).map(|(id, _)| id).collect();
+        let before = kept.len();
+        kept.retain(|trace| !tainted.contains(&trace.id));
+        *overlaps = (before - kept.len()) as u64;
+        Ok(Some(report))
+    }
+
+    pub(crate) fn curated(&self, split: Split) -> Result<Vec<Trace>> {
+        let path = self.run.path(if split == Split::Train { TRAIN } else { VALIDATION })?;
+        let bytes = std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e))?;
+        Ok(parquet_rows::read_traces(bytes)?)
+    }
+
+    pub(crate) fn curation(&self) -> Result<Summary> {
+        self.read_json(SUMMARY)
+    }
+}
+
+fn nothing_left(summary: &Summary) -> Failure {
+    let dropped: Vec<String> = summary.dropped.iter().map(|(step, n)| format!("{n} by {step}")).collect();
+    Failure::new(Exit::BadData, "curation left nothing to train on")
+        .code("nothing-left")
+        .detail(format!("{} traces seen; dropped: {}", summary.seen, dropped.join(", ")))
+        .fix("look at `corpus/dropped.jsonl`; a larger `teacher.max_tokens` or a better teacher may help")
+}

@@ -1,0 +1,164 @@
+//! Stage `prompts`: what is asked, in three parts that share nothing.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stillroom_core::{CounterRng, Prompt};
+use stillroom_corpus::prompts::{DataSet, Item};
+use stillroom_corpus::word_problems::{self, WordProblem};
+use stillroom_corpus::{Split, Verifier, verify};
+use stillroom_store::digest_file;
+
+use crate::failure::{Exit, Failure, Result};
+use crate::flow::Flow;
+use crate::recipe::PromptSource;
+
+pub(crate) const STAGE: &str = "prompts";
+const FOLDER: &str = "corpus/prompts";
+/// Held-out items are taken in one order under every seed, so that runs can be compared.
+const HELD_OUT_ORDER: u64 = 0;
+
+/// A text that is learned as it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Document {
+    pub(crate) id: String,
+    pub(crate) text: String,
+}
+
+/// One part of the data.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    Prompts(Vec<Prompt>),
+    Texts(Vec<Document>),
+}
+
+impl Flow {
+    pub(crate) fn learns_text(&self) -> bool {
+        matches!(self.recipe.prompts.source, PromptSource::Text { .. })
+    }
+
+    /// Draws or reads the data, parts it, and writes the parts down.
+    pub(crate) fn prompts(&mut self) -> Result<()> {
+        let recipe = &self.recipe;
+        let digests = match &recipe.prompts.source {
+            PromptSource::Task { .. } => Vec::new(),
+            PromptSource::Chat { path } | PromptSource::Text { path } => self.source_digests(path)?,
+        };
+        let worked = recipe.teacher.is_none();
+        let settings = json!([1, recipe.prompts, recipe.evaluate.num_examples, worked, digests]);
+        self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
+            let parts = match flow.recipe.prompts.source.clone() {
+                PromptSource::Task { .. } => flow.draw_problems(worked)?,
+                PromptSource::Chat { path } | PromptSource::Text { path } => flow.read_data(&path)?,
+            };
+            for (split, part) in Split::ALL.iter().zip(&parts) {
+                let file = format!("{FOLDER}/{split}.jsonl");
+                match part {
+                    Part::Prompts(prompts) => flow.write_lines(&file, prompts)?,
+                    Part::Texts(texts) => flow.write_lines(&file, texts)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The prompts of a part, as the stage wrote them.
+    pub(crate) fn prompts_of(&self, split: Split) -> Result<Vec<Prompt>> {
+        self.read_lines(&format!("{FOLDER}/{split}.jsonl"))
+    }
+
+    pub(crate) fn texts_of(&self, split: Split) -> Result<Vec<Document>> {
+        self.read_lines(&format!("{FOLDER}/{split}.jsonl"))
+    }
+
+    /// What judges replies, where the recipe has it.
+    pub(crate) fn verifier(&self) -> Option<Box<dyn Verifier>> {
+        self.recipe.prompts.verifier.as_deref().and_then(verify::verifier)
+    }
+
+    /// Digests of the files that the data is read from.
+    fn source_digests(&self, path: &str) -> Result<Vec<String>> {
+        let root = self.source.resolve_path(path);
+        if !root.exists() {
+            return Err(Failure::new(Exit::Io, format!("there is no data at `{}`", root.display()))
+                .code("no-data")
+                .at(self.source.place(&["prompts", "path"]))
+                .fix("check the path; it is looked for beside the recipe, then in the working directory"));
+        }
+        let mut files = vec![root.clone()];
+        if root.is_dir() {
+            let entries = std::fs::read_dir(&root).map_err(|e| Failure::io("list", &root, &e))?;
+            files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+            files.sort();
+        }
+        files.iter().map(|file| Ok(digest_file(file)?.0.to_string())).collect()
+    }
+
+    fn draw_problems(&mut self, worked: bool) -> Result<[Part; 3]> {
+        let prompts = &self.recipe.prompts;
+        let wanted = [
+            (Split::Train, prompts.num_examples.unwrap_or(0)),
+            (Split::Validation, prompts.num_validation),
+            (Split::HeldOut, self.recipe.evaluate.num_examples),
+        ];
+        let problems = wanted.map(|(split, n)| {
+            // Held-out problems are the same under every seed.
+            let seed = if split == Split::HeldOut { HELD_OUT_ORDER } else { prompts.seed };
+            word_problems::problems(seed, split, n)
+        });
+        let all: Vec<WordProblem> = problems.iter().flatten().cloned().collect();
+        word_problems::check_disjoint(&all)?;
+        let prompt = |problem: &WordProblem| {
+            let prompt = problem.prompt();
+            if worked { Prompt { target: Some(problem.worked()), ..prompt } } else { prompt }
+        };
+        Ok(problems.map(|part| Part::Prompts(part.iter().map(prompt).collect())))
+    }
+
+    fn read_data(&mut self, path: &str) -> Result<[Part; 3]> {
+        let as_text = self.learns_text();
+        let data = DataSet::open(&self.source.resolve_path(path))?;
+        let n_train = self.recipe.prompts.num_examples.unwrap_or(usize::MAX);
+        let wanted = [n_train, self.recipe.prompts.num_validation, self.recipe.evaluate.num_examples];
+        let seeds = [self.recipe.prompts.seed, self.recipe.prompts.seed, HELD_OUT_ORDER];
+        let parts = [data.train, data.validation, data.held_out];
+        let mut taken = Vec::with_capacity(3);
+        for ((mut items, n), (seed, split)) in
+            parts.into_iter().zip(wanted).zip(seeds.into_iter().zip(Split::ALL))
+        {
+            if items.is_empty() {
+                return Err(Failure::new(Exit::BadData, format!("the data has nothing for {split}"))
+                    .code("no-data")
+                    .at(self.source.place(&["prompts", "path"]))
+                    .fix("give more rows, or put `validation.jsonl` and `test.jsonl` beside `train.jsonl`"));
+            }
+            CounterRng::new(&[0x7061_7274, seed, split as u64]).shuffle(&mut items);
+            items.truncate(n);
+            taken.push(if as_text { texts(items) } else { self.only_prompts(items)? });
+        }
+        Ok(taken.try_into().unwrap_or_else(|_| unreachable!("three parts")))
+    }
+
+    fn only_prompts(&self, items: Vec<Item>) -> Result<Part> {
+        let prompts = items.into_iter().map(|item| match item {
+            Item::Prompt(prompt) => Ok(prompt),
+            Item::Text { id, .. } => {
+                Err(Failure::new(Exit::BadData, format!("`{id}` is a text without a question"))
+                    .at(self.source.place(&["prompts", "path"]))
+                    .fix("write `kind = \"text\"` under `[prompts]` to learn texts as they stand"))
+            }
+        });
+        Ok(Part::Prompts(prompts.collect::<Result<_>>()?))
+    }
+}
+
+/// Question and target of a row are one text.
+fn texts(items: Vec<Item>) -> Part {
+    let text = |item: Item| match item {
+        Item::Text { id, text } => Document { id, text },
+        Item::Prompt(Prompt { id, messages, target, .. }) => {
+            let turns = messages.iter().chain(&target).map(|message| message.content.as_str());
+            Document { id, text: turns.collect::<Vec<_>>().join("\n") }
+        }
+    };
+    Part::Texts(items.into_iter().map(text).collect())
+}

@@ -1,0 +1,253 @@
+//! What a run takes, before it is started: counts from the recipe, rates from a short measurement of this
+//! machine, each figure with what it assumes.
+
+use serde::Serialize;
+use stillroom_corpus::Split;
+use stillroom_corpus::prompts::{DataSet, Item};
+use stillroom_corpus::word_problems;
+use stillroom_formats::{DecoderConfig, Tokenizer};
+use stillroom_kernels::Device;
+
+use crate::failure::Result;
+use crate::recipe::{Control, Logits, LossFunction, PromptSource, Recipe, Source, WeightType};
+
+/// Share of the machine's FMA peak that each kind of work is taken to reach.
+const TRAIN_SHARE: f64 = 0.40;
+const SCORE_SHARE: f64 = 0.45;
+const DECODE_SHARE: f64 = 0.20;
+/// Items that are looked at for mean lengths.
+const ITEMS: usize = 64;
+/// Distinct ids of a position's random samples, and bytes that each takes.
+const UNIQUE_SHARE: f64 = 0.25;
+const BYTES_PER_ID: f64 = 4.0;
+/// Watts of one busy thread, where nothing measures them.
+const WATTS_PER_THREAD: f64 = 10.0;
+
+/// `plan.json`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Estimate {
+    pub(crate) recipe: String,
+    pub(crate) teacher_parameters: Option<u64>,
+    pub(crate) student_parameters: u64,
+    pub(crate) stages: Vec<StageEstimate>,
+    pub(crate) wall_s: f64,
+    pub(crate) peak_memory_bytes: u64,
+    pub(crate) disk_bytes: u64,
+    pub(crate) money_usd: f64,
+    pub(crate) energy_joules: f64,
+    /// Requests after which a student is cheaper than its teacher; none where the teacher costs nothing.
+    pub(crate) break_even_requests: Option<u64>,
+    pub(crate) assumes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StageEstimate {
+    pub(crate) stage: &'static str,
+    pub(crate) tokens: f64,
+    pub(crate) wall_s: f64,
+}
+
+/// The sizes that an estimate rests on.
+struct Sizes {
+    train_items: f64,
+    validation_items: f64,
+    held_out_items: f64,
+    prompt_tokens: f64,
+    reply_tokens: f64,
+}
+
+pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Result<Estimate> {
+    let threads = device.n_threads();
+    let teacher = recipe.teacher.as_ref().map(|_| super::teacher_files(recipe, source)).transpose()?;
+    let (student, tokenizer) = super::train::student_shape(recipe, source)?;
+    let sizes = sizes(recipe, source, &tokenizer)?;
+    let peak = device.fma_peak();
+    let teacher_config = teacher.as_ref().map(|files| &files.config);
+    let stages = stages(recipe, &sizes, teacher_config, &student, peak);
+    let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
+    Ok(Estimate {
+        recipe: recipe.name.clone(),
+        teacher_parameters: teacher_config.map(DecoderConfig::n_parameters),
+        student_parameters: student.n_parameters(),
+        peak_memory_bytes: peak_memory(recipe, teacher_config, &student),
+        disk_bytes: disk(recipe, &sizes, &student),
+        money_usd: 0.0,
+        energy_joules: wall_s * WATTS_PER_THREAD * threads as f64,
+        break_even_requests: None,
+        assumes: assumptions(recipe, &sizes, peak, threads),
+        wall_s,
+        stages,
+    })
+}
+
+fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Sizes> {
+    let cap = |n: usize| recipe.prompts.num_examples.map_or(n, |wanted| wanted.min(n)) as f64;
+    let mean = |lengths: Vec<usize>| lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
+    let held_out = recipe.evaluate.num_examples;
+    let validation = recipe.prompts.num_validation;
+    match &recipe.prompts.source {
+        PromptSource::Task { .. } => {
+            let problems = word_problems::problems(recipe.prompts.seed, Split::Train, ITEMS);
+            let (mut prompts, mut replies) = (Vec::new(), Vec::new());
+            for problem in &problems {
+                let messages = problem.prompt().messages;
+                let whole = tokenizer.encode_supervised(&messages, &problem.worked())?;
+                let supervised = whole.supervised.iter().filter(|&&s| s).count();
+                prompts.push(whole.ids.len() - supervised);
+                replies.push(supervised);
+            }
+            Ok(Sizes {
+                train_items: recipe.prompts.num_examples.unwrap_or(0) as f64,
+                validation_items: validation as f64,
+                held_out_items: held_out as f64,
+                prompt_tokens: mean(prompts),
+                reply_tokens: mean(replies),
+            })
+        }
+        PromptSource::Chat { path } | PromptSource::Text { path } => {
+            let data = DataSet::open(&source.resolve_path(path))?;
+            let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
+            let length = |item: &Item| -> Result<usize> {
+                Ok(match item {
+                    Item::Text { text, .. } => tokenizer.encode_plain(text)?.len(),
+                    Item::Prompt(prompt) => {
+                        let turns = prompt.messages.iter().chain(prompt.target.iter().filter(|_| text));
+                        let mut n = 0;
+                        for turn in turns {
+                            n += tokenizer.encode_plain(&turn.content)?.len();
+                        }
+                        n
+                    }
+                })
+            };
+            let lengths = data.train.iter().take(ITEMS).map(length).collect::<Result<Vec<_>>>()?;
+            let tokens = recipe.teacher.as_ref().map_or(0, |teacher| teacher.max_tokens) as f64 / 2.0;
+            Ok(Sizes {
+                train_items: cap(data.train.len()),
+                validation_items: validation.min(data.validation.len()) as f64,
+                held_out_items: held_out.min(data.held_out.len()) as f64,
+                prompt_tokens: if text { 0.0 } else { mean(lengths.clone()) },
+                reply_tokens: if text { mean(lengths) } else { tokens },
+            })
+        }
+    }
+}
+
+fn stages(
+    recipe: &Recipe,
+    sizes: &Sizes,
+    teacher: Option<&DecoderConfig>,
+    student: &DecoderConfig,
+    peak: f64,
+) -> Vec<StageEstimate> {
+    let forward = |config: &DecoderConfig| 2.0 * config.n_parameters() as f64;
+    let seconds = |flops: f64, share: f64| flops / (peak * share);
+    let whole = sizes.prompt_tokens + sizes.reply_tokens;
+    let learned = (sizes.train_items + sizes.validation_items) * whole;
+    let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
+    let mut stages = Vec::new();
+    if let (Some(teacher), Some(config)) = (&recipe.teacher, teacher) {
+        let samples = f64::from(teacher.samples_per_prompt);
+        if !text {
+            let wall_s = seconds(samples * learned * forward(config), DECODE_SHARE);
+            stages.push(StageEstimate { stage: "teach", tokens: samples * learned, wall_s });
+        }
+        if recipe.train.weight(LossFunction::ForwardKl) > 0.0 {
+            let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
+            stages.push(StageEstimate { stage: "logits", tokens: samples * learned, wall_s });
+        }
+    }
+    let train = training_tokens(recipe, sizes);
+    let wall_s = seconds(3.0 * train * forward(student), TRAIN_SHARE);
+    stages.push(StageEstimate { stage: "train", tokens: train, wall_s });
+    for control in &recipe.evaluate.controls {
+        let (stage, more) = match control {
+            Control::TracesOnly => ("control-traces_only", 1.0),
+            // The same epochs on answers alone, and then the same tokens.
+            Control::Undistilled => ("control-undistilled", 1.0 + sizes.prompt_tokens / whole.max(1.0)),
+        };
+        stages.push(StageEstimate { stage, tokens: more * train, wall_s: more * wall_s });
+    }
+    let held_out = sizes.held_out_items * whole;
+    let n_students = 2.0 + recipe.evaluate.controls.len() as f64;
+    let of_teacher = teacher.map_or(0.0, |config| held_out * forward(config) * n_students);
+    let of_students = held_out * forward(student) * n_students * 2.0;
+    let replies =
+        if text { 0.0 } else { held_out * (forward(student) * n_students + teacher.map_or(0.0, forward)) };
+    let wall_s = seconds(of_teacher + of_students, SCORE_SHARE) + seconds(replies, DECODE_SHARE);
+    stages.push(StageEstimate { stage: "evaluate", tokens: held_out, wall_s });
+    stages
+}
+
+/// Tokens that the student is trained on.
+fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
+    let train = &recipe.train;
+    let per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * train.max_length;
+    let samples = recipe.teacher.as_ref().map_or(1.0, |teacher| f64::from(teacher.samples_per_prompt));
+    let epoch = samples * sizes.train_items * (sizes.prompt_tokens + sizes.reply_tokens);
+    match train.max_steps {
+        Some(steps) => steps as f64 * (per_step as f64).min(epoch),
+        None => train.num_train_epochs * epoch,
+    }
+}
+
+/// The larger of the teacher's stages and the student's training.
+fn peak_memory(recipe: &Recipe, teacher: Option<&DecoderConfig>, student: &DecoderConfig) -> u64 {
+    let numbers = |config: &DecoderConfig| config.n_parameters();
+    // Weights twice: as they are, and laid out for products.
+    let teaching = teacher.map_or(0, |config| 2 * numbers(config) + 2 * numbers(student));
+    let rows = (recipe.train.per_device_train_batch_size * recipe.train.max_length) as u64;
+    let heads = (student.num_attention_heads + 2 * student.num_key_value_heads) * student.head_dim;
+    let per_row = 6 * student.hidden_size + 2 * heads + 4 * student.intermediate_size;
+    let activations = rows * (student.num_hidden_layers * per_row) as u64;
+    let training = 5 * numbers(student) + activations;
+    4 * teaching.max(training) + (64 << 20)
+}
+
+fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
+    let weights = 4 * student.n_parameters();
+    let n_models = 1 + 2 * recipe.evaluate.controls.len() as u64;
+    let checkpoints = 3 * weights * (recipe.train.save_total_limit as u64 + 1);
+    let of = |store: WeightType| match store {
+        WeightType::F32 => weights,
+        WeightType::F16 | WeightType::Bf16 => weights / 2,
+        WeightType::Q8_0 => weights * 34 / 128,
+    };
+    let positions = (sizes.train_items + sizes.validation_items) * sizes.reply_tokens;
+    let ids = match recipe.teacher.as_ref().and_then(|teacher| teacher.logits) {
+        Some(Logits::RandomSampling { draws, .. }) => f64::from(draws) * UNIQUE_SHARE,
+        Some(Logits::TopK { k, .. }) => f64::from(k),
+        None => 0.0,
+    };
+    let cache = positions * ids * BYTES_PER_ID;
+    n_models * weights + checkpoints + of(recipe.release.dtype) + of(recipe.release.gguf) + cache as u64
+}
+
+fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec<String> {
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let mut assumes = vec![
+        format!(
+            "{threads} threads with an FMA peak of {:.0} GFLOP/s, measured now; training reaches {} of it, scoring {}, \
+             writing {}",
+            peak / 1e9,
+            percent(TRAIN_SHARE),
+            percent(SCORE_SHARE),
+            percent(DECODE_SHARE)
+        ),
+        format!(
+            "{:.0} prompt tokens and {:.0} reply tokens per example, the mean of the first {ITEMS}",
+            sizes.prompt_tokens, sizes.reply_tokens
+        ),
+        format!("energy at {WATTS_PER_THREAD:.0} W per thread; nothing is measured beforehand"),
+        "memory of the larger of teaching and training, weights held twice, activations of one micro-batch"
+            .to_owned(),
+    ];
+    if matches!(recipe.prompts.source, PromptSource::Chat { .. }) {
+        assumes.push("replies of half of `teacher.max_tokens`".to_owned());
+    }
+    if recipe.teacher.is_some() {
+        assumes
+            .push("the teacher runs on this machine and costs nothing, so there is no break-even".to_owned());
+    }
+    assumes
+}

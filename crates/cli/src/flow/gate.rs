@@ -1,0 +1,129 @@
+//! The licence gate: before anything is sent, spent or written.
+
+use std::path::Path;
+
+use stillroom_governance::{Decision, Declaration, GovernanceError, Question, Subject, Use, Verdict, decide};
+use stillroom_store::{atomic_write, create_dir_durable, digest_file};
+
+use crate::failure::{Exit, Failure, Result};
+use crate::recipe::{PromptSource, Recipe, Source, Student, TeacherKind};
+
+/// What the gate is asked about a recipe.
+pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
+    let teacher = match &recipe.teacher {
+        Some(teacher) => Some(subject(recipe, source, &teacher.model, teacher.path.as_deref())?),
+        None => None,
+    };
+    let student_base = match &recipe.student {
+        Student::FromScratch(_) => None,
+        Student::FromLayers { path: None, .. } => teacher.clone(),
+        Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model } => {
+            Some(subject(recipe, source, model.as_deref().unwrap_or(path), Some(path))?)
+        }
+    };
+    let data = match &recipe.prompts.source {
+        PromptSource::Task { .. } => vec![Subject::id("stillroom:procedural-tasks")],
+        // Files of the user's own: who may use them is not for a register of models to say.
+        PromptSource::Chat { .. } | PromptSource::Text { .. } => Vec::new(),
+    };
+    let declared = recipe.policy.declare.iter().map(|(id, declared)| {
+        let declaration = Declaration {
+            owner: declared.owner.clone(),
+            licence: declared.licence.clone(),
+            digest: declared.digest,
+        };
+        (id.clone(), declaration)
+    });
+    Ok(Question {
+        teachers: teacher.into_iter().collect(),
+        student_base,
+        data,
+        use_: Use::Outputs,
+        endpoints: recipe.teacher.iter().flat_map(|t| t.endpoints.iter().cloned()).collect(),
+        student_name: Some(recipe.release.name.clone()),
+        declared: declared.collect(),
+        accepted: recipe.policy.accept.clone(),
+        override_reason: recipe.policy.override_reason.clone(),
+    })
+}
+
+fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Result<Subject> {
+    let Some(path) = path.map(|path| source.resolve_path(path)).filter(|path| path.exists()) else {
+        return Ok(Subject::id(id));
+    };
+    let mut subject = Subject::open_as(id, &path)?;
+    let digest_is_declared = recipe.policy.declare.get(id).is_some_and(|d| d.digest.is_some());
+    if digest_is_declared {
+        let weights = if path.is_dir() { path.join("model.safetensors") } else { path };
+        subject.digest = Some(digest_file(&weights)?.0);
+    }
+    Ok(subject)
+}
+
+/// Decides on a recipe; a refusal writes `licence.json` and nothing else.
+pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<Decision> {
+    let decision = decide(&question(recipe, source)?);
+    if let Err(refused) = decision.enforce() {
+        create_dir_durable(output)?;
+        let mut text = serde_json::to_vec_pretty(&decision).expect("a decision is plain data");
+        text.push(b'\n');
+        atomic_write(&output.join("licence.json"), &text)?;
+        return Err(refusal(&refused, &decision).next(check_command(recipe)));
+    }
+    Ok(decision)
+}
+
+/// What only later versions can do is refused after the gate has spoken: a licence that says no is the
+/// more important answer.
+pub(crate) fn supported(recipe: &Recipe, source: &Source) -> Result<()> {
+    let Some(teacher) = &recipe.teacher else { return Ok(()) };
+    let kind = match teacher.kind {
+        TeacherKind::Local => return Ok(()),
+        TeacherKind::Openai => "openai",
+        TeacherKind::Cache => "cache",
+        TeacherKind::Batch => "batch",
+    };
+    Err(source
+        .bad(&["teacher", "kind"], format!("a teacher of kind `{kind}` is not supported yet"))
+        .code("not-supported-yet")
+        .fix("name local weights: `kind = \"local\"` and `path`"))
+}
+
+/// The rules that closed the gate, clause by clause.
+pub(crate) fn refusal(error: &GovernanceError, decision: &Decision) -> Failure {
+    let mut failure = Failure::of(error, error.kind(), error.fix()).code("licence");
+    let closing = decision.rules.iter().filter(|rule| rule.verdict == decision.verdict);
+    for rule in closing.filter(|rule| rule.verdict != Verdict::Allow) {
+        let clause = if rule.clause.is_empty() { "no clause known" } else { &rule.clause };
+        failure = failure.detail(format!("{} ({}): {}", rule.release, rule.licence, clause));
+        if !rule.evidence.is_empty() {
+            failure = failure.detail(format!("  evidence: {} ({})", rule.evidence, rule.grade.as_str()));
+        }
+    }
+    failure
+}
+
+fn check_command(recipe: &Recipe) -> String {
+    match &recipe.teacher {
+        Some(teacher) => format!("stillroom licence check --teacher {}", teacher.model),
+        None => "stillroom licence list".to_owned(),
+    }
+}
+
+/// Reads no network and sends nothing; kept as a check of what `policy.egress` promises.
+pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
+    use crate::recipe::Egress;
+    let Some(teacher) = &recipe.teacher else { return Ok(()) };
+    let outside = teacher.endpoints.iter().find(|url| match recipe.policy.egress {
+        Egress::Any => false,
+        Egress::Local => true,
+        Egress::Listed => !recipe.policy.listed.iter().any(|listed| url.starts_with(listed.as_str())),
+    });
+    match outside {
+        None => Ok(()),
+        Some(url) => Err(Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
+            .code("egress")
+            .at(source.place(&["policy", "egress"]))
+            .fix("list the address in `policy.listed` with `egress = \"listed\"`, or use local weights")),
+    }
+}

@@ -1,0 +1,341 @@
+//! The flow of `run`: one file per stage.
+//!
+//! ```text
+//! gate → prompts → teach → curate → logits → train (student, controls) → measure → report → release
+//! ```
+//!
+//! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
+//! it, and then records digests of what went in and came out. A stage whose inputs are on record is
+//! skipped. Verbs for single stages call the same functions and stop earlier.
+
+mod curate;
+mod data;
+pub(crate) mod estimate;
+pub(crate) mod gate;
+mod logits;
+mod measure;
+mod release;
+mod report;
+mod teach;
+mod train;
+pub(crate) mod trial;
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use stillroom_core::{Digest, Digester};
+use stillroom_evaluate::Report;
+use stillroom_formats::ModelFiles;
+use stillroom_governance::Decision;
+use stillroom_kernels::Device;
+use stillroom_store::{Check, EventLog, Freshness, PlannedStage, RunDir, digest_file};
+
+pub(crate) use report::verdict_of;
+
+use crate::args::{Machine, RecipeArgs};
+use crate::failure::{Exit, Failure, Result};
+use crate::models::{self, Model};
+use crate::recipe::{Recipe, Source};
+use crate::terminal::Progress;
+
+/// How far a verb goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Until {
+    Teach,
+    Curate,
+    Train,
+    Evaluate,
+    Release,
+}
+
+/// A stage that was gone through, for the report.
+#[derive(Clone, Debug)]
+pub(crate) struct Timed {
+    pub(crate) stage: String,
+    pub(crate) wall_s: f64,
+    pub(crate) skipped: bool,
+}
+
+/// One run of a recipe in its directory.
+pub(crate) struct Flow {
+    pub(crate) recipe: Recipe,
+    pub(crate) source: Source,
+    pub(crate) run: RunDir,
+    pub(crate) progress: Progress,
+    pub(crate) device: Arc<Device>,
+    pub(crate) trial: bool,
+    pub(crate) times: Vec<Timed>,
+    events: EventLog,
+    teacher: Option<Rc<Model>>,
+}
+
+/// What a verb asks for.
+pub(crate) struct Request<'a> {
+    pub(crate) recipe: &'a RecipeArgs,
+    pub(crate) output: Option<&'a Path>,
+    pub(crate) trial: Option<Duration>,
+    pub(crate) machine: &'a Machine,
+    pub(crate) quiet: bool,
+    pub(crate) until: Until,
+}
+
+/// Where a run got to.
+pub(crate) struct Reached {
+    pub(crate) output: PathBuf,
+    /// There from the report on.
+    pub(crate) report: Option<Report>,
+}
+
+/// Goes through the stages that a verb asks for.
+pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
+    let (mut recipe, source) = Recipe::load(&request.recipe.recipe, &request.recipe.overrides)?;
+    let output = output_of(request.output, &recipe);
+    let decision = gate::pass(&recipe, &source, &output)?;
+    gate::egress(&recipe, &source)?;
+    gate::supported(&recipe, &source)?;
+    let device = models::device(request.machine);
+    if let Some(time) = request.trial {
+        recipe = trial::shrink(&recipe, &source, &device, time)?;
+    }
+    let run = RunDir::open(&output)?;
+    let events = run.events()?;
+    let mut flow = Flow {
+        recipe,
+        source,
+        run,
+        progress: Progress::new(request.quiet),
+        device,
+        trial: request.trial.is_some(),
+        times: Vec::new(),
+        events,
+        teacher: None,
+    };
+    flow.open(&decision)?;
+    let report = flow.go(request.until, &decision).map_err(|failure| {
+        let again = format!("stillroom run {} --output {}", flow.source.path.display(), output.display());
+        failure.next(format!("{again}    (continues where it stopped)"))
+    })?;
+    Ok(Reached { output, report })
+}
+
+/// `--output`, else the recipe's, else `runs/NAME`.
+pub(crate) fn output_of(given: Option<&Path>, recipe: &Recipe) -> PathBuf {
+    match (given, &recipe.output_dir) {
+        (Some(path), _) => path.to_path_buf(),
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => Path::new("runs").join(&recipe.name),
+    }
+}
+
+impl Flow {
+    /// Writes down what is about to be done.
+    fn open(&mut self, decision: &Decision) -> Result<()> {
+        self.run.write("recipe.toml", self.recipe.to_toml().as_bytes())?;
+        self.write_json("licence.json", decision)?;
+        let plan = estimate::estimate(&self.recipe, &self.source, &self.device)?;
+        self.write_json("plan.json", &plan)?;
+        let verdict = decision.verdict.as_str();
+        self.progress.line(&format!("gate: {verdict}"));
+        self.event(json!({
+            "event": "run_started",
+            "recipe": self.recipe.name,
+            "trial": self.trial,
+            "verdict": verdict,
+            "version": env!("CARGO_PKG_VERSION"),
+        }))
+    }
+
+    fn go(&mut self, until: Until, decision: &Decision) -> Result<Option<Report>> {
+        self.prompts()?;
+        self.teach()?;
+        if until >= Until::Curate {
+            self.curate()?;
+        }
+        if until >= Until::Train {
+            self.logits()?;
+            self.train_all()?;
+        }
+        if until < Until::Evaluate {
+            return Ok(None);
+        }
+        self.measure_all()?;
+        let report = self.report(decision)?;
+        if until >= Until::Release {
+            self.release(decision, &report)?;
+        }
+        Ok(Some(report))
+    }
+
+    /// Does a stage, unless it is done already.
+    ///
+    /// `settings` is all that the outputs depend on besides the outputs of the stages in `after`.
+    pub(crate) fn stage(
+        &mut self,
+        name: &str,
+        settings: &impl Serialize,
+        after: &[&str],
+        outputs: &[&str],
+        work: impl FnOnce(&mut Flow) -> Result<()>,
+    ) -> Result<()> {
+        let planned = PlannedStage {
+            name: name.to_owned(),
+            settings: digest_of(settings),
+            after: after.iter().map(|&stage| stage.to_owned()).collect(),
+        };
+        let inputs = self.run.stage_inputs(&planned)?;
+        let inputs = inputs.unwrap_or_else(|| panic!("stage `{name}` runs before those that it follows"));
+        let started = Instant::now();
+        let why = match self.run.freshness(name, &inputs, Check::Sizes)? {
+            Freshness::Fresh(_) => {
+                self.times.push(Timed { stage: name.to_owned(), wall_s: 0.0, skipped: true });
+                self.progress.line(&format!("{name}: kept"));
+                return self.event(json!({ "event": "stage_kept", "stage": name }));
+            }
+            Freshness::Stale(why) => why,
+        };
+        self.progress.update(&format!("{name} …"));
+        self.event(json!({ "event": "stage_started", "stage": name, "because": why.to_string() }))?;
+        work(self)?;
+        self.run.finish_stage(name, inputs, outputs, unix_s())?;
+        let wall_s = started.elapsed().as_secs_f64();
+        self.times.push(Timed { stage: name.to_owned(), wall_s, skipped: false });
+        self.event(json!({ "event": "stage_finished", "stage": name, "wall_s": wall_s }))?;
+        self.events.sync()?;
+        self.progress.line(&format!("{name}: done in {wall_s:.1} s"));
+        Ok(())
+    }
+
+    /// Appends to `events.jsonl`, with the time.
+    pub(crate) fn event(&mut self, event: Value) -> Result<()> {
+        let mut event = event;
+        if let Value::Object(fields) = &mut event {
+            fields.insert("unix_s".to_owned(), json!(unix_s()));
+        }
+        Ok(self.events.append(&event)?)
+    }
+
+    /// The teacher, loaded where it is not yet.
+    pub(crate) fn teacher(&mut self) -> Result<Rc<Model>> {
+        if let Some(teacher) = &self.teacher {
+            return Ok(Rc::clone(teacher));
+        }
+        let files = self.teacher_files()?;
+        self.progress.update("loading the teacher …");
+        let teacher = Rc::new(models::load_files(files, Arc::clone(&self.device))?);
+        self.teacher = Some(Rc::clone(&teacher));
+        Ok(teacher)
+    }
+
+    /// Frees the teacher's memory.
+    pub(crate) fn forget_teacher(&mut self) {
+        self.teacher = None;
+    }
+
+    pub(crate) fn teacher_files(&self) -> Result<ModelFiles> {
+        teacher_files(&self.recipe, &self.source)
+    }
+
+    /// Digest of the teacher's weights.
+    pub(crate) fn teacher_digest(&self) -> Result<Digest> {
+        let path =
+            self.recipe.teacher.as_ref().and_then(|teacher| teacher.path.as_deref()).unwrap_or_default();
+        weights_digest(&self.source.resolve_path(path))
+    }
+
+    /// Writes a JSON file of the run.
+    pub(crate) fn write_json(&self, relative: &str, value: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(|e| unwritable(relative, &e))?;
+        text.push(b'\n');
+        self.run.write(relative, &text)?;
+        Ok(())
+    }
+
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        let path = self.run.path(relative)?;
+        let bytes = std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e))?;
+        serde_json::from_slice(&bytes).map_err(|e| unreadable(&path, &e))
+    }
+
+    /// Writes one JSON value per line.
+    pub(crate) fn write_lines<T: Serialize>(&self, relative: &str, values: &[T]) -> Result<()> {
+        let mut text = Vec::new();
+        for value in values {
+            serde_json::to_writer(&mut text, value).map_err(|e| unwritable(relative, &e))?;
+            text.push(b'\n');
+        }
+        self.run.write(relative, &text)?;
+        Ok(())
+    }
+
+    pub(crate) fn read_lines<T: DeserializeOwned>(&self, relative: &str) -> Result<Vec<T>> {
+        let path = self.run.path(relative)?;
+        let text = std::fs::read_to_string(&path).map_err(|e| Failure::io("read", &path, &e))?;
+        text.lines().map(|line| serde_json::from_str(line).map_err(|e| unreadable(&path, &e))).collect()
+    }
+}
+
+fn unwritable(relative: &str, error: &serde_json::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("`{relative}` cannot be written as JSON: {error}"))
+}
+
+fn unreadable(path: &Path, error: &serde_json::Error) -> Failure {
+    Failure::new(Exit::BadData, format!("`{}` is damaged: {error}", path.display()))
+        .fix("remove its record in `stages/` and run the same command again")
+}
+
+/// The files of a local teacher.
+pub(crate) fn teacher_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
+    let path = recipe.teacher.as_ref().and_then(|teacher| teacher.path.as_deref());
+    let path = path.ok_or_else(|| Failure::new(Exit::BadRecipe, "the recipe has no local teacher"))?;
+    let path = source.resolve_path(path);
+    if !path.exists() {
+        let cause = format!("the teacher is not at `{}`", path.display());
+        return Err(Failure::new(Exit::Io, cause)
+            .code("no-model")
+            .at(source.place(&["teacher", "path"]))
+            .fix("check the path, or fetch the model first; the recipe's head says how"));
+    }
+    ModelFiles::open(&path).map_err(Failure::from)
+}
+
+/// Digest of the files that a model consists of: names and contents, in order of name.
+pub(crate) fn weights_digest(path: &Path) -> Result<Digest> {
+    let mut files = vec![path.to_path_buf()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(|e| Failure::io("list", path, &e))?;
+        files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files.retain(|file| {
+            file.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja")
+        });
+        files.sort();
+    }
+    let mut digester = Digester::new();
+    for file in files {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        digester.update(&(name.len() as u64).to_le_bytes());
+        digester.update(name.as_bytes());
+        digester.update(digest_file(&file)?.0.as_bytes());
+    }
+    Ok(digester.finish())
+}
+
+/// Digest of the running program.
+pub(crate) fn binary_digest() -> Option<Digest> {
+    std::env::current_exe().ok().and_then(|path| digest_file(&path).ok()).map(|(digest, _)| digest)
+}
+
+/// Digest of settings as JSON; fields keep their order.
+pub(crate) fn digest_of(settings: &impl Serialize) -> Digest {
+    let text = serde_json::to_vec(settings).expect("settings are plain data");
+    Digest::of(&text)
+}
+
+/// Seconds since 1970-01-01 UTC.
+pub(crate) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

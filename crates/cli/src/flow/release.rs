@@ -1,0 +1,176 @@
+//! Stage `release`: the student as others use it, with its card and the manifest of what it was made from.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::json;
+use stillroom_core::Digest;
+use stillroom_evaluate::{Contender, Report};
+use stillroom_formats::{Encoding, ModelFiles, write_gguf, write_hf_dir};
+use stillroom_governance::{Decision, Manifest, ModelRecord, Part, Program, RunRecord};
+use stillroom_model::Decoder;
+use stillroom_store::atomic_dir;
+
+use crate::failure::{Failure, Result};
+use crate::flow::train::weights_of;
+use crate::flow::{Flow, data, report};
+use crate::recipe::{Student, WeightType};
+
+pub(crate) const STAGE: &str = "release";
+const FOLDER: &str = "release";
+
+impl Flow {
+    pub(crate) fn release(&mut self, decision: &Decision, report: &Report) -> Result<()> {
+        let settings = json!([1, self.recipe.release, self.trial, decision]);
+        self.stage(STAGE, &settings, &["train", report::STAGE], &[FOLDER], |flow| {
+            let files = ModelFiles::open(&flow.run.path(&weights_of(Contender::Student))?)?;
+            let device = std::sync::Arc::clone(&flow.device);
+            let decoder = Decoder::load(device, files.config, files.tensors.as_ref())?;
+            let card = flow.card(decision, report);
+            atomic_dir(&flow.run.release(), |dir| flow.write_release(dir, &decoder, &card))?;
+            let record = flow.run_record(decision)?;
+            Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
+            Ok(())
+        })
+    }
+
+    fn write_release(&self, dir: &Path, decoder: &Decoder, card: &str) -> Result<()> {
+        let tokenizer = self.student_tokenizer()?;
+        let release = &self.recipe.release;
+        let config = decoder.config();
+        write_hf_dir(dir, config, &mut decoder.tensors(), encoding(release.dtype), Some(&tokenizer))?;
+        let metadata = [
+            ("general.name".to_owned(), release.name.clone()),
+            ("general.license".to_owned(), self.release_licence().to_lowercase()),
+        ];
+        let gguf = dir.join("model.gguf");
+        write_gguf(&gguf, config, &mut decoder.tensors(), encoding(release.gguf), &tokenizer, &metadata)?;
+        let path = dir.join("README.md");
+        std::fs::write(&path, card).map_err(|e| Failure::io("write", &path, &e))
+    }
+
+    fn release_licence(&self) -> String {
+        self.recipe.release.licence.clone().unwrap_or_else(|| "other".to_owned())
+    }
+
+    /// The model card: front matter that hubs read, then what was measured.
+    fn card(&self, decision: &Decision, report: &Report) -> String {
+        let release = &self.recipe.release;
+        let mut card = String::from("---\n");
+        let _ = writeln!(card, "license: {}", self.release_licence().to_lowercase());
+        if let Student::FromLayers { model: Some(base), .. } | Student::Pretrained { model: Some(base), .. } =
+            &self.recipe.student
+        {
+            let _ = writeln!(card, "base_model: {base}");
+        } else if let (Student::FromLayers { model: None, .. }, Some(teacher)) =
+            (&self.recipe.student, &self.recipe.teacher)
+        {
+            let _ = writeln!(card, "base_model: {}", teacher.model);
+        }
+        card.push_str(
+            "library_name: transformers\npipeline_tag: text-generation\ntags:\n- distillation\n---\n\n",
+        );
+        let _ = writeln!(card, "# {}\n", release.name);
+        if self.trial {
+            card.push_str("**A trial: cut short on purpose. Nothing here is a result.**\n\n");
+        }
+        match &self.recipe.teacher {
+            Some(teacher) => {
+                let _ = writeln!(
+                    card,
+                    "Distilled from `{}` by the recipe `{}`.\n",
+                    teacher.model, self.recipe.name
+                );
+            }
+            None => {
+                let _ = writeln!(card, "Trained from random weights by the recipe `{}`.\n", self.recipe.name);
+            }
+        }
+        card.push_str(&table(report));
+        let _ = writeln!(card, "\nLicence verdict on the way it was made: {}.", decision.verdict.as_str());
+        for rule in &decision.rules {
+            let _ = writeln!(card, "- {} ({}): {}", rule.release, rule.licence, rule.says);
+        }
+        for name in &decision.obliges {
+            let meaning = decision.meanings.get(name).map_or("", String::as_str);
+            let _ = writeln!(card, "- to be kept, `{name}`: {meaning}");
+        }
+        card.push_str("\n`provenance/manifest.json` lists the SHA-256 of everything it was made from; ");
+        card.push_str("`stillroom verify` checks it.\n");
+        card
+    }
+
+    fn run_record(&self, decision: &Decision) -> Result<RunRecord> {
+        let record = |part: Part, id: &str, digest: Option<Digest>| {
+            let licence = decision.rules.iter().find(|rule| rule.role == part && rule.id == id);
+            ModelRecord {
+                id: id.to_owned(),
+                digest,
+                licence: licence.map_or(String::new(), |r| r.licence.clone()),
+            }
+        };
+        let teachers = match &self.recipe.teacher {
+            Some(teacher) => vec![record(Part::Teacher, &teacher.model, Some(self.teacher_digest()?))],
+            None => Vec::new(),
+        };
+        let student_base = match &self.recipe.student {
+            Student::FromScratch(_) => None,
+            Student::FromLayers { path: None, .. } => teachers.first().cloned(),
+            Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model } => {
+                let digest = super::weights_digest(&self.source.resolve_path(path))?;
+                Some(record(Part::StudentBase, model.as_deref().unwrap_or(path), Some(digest)))
+            }
+        };
+        let data = self.run.stage_record(data::STAGE)?;
+        let data =
+            data.map(|stage| record(Part::Data, "stillroom:procedural-tasks", Some(stage.outputs_digest())));
+        let data = data.map(|data| ModelRecord { id: self.data_id(), ..data });
+        Ok(RunRecord {
+            program: Program {
+                name: "stillroom".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                digest: super::binary_digest(),
+            },
+            teachers,
+            student_base,
+            data: data.into_iter().collect(),
+            verdict: decision.verdict.as_str().to_owned(),
+        })
+    }
+
+    fn data_id(&self) -> String {
+        use crate::recipe::PromptSource;
+        match &self.recipe.prompts.source {
+            PromptSource::Task { .. } => "stillroom:procedural-tasks".to_owned(),
+            PromptSource::Chat { path } | PromptSource::Text { path } => path.clone(),
+        }
+    }
+}
+
+/// What was measured, as a table.
+fn table(report: &Report) -> String {
+    let mut table = String::from("| model | parameters | accuracy | nats per token | KL to the teacher |\n");
+    table.push_str("|---|---|---|---|---|\n");
+    let number = |value: Option<&f64>| value.map_or("–".to_owned(), |v| format!("{v:.4}"));
+    for (contender, score) in &report.models {
+        let percent = score.accuracy.value().map_or("–".to_owned(), |v| format!("{:.1} %", 100.0 * v));
+        let _ = writeln!(
+            table,
+            "| {} | {} | {percent} | {} | {} |",
+            contender.label(),
+            score.parameters,
+            number(score.nll_nats_per_token.value()),
+            number(score.kl_to_teacher.value()),
+        );
+    }
+    table
+}
+
+fn encoding(store: WeightType) -> Encoding {
+    match store {
+        WeightType::F32 => Encoding::F32,
+        WeightType::F16 => Encoding::F16,
+        WeightType::Bf16 => Encoding::BF16,
+        WeightType::Q8_0 => Encoding::Q8_0,
+    }
+}

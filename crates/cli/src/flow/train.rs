@@ -1,0 +1,446 @@
+//! Stages `train` and `control-…`: the student, and the students that are denied part of the supervision.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use stillroom_core::{Prompt, Tail, Trace};
+use stillroom_corpus::Split;
+use stillroom_distill::{
+    DistillError, Example, Overlong, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint,
+    ValidationPoint, examples, remove_checkpoints,
+};
+use stillroom_evaluate::Contender;
+use stillroom_formats::{DecoderConfig, Encoding, Family, ModelFiles, RopeScaling, Tokenizer, write_hf_dir};
+use stillroom_model::Decoder;
+
+use crate::failure::{Exit, Failure, Result};
+use crate::flow::{Flow, curate, data, logits};
+use crate::models::Model;
+use crate::recipe::{Architecture, Control, Logits, LossFunction, Recipe, Schedule, Shape, Source, Student};
+
+/// An example, and what it is made of: sample `sample` for a prompt, or piece `sample` of a text.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) id: String,
+    pub(crate) sample: u32,
+    pub(crate) example: Example,
+}
+
+/// What became of a training run, beside its weights.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Training {
+    pub(crate) steps: u64,
+    pub(crate) tokens: u64,
+    pub(crate) supervised_tokens: u64,
+    pub(crate) supervised_tokens_per_epoch: u64,
+    pub(crate) examples: u64,
+    pub(crate) truncated: u64,
+    pub(crate) wall_s: f64,
+    pub(crate) best_step: Option<u64>,
+    pub(crate) loss: String,
+    pub(crate) curve: Vec<TrainPoint>,
+    pub(crate) validation: Vec<ValidationPoint>,
+}
+
+/// Where the weights of a model of this run lie.
+pub(crate) fn weights_of(contender: Contender) -> String {
+    format!("models/{}", contender.key())
+}
+
+pub(crate) fn training_of(contender: Contender) -> String {
+    format!("training/{}.json", contender.key())
+}
+
+/// Name of the stage that trains a model.
+pub(crate) fn stage_of(contender: Contender) -> String {
+    match contender {
+        Contender::Student => "train".to_owned(),
+        control => format!("control-{}", control.key()),
+    }
+}
+
+impl Flow {
+    /// The models that are trained, the student first.
+    pub(crate) fn trained(&self) -> Vec<Contender> {
+        let controls = &self.recipe.evaluate.controls;
+        let mut trained = vec![Contender::Student];
+        if controls.contains(&Control::TracesOnly) {
+            trained.push(Contender::TracesOnly);
+        }
+        if controls.contains(&Control::Undistilled) {
+            trained.extend([Contender::Undistilled, Contender::UndistilledEqualTokens]);
+        }
+        trained
+    }
+
+    pub(crate) fn train_all(&mut self) -> Result<()> {
+        for contender in self.trained() {
+            self.train_one(contender)?;
+        }
+        Ok(())
+    }
+
+    fn train_one(&mut self, contender: Contender) -> Result<()> {
+        let config = self.train_config(contender);
+        let settings = json!([1, self.recipe.student, self.start_digest()?, self.recipe.train.seed, config]);
+        let stage = stage_of(contender);
+        let mut after = match (&self.recipe.teacher, self.learns_text()) {
+            (None, _) | (_, true) => vec![data::STAGE],
+            (Some(_), false) => vec![data::STAGE, curate::STAGE],
+        };
+        if config.forward_kl_weight > 0.0 {
+            after.push(logits::STAGE);
+        }
+        if contender == Contender::UndistilledEqualTokens {
+            after.push("train");
+        }
+        let (weights, facts) = (weights_of(contender), training_of(contender));
+        self.stage(&stage, &settings, &after, &[&weights, &facts], |flow| {
+            flow.forget_teacher();
+            flow.train_and_save(contender, config)
+        })
+    }
+
+    fn train_and_save(&mut self, contender: Contender, mut config: TrainConfig) -> Result<()> {
+        if contender == Contender::UndistilledEqualTokens {
+            let student: Training = self.read_json(&training_of(Contender::Student))?;
+            config.max_steps = Some(student.steps);
+        }
+        let start = self.start()?;
+        let tokenizer = &start.tokenizer;
+        let train = self.examples(contender, Split::Train, tokenizer)?;
+        let validation = self.examples(contender, Split::Validation, tokenizer)?;
+        let folder = match contender {
+            Contender::Student => self.run.checkpoints(),
+            control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
+        };
+        let began = Instant::now();
+        let outcome = match self.train_once(contender, start.decoder, &train, &validation, &config, &folder) {
+            Err(DistillError::ForeignCheckpoint { .. }) => {
+                self.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
+                remove_checkpoints(&folder)?;
+                let again = self.start()?.decoder;
+                self.train_once(contender, again, &train, &validation, &config, &folder)?
+            }
+            other => other?,
+        };
+        let training = training(&outcome, began.elapsed().as_secs_f64(), &config);
+        let tokenizer = self.student_tokenizer()?;
+        let decoder = &outcome.decoder;
+        let dir = self.run.path(&weights_of(contender))?;
+        stillroom_store::atomic_dir(&dir, |dir| {
+            let mut tensors = decoder.tensors();
+            write_hf_dir(dir, decoder.config(), &mut tensors, Encoding::F32, Some(&tokenizer))
+                .map_err(Failure::from)
+        })?;
+        self.write_json(&training_of(contender), &training)?;
+        if contender != Contender::Student {
+            remove_checkpoints(&folder)?;
+        }
+        Ok(())
+    }
+
+    fn train_once(
+        &mut self,
+        contender: Contender,
+        start: Decoder,
+        train: &[Example],
+        validation: &[Example],
+        config: &TrainConfig,
+        folder: &std::path::Path,
+    ) -> std::result::Result<TrainOutcome, DistillError> {
+        let mut steps = 0;
+        stillroom_distill::train(start, train, validation, config, folder, &mut |event| {
+            match &event {
+                TrainEvent::Planned(plan) => steps = plan.steps,
+                TrainEvent::Step(point) => self.progress.update(&format!(
+                    "{}: step {} of {steps}, loss {:.4}, {:.0} tokens/s",
+                    contender.label(),
+                    point.step,
+                    point.loss,
+                    point.tokens_per_second
+                )),
+                _ => {}
+            }
+            let mut value = serde_json::to_value(&event).unwrap_or(Value::Null);
+            if let Value::Object(fields) = &mut value {
+                fields.insert("model".to_owned(), json!(contender.key()));
+                // A full disk shows at the next checkpoint, with its own message.
+                drop(self.event(value));
+            }
+        })
+    }
+
+    /// What a model learns from, in order.
+    fn examples(&self, contender: Contender, split: Split, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
+        let undistilled = matches!(contender, Contender::Undistilled | Contender::UndistilledEqualTokens);
+        if !self.learns_text() && (undistilled || self.recipe.teacher.is_none()) {
+            let mut prompts = self.prompts_of(split)?;
+            if undistilled {
+                self.only_same_problems(&mut prompts, split)?;
+            }
+            return Ok(examples::from_targets(&prompts, tokenizer)?);
+        }
+        let pieces = self.teacher_pieces(split, tokenizer)?;
+        let mut examples: Vec<Example> = pieces.into_iter().map(|piece| piece.example).collect();
+        let config = self.train_config(contender);
+        if config.forward_kl_weight > 0.0 {
+            self.attach_logits(&mut examples, &config)?;
+        }
+        Ok(examples)
+    }
+
+    /// The teacher's text, or the texts that are learned as they stand.
+    pub(crate) fn teacher_pieces(&self, split: Split, tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
+        if self.learns_text() {
+            return self.text_pieces(split, tokenizer);
+        }
+        trace_pieces(&self.curated(split)?, tokenizer)
+    }
+
+    /// Texts in pieces of at most `train.max_length` tokens.
+    pub(crate) fn text_pieces(&self, split: Split, tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
+        let texts = self.texts_of(split)?;
+        let pairs = texts.iter().map(|document| (document.id.as_str(), document.text.as_str()));
+        let mut pieces = Vec::new();
+        for whole in examples::from_texts(pairs, tokenizer)? {
+            for (number, ids) in whole.ids.chunks(self.recipe.train.max_length).enumerate() {
+                // One token alone predicts nothing.
+                if ids.len() > 1 {
+                    let sample = number as u32;
+                    let example =
+                        Example::from_text_ids(examples::example_id(&whole.id, sample), ids.to_vec())?;
+                    pieces.push(Piece { id: whole.id.clone(), sample, example });
+                }
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// A control sees the problems that the student sees, no more and no fewer.
+    fn only_same_problems(&self, prompts: &mut Vec<Prompt>, split: Split) -> Result<()> {
+        let kept: HashSet<String> = self.curated(split)?.into_iter().map(|trace| trace.id).collect();
+        prompts.retain(|prompt| kept.contains(&prompt.id));
+        Ok(())
+    }
+
+    pub(crate) fn train_config(&self, contender: Contender) -> TrainConfig {
+        let train = &self.recipe.train;
+        let teacher_logits = self.recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
+        let (hard_label_weight, forward_kl_weight) = match contender {
+            Contender::Student => {
+                (train.weight(LossFunction::HardLabels), train.weight(LossFunction::ForwardKl))
+            }
+            _ => (1.0, 0.0),
+        };
+        TrainConfig {
+            learning_rate: train.learning_rate,
+            lr_scheduler_type: match train.lr_scheduler_type {
+                Schedule::Constant => SchedulerType::Constant,
+                Schedule::Linear => SchedulerType::Linear,
+                Schedule::Cosine => SchedulerType::Cosine,
+            },
+            warmup_ratio: train.warmup_ratio,
+            min_lr_ratio: train.min_lr_ratio,
+            num_train_epochs: train.num_train_epochs,
+            max_steps: train.max_steps,
+            per_device_train_batch_size: train.per_device_train_batch_size,
+            gradient_accumulation_steps: train.gradient_accumulation_steps,
+            max_length: train.max_length,
+            packing: true,
+            overlong: Overlong::Refuse,
+            weight_decay: train.weight_decay,
+            adam_beta1: train.adam_beta1,
+            adam_beta2: train.adam_beta2,
+            adam_epsilon: train.adam_epsilon,
+            max_grad_norm: train.max_grad_norm,
+            seed: train.seed,
+            hard_label_weight,
+            forward_kl_weight,
+            loss_temperature: teacher_logits.map_or(1.0, Logits::temperature),
+            tail: match teacher_logits {
+                Some(Logits::TopK { tail, .. }) => tail,
+                _ => Tail::None,
+            },
+            save_steps: train.save_steps,
+            eval_steps: train.eval_steps,
+            logging_steps: train.logging_steps,
+            save_total_limit: train.save_total_limit,
+        }
+    }
+
+    /// The student before training; the same for every control.
+    pub(crate) fn start(&self) -> Result<Model> {
+        let device = Arc::clone(&self.device);
+        let tokenizer = self.student_tokenizer()?;
+        let decoder = match &self.recipe.student {
+            Student::FromScratch(shape) => {
+                let config = scratch_config(&self.recipe, &self.source, shape, &tokenizer)?;
+                Decoder::check_config(&config)?;
+                Decoder::random(device, config, self.recipe.train.seed)
+            }
+            Student::FromLayers { layers, .. } => {
+                let files = self.base_files()?;
+                let base = Decoder::load(device, files.config, files.tensors.as_ref())?;
+                base.keep_layers(layers)
+                    .map_err(|e| Failure::from(e).at(self.source.place(&["student", "layers"])))?
+            }
+            Student::Pretrained { .. } => {
+                let files = self.base_files()?;
+                Decoder::load(device, files.config, files.tensors.as_ref())?
+            }
+        };
+        Ok(Model { decoder, tokenizer })
+    }
+
+    fn base_files(&self) -> Result<ModelFiles> {
+        base_files(&self.recipe, &self.source)
+    }
+
+    pub(crate) fn student_tokenizer(&self) -> Result<Tokenizer> {
+        student_tokenizer(&self.recipe, &self.source)
+    }
+
+    /// Digest of what the student's start depends on besides the recipe.
+    fn start_digest(&self) -> Result<Value> {
+        let tokenizer = self.student_tokenizer()?.digest();
+        let base = match &self.recipe.student {
+            Student::FromScratch(_) => None,
+            Student::FromLayers { path: Some(path), .. } | Student::Pretrained { path, .. } => {
+                Some(crate::flow::weights_digest(&self.source.resolve_path(path))?)
+            }
+            Student::FromLayers { .. } => Some(self.teacher_digest()?),
+        };
+        Ok(json!([tokenizer, base]))
+    }
+}
+
+pub(crate) fn trace_pieces(traces: &[Trace], tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
+    let made = examples::from_traces(traces, tokenizer)?;
+    let piece =
+        |(trace, example): (&Trace, Example)| Piece { id: trace.id.clone(), sample: trace.sample, example };
+    Ok(traces.iter().zip(made).map(piece).collect())
+}
+
+/// The student before training: its shape and its tokenizer.
+pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(DecoderConfig, Tokenizer)> {
+    let tokenizer = student_tokenizer(recipe, source)?;
+    let config = match &recipe.student {
+        Student::FromScratch(shape) => scratch_config(recipe, source, shape, &tokenizer)?,
+        Student::FromLayers { layers, .. } => {
+            let config = base_files(recipe, source)?.config;
+            DecoderConfig { num_hidden_layers: layers.len(), ..config }
+        }
+        Student::Pretrained { .. } => base_files(recipe, source)?.config,
+    };
+    Decoder::check_config(&config)?;
+    Ok((config, tokenizer))
+}
+
+/// The model whose weights the student starts from.
+fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
+    match &recipe.student {
+        Student::FromLayers { path: Some(path), .. } | Student::Pretrained { path, .. } => {
+            Ok(ModelFiles::open(&source.resolve_path(path))?)
+        }
+        _ => super::teacher_files(recipe, source),
+    }
+}
+
+fn student_tokenizer(recipe: &Recipe, source: &Source) -> Result<Tokenizer> {
+    let files = match &recipe.student {
+        Student::FromScratch(Shape { tokenizer: Some(path), .. }) => {
+            return read_tokenizer(&source.resolve_path(path));
+        }
+        Student::FromScratch(_) => super::teacher_files(recipe, source)?,
+        _ => base_files(recipe, source)?,
+    };
+    let path = files.path;
+    files.tokenizer.ok_or_else(|| {
+        Failure::new(Exit::BadData, format!("`{}` has no tokenizer", path.display()))
+            .fix("put its `tokenizer.json` beside `config.json`")
+    })
+}
+
+fn scratch_config(
+    recipe: &Recipe,
+    source: &Source,
+    shape: &Shape,
+    tokenizer: &Tokenizer,
+) -> Result<DecoderConfig> {
+    // A teacher's table may be wider than its tokenizer; its distributions are over the table.
+    let vocab_size = match (&shape.tokenizer, &recipe.teacher) {
+        (None, Some(_)) => super::teacher_files(recipe, source)?.config.vocab_size,
+        _ => tokenizer.vocab_size(),
+    };
+    let family = match shape.architecture {
+        Architecture::Llama => Family::Llama,
+        Architecture::Qwen2 => Family::Qwen2,
+        Architecture::Qwen3 => Family::Qwen3,
+    };
+    Ok(DecoderConfig {
+        family,
+        vocab_size,
+        hidden_size: shape.hidden_size,
+        intermediate_size: shape.intermediate_size,
+        num_hidden_layers: shape.num_hidden_layers,
+        num_attention_heads: shape.num_attention_heads,
+        num_key_value_heads: shape.num_key_value_heads,
+        head_dim: shape.head_dim,
+        rms_norm_eps: shape.rms_norm_eps as f32,
+        rope_theta: shape.rope_theta as f32,
+        rope_scaling: RopeScaling::None,
+        max_position_embeddings: shape.max_position_embeddings,
+        tie_word_embeddings: shape.tie_word_embeddings,
+        qkv_bias: family == Family::Qwen2,
+        attention_out_bias: false,
+        mlp_bias: false,
+        qk_norm: family == Family::Qwen3,
+        bos_token_id: tokenizer.bos_id(),
+        eos_token_ids: tokenizer.eos_id().into_iter().collect(),
+    })
+}
+
+fn read_tokenizer(dir: &std::path::Path) -> Result<Tokenizer> {
+    let optional = |name: &str| -> Result<Option<String>> {
+        let path = dir.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Failure::io("read", &path, &e)),
+        }
+    };
+    let text = optional("tokenizer.json")?.ok_or_else(|| {
+        Failure::new(Exit::Io, format!("there is no `tokenizer.json` in `{}`", dir.display()))
+            .fix("check `student.tokenizer`")
+    })?;
+    let (config, template) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
+    Ok(Tokenizer::from_json_files(&text, config.as_deref(), template.as_deref())?)
+}
+
+fn training(outcome: &TrainOutcome, wall_s: f64, config: &TrainConfig) -> Training {
+    let weighted = |weight: f64, name: &str| match weight {
+        0.0 => None,
+        1.0 => Some(name.to_owned()),
+        _ => Some(format!("{weight} {name}")),
+    };
+    let terms =
+        [weighted(config.forward_kl_weight, "forward_kl"), weighted(config.hard_label_weight, "hard_labels")];
+    let terms: Vec<String> = terms.into_iter().flatten().collect();
+    Training {
+        steps: outcome.steps,
+        tokens: outcome.tokens,
+        supervised_tokens: outcome.supervised_tokens,
+        supervised_tokens_per_epoch: outcome.plan.supervised_tokens_per_epoch,
+        examples: outcome.plan.examples,
+        truncated: outcome.plan.truncated,
+        wall_s,
+        best_step: outcome.best_step,
+        loss: format!("{}, nats per supervised token", terms.join(" + ")),
+        curve: outcome.curve.clone(),
+        validation: outcome.validation.clone(),
+    }
+}

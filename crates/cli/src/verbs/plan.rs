@@ -1,0 +1,83 @@
+//! `stillroom plan`: what a run takes, before anything is sent or spent.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde_json::json;
+use stillroom_governance::{Decision, decide};
+
+use crate::args::Plan;
+use crate::failure::{Exit, Result};
+use crate::flow::estimate::{Estimate, estimate};
+use crate::flow::gate;
+use crate::recipe::Recipe;
+use crate::{models, terminal};
+
+pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
+    let (recipe, source) = Recipe::load(&args.recipe.recipe, &args.recipe.overrides)?;
+    let decision = decide(&gate::question(&recipe, &source)?);
+    if !decision.passes {
+        if args.json {
+            terminal::print_json(&json!({ "licence": decision, "estimate": null }))?;
+        } else {
+            terminal::print(&terminal::harmless(&decision.render()))?;
+        }
+        return Ok(ExitCode::from(Exit::Policy as u8));
+    }
+    gate::egress(&recipe, &source)?;
+    gate::supported(&recipe, &source)?;
+    let estimate = estimate(&recipe, &source, &models::device(&args.machine))?;
+    if args.json {
+        terminal::print_json(&json!({
+            "recipe": recipe,
+            "licence": decision,
+            "egress": recipe.policy.egress,
+            "estimate": estimate,
+        }))?;
+    } else {
+        terminal::print(&terminal::harmless(&in_words(&decision, &estimate)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_words(decision: &Decision, estimate: &Estimate) -> String {
+    let mut text = format!("Recipe `{}`\n\n", estimate.recipe);
+    let _ = writeln!(text, "Licence     {}", decision.verdict.as_str());
+    for rule in &decision.rules {
+        let _ = writeln!(text, "            {} ({}): {}", rule.release, rule.licence, rule.says);
+    }
+    if let Some(n) = estimate.teacher_parameters {
+        let _ = writeln!(text, "Teacher     {n} parameters");
+    }
+    let _ = writeln!(text, "Student     {} parameters", estimate.student_parameters);
+    let _ = writeln!(text, "\n{:<24}{:>14}{:>12}", "Stage", "tokens", "time");
+    for stage in &estimate.stages {
+        let _ = writeln!(text, "{:<24}{:>14.0}{:>12}", stage.stage, stage.tokens, time(stage.wall_s));
+    }
+    let _ = writeln!(text, "{:<24}{:>14}{:>12}", "all", "", time(estimate.wall_s));
+    let _ = writeln!(text, "\nMemory      {}", bytes(estimate.peak_memory_bytes));
+    let _ = writeln!(text, "Disk        {}", bytes(estimate.disk_bytes));
+    let _ = writeln!(text, "Money       {:.2} USD", estimate.money_usd);
+    let _ = writeln!(text, "Energy      {:.0} kJ", estimate.energy_joules / 1000.0);
+    text.push_str("\nThis assumes\n");
+    for assumption in &estimate.assumes {
+        let _ = writeln!(text, "  - {assumption}");
+    }
+    text
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+pub(super) fn bytes(n: u64) -> String {
+    match n as f64 {
+        n if n < 1e6 => format!("{:.0} kB", n / 1e3),
+        n if n < 1e9 => format!("{:.0} MB", n / 1e6),
+        n => format!("{:.1} GB", n / 1e9),
+    }
+}
