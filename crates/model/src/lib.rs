@@ -2,7 +2,7 @@
 //!
 //! Options are numbers and flags of [`DecoderConfig`](stillroom_formats::DecoderConfig); there is no
 //! file per family. q, k and v are one fused weight, gate and up another. Everything computes through
-//! [`Device`](stillroom_kernels::Device), whose rows are independent of their batch; so scores,
+//! [`Device`], whose rows are independent of their batch; so scores,
 //! targets and generated text depend neither on the batch size, nor on the number of threads.
 //!
 //! - [`Decoder`]: weights, and what needs no gradient: scores, teacher targets, generation.
