@@ -1,4 +1,5 @@
-//! Checkpoints: `step-000100/` with `model.safetensors`, `optimiser.safetensors`, `config.json`, `state.json`.
+//! Checkpoints: `step-000100/` with `model.safetensors`, `optimiser.safetensors`, `config.json` and
+//! `state.json`.
 //!
 //! A checkpoint is committed as a whole directory, and `state.json` holds the digest of every other
 //! file and of itself: whatever was cut short or altered is noticed before anything is loaded.
@@ -299,7 +300,9 @@ fn seal(state: State) -> Vec<u8> {
 
 fn unseal(text: &[u8]) -> std::result::Result<State, Damage> {
     let sealed: Sealed = serde_json::from_slice(text).map_err(|e| format!("{STATE}: {e}"))?;
-    if state_digest(&sealed.state) != sealed.digest {
+    // Written compactly, so there is one spelling of every state.
+    let same_bytes = serde_json::to_vec(&sealed).is_ok_and(|again| again == text);
+    if !same_bytes || state_digest(&sealed.state) != sealed.digest {
         return Err(format!("{STATE} does not match its digest"));
     }
     if sealed.state.format != FORMAT {
@@ -313,7 +316,8 @@ fn state_digest(state: &State) -> Digest {
     Digest::of(&serde_json::to_vec(state).unwrap_or_default())
 }
 
-/// The bytes of a file, `None` if it is missing; what goes beyond `bytes_max` is cut off (and will not parse).
+/// The bytes of a file, `None` if it is missing; what goes beyond `bytes_max` is cut off, and so will
+/// not parse.
 fn read_capped(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     let failed = |source| StoreError::Io { operation: "read", path: path.to_path_buf(), source };
     match fs::File::open(path) {
@@ -324,5 +328,111 @@ fn read_capped(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
             file.take(bytes_max).read_to_end(&mut bytes).map_err(failed)?;
             Ok(Some(bytes))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillroom_core::CounterRng;
+    use stillroom_formats::{Family, RopeScaling};
+
+    use super::*;
+
+    fn tiny() -> DecoderConfig {
+        DecoderConfig {
+            family: Family::Qwen3,
+            vocab_size: 7,
+            hidden_size: 8,
+            intermediate_size: 8,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 4,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            max_position_embeddings: 8,
+            tie_word_embeddings: true,
+            qkv_bias: false,
+            attention_out_bias: false,
+            mlp_bias: false,
+            qk_norm: true,
+            bos_token_id: None,
+            eos_token_ids: vec![],
+        }
+    }
+
+    fn progress(step: u64, best: Option<u64>) -> Progress {
+        let best = best.map(|step| Best { step, loss: 0.1 + 0.2 });
+        Progress { step, tokens: 99, best, ..Progress::default() }
+    }
+
+    /// Steps 1 and 2 are saved.
+    fn two_checkpoints(dir: &Path) -> Checkpoints {
+        let digest = Digest::of(b"");
+        let checkpoints = Checkpoints::new(dir, Identity { settings: digest, data: digest, start: digest });
+        let state = TrainState::new(Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1));
+        [1, 2].iter().for_each(|&step| drop(checkpoints.save(&state, &progress(step, None)).unwrap()));
+        checkpoints
+    }
+
+    fn newest(checkpoints: &Checkpoints) -> u64 {
+        checkpoints.newest_good().unwrap().progress.unwrap().step
+    }
+
+    #[test]
+    fn a_thousand_flipped_bits_and_every_truncation_are_noticed() {
+        let temp = tempfile::tempdir().unwrap();
+        let checkpoints = two_checkpoints(temp.path());
+        let mut rng = CounterRng::new(&[3]);
+        for file in [MODEL, OPTIMISER, CONFIG, STATE] {
+            let path = checkpoints.path(2).join(file);
+            let whole = fs::read(&path).unwrap();
+            for _ in 0..250 {
+                let mut flipped = whole.clone();
+                flipped[rng.below(whole.len() as u64) as usize] ^= 1 << rng.below(8);
+                fs::write(&path, &flipped).unwrap();
+                assert_eq!(newest(&checkpoints), 1, "{file}");
+            }
+            for cut in (0..whole.len()).step_by(1 + whole.len() / 40) {
+                fs::write(&path, &whole[..cut]).unwrap();
+                assert_eq!(newest(&checkpoints), 1, "{file} cut at {cut}");
+            }
+            fs::write(&path, &whole).unwrap();
+            assert_eq!(newest(&checkpoints), 2, "{file} is whole again");
+        }
+    }
+
+    #[test]
+    fn old_checkpoints_go_and_the_best_and_the_newest_stay() {
+        let temp = tempfile::tempdir().unwrap();
+        let checkpoints = two_checkpoints(temp.path());
+        let state = TrainState::new(Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1));
+        (3..=6).for_each(|step| drop(checkpoints.save(&state, &progress(step, Some(2))).unwrap()));
+        fs::create_dir(temp.path().join("step-7")).unwrap();
+        checkpoints.retain(0, Some(2)).unwrap();
+        assert_eq!(steps_in(temp.path()).unwrap(), [1, 2, 3, 4, 5, 6]);
+        checkpoints.retain(3, Some(2)).unwrap();
+        assert_eq!(steps_in(temp.path()).unwrap(), [2, 5, 6]);
+        checkpoints.retain(1, Some(2)).unwrap();
+        assert_eq!(steps_in(temp.path()).unwrap(), [2, 6]);
+        checkpoints.remove_after(2).unwrap();
+        remove_checkpoints(temp.path()).unwrap();
+        assert_eq!(steps_in(temp.path()).unwrap(), [0; 0]);
+        assert!(temp.path().join("step-7").exists());
+    }
+
+    #[test]
+    fn a_loaded_state_has_the_bits_that_were_saved() {
+        let temp = tempfile::tempdir().unwrap();
+        let checkpoints = two_checkpoints(temp.path());
+        let device = Arc::new(Device::cpu(1));
+        let state = checkpoints.load(2, device.clone(), tiny()).unwrap();
+        assert_eq!(state.n_steps(), 2);
+        assert_eq!(state.decoder().digest(), Decoder::random(device, tiny(), 1).digest());
+        let other = DecoderConfig { vocab_size: 8, ..tiny() };
+        assert!(checkpoints.load(2, Arc::new(Device::cpu(1)), other).is_err());
+        let found = checkpoints.newest_good().unwrap();
+        assert_eq!((found.progress, found.skipped.len()), (Some(progress(2, None)), 0));
     }
 }

@@ -123,80 +123,44 @@ impl Default for TrainConfig {
 impl TrainConfig {
     /// Refuses settings that cannot be right, naming the key.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |key, value: String, rule| Err(DistillError::Config { key, value, rule });
-        let unit = |x: f64| (0.0..=1.0).contains(&x);
-        let weight = |x: f64| x.is_finite() && x >= 0.0;
-        let numbers: [(&'static str, f64, bool, &'static str); 13] = [
-            ("learning_rate", self.learning_rate, weight(self.learning_rate), "expected 0 or more"),
-            ("warmup_ratio", self.warmup_ratio, unit(self.warmup_ratio), "expected 0 to 1"),
-            ("min_lr_ratio", self.min_lr_ratio, unit(self.min_lr_ratio), "expected 0 to 1"),
-            (
-                "num_train_epochs",
-                self.num_train_epochs,
-                self.num_train_epochs > 0.0 && self.num_train_epochs <= EPOCHS_MAX,
-                "expected more than 0, at most 100000",
-            ),
-            ("weight_decay", self.weight_decay, weight(self.weight_decay), "expected 0 or more"),
-            ("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "expected 0 to below 1"),
-            ("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "expected 0 to below 1"),
-            (
-                "adam_epsilon",
-                self.adam_epsilon,
-                self.adam_epsilon > 0.0 && self.adam_epsilon < 1.0,
-                "expected between 0 and 1",
-            ),
-            ("max_grad_norm", self.max_grad_norm, weight(self.max_grad_norm), "expected 0 or more"),
-            (
-                "hard_label_weight",
-                self.hard_label_weight,
-                weight(self.hard_label_weight),
-                "expected 0 or more",
-            ),
-            (
-                "forward_kl_weight",
-                self.forward_kl_weight,
-                weight(self.forward_kl_weight),
-                "expected 0 or more",
-            ),
-            (
-                "forward_kl_weight",
-                self.forward_kl_weight,
-                self.forward_kl_weight + self.hard_label_weight > 0.0,
-                "at least one loss needs a weight",
-            ),
-            (
-                "loss_temperature",
-                self.loss_temperature,
-                (0.01..=100.0).contains(&self.loss_temperature),
-                "expected 0.01 to 100",
-            ),
+        let at_least_0 = (0.0, f64::MAX, "expected 0 or more");
+        let share = (0.0, 1.0, "expected 0 to 1");
+        let decay = (0.0, 1.0 - f64::EPSILON, "expected 0 to below 1");
+        let small = (f64::MIN_POSITIVE, 1.0, "expected more than 0, at most 1");
+        let temperature = (0.01, 100.0, "expected 0.01 to 100");
+        let epochs = (f64::MIN_POSITIVE, EPOCHS_MAX, "expected more than 0, at most 100000");
+        let steps = (1.0, STEPS_MAX as f64, "expected 1 to 100000000");
+        let rows = (1.0, BATCH_MAX as f64, "expected 1 to 65536");
+        let tokens = (2.0, LENGTH_MAX as f64, "expected 2 to 1048576");
+        let numbers = [
+            ("learning_rate", self.learning_rate, at_least_0),
+            ("warmup_ratio", self.warmup_ratio, share),
+            ("min_lr_ratio", self.min_lr_ratio, share),
+            ("num_train_epochs", self.num_train_epochs, epochs),
+            ("max_steps", self.max_steps.unwrap_or(1) as f64, steps),
+            ("per_device_train_batch_size", self.per_device_train_batch_size as f64, rows),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps as f64, rows),
+            ("max_length", self.max_length as f64, tokens),
+            ("weight_decay", self.weight_decay, at_least_0),
+            ("adam_beta1", self.adam_beta1, decay),
+            ("adam_beta2", self.adam_beta2, decay),
+            ("adam_epsilon", self.adam_epsilon, small),
+            ("max_grad_norm", self.max_grad_norm, at_least_0),
+            ("hard_label_weight", self.hard_label_weight, at_least_0),
+            ("forward_kl_weight", self.forward_kl_weight, at_least_0),
+            ("loss_temperature", self.loss_temperature, temperature),
+            ("logging_steps", self.logging_steps as f64, steps),
         ];
-        if let Some((key, value, _, rule)) = numbers.into_iter().find(|(_, _, right, _)| !right) {
-            return refuse(key, value.to_string(), rule);
+        for (key, value, (low, high, rule)) in numbers {
+            if !(low..=high).contains(&value) {
+                return Err(DistillError::Config { key, value: value.to_string(), rule });
+            }
         }
-        let counts: [(&'static str, u64, u64, u64, &'static str); 5] = [
-            ("max_steps", self.max_steps.unwrap_or(1), 1, STEPS_MAX, "expected 1 to 100000000"),
-            (
-                "per_device_train_batch_size",
-                self.per_device_train_batch_size as u64,
-                1,
-                BATCH_MAX as u64,
-                "expected 1 to 65536",
-            ),
-            (
-                "gradient_accumulation_steps",
-                self.gradient_accumulation_steps as u64,
-                1,
-                BATCH_MAX as u64,
-                "expected 1 to 65536",
-            ),
-            ("max_length", self.max_length as u64, 2, LENGTH_MAX as u64, "expected 2 to 1048576"),
-            ("logging_steps", self.logging_steps, 1, STEPS_MAX, "expected 1 to 100000000"),
-        ];
-        match counts.into_iter().find(|&(_, value, low, high, _)| !(low..=high).contains(&value)) {
-            Some((key, value, _, _, rule)) => refuse(key, value.to_string(), rule),
-            None => Ok(()),
+        if self.hard_label_weight + self.forward_kl_weight == 0.0 {
+            let rule = "at least one loss needs a weight";
+            return Err(DistillError::Config { key: "forward_kl_weight", value: "0".into(), rule });
         }
+        Ok(())
     }
 
     /// Digest of the settings that the trained weights and their choice depend on. How often is saved or

@@ -7,7 +7,7 @@ use crate::{DistillError, Result};
 /// How far the stored weights of a row may sum from one, where they should: f32 rounding of many terms.
 const MASS_SLACK: f64 = 1e-3;
 
-/// A document with its supervision: token `t` ≥ 1 with `supervised[t]` is predicted from the tokens before it.
+/// A document with its supervision: token `t` ≥ 1 with `supervised[t]` is predicted from those before it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     pub id: String,

@@ -1,9 +1,12 @@
-//! Examples from traces, from data-set targets and from plain texts.
+//! Examples from traces, from data-set targets, from plain texts, and from logit caches.
 
-use stillroom_core::{Prompt, Trace};
+use std::collections::HashMap;
+
+use stillroom_core::{Digest, Prompt, Tail, Trace};
 use stillroom_formats::Tokenizer;
+use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow};
 
-use crate::{DistillError, Example, Result};
+use crate::{DistillError, Example, Result, TrainConfig};
 
 /// The id of the example made from a trace: prompt and sample.
 pub fn example_id(id: &str, sample: u32) -> String {
@@ -32,17 +35,84 @@ pub fn from_targets(prompts: &[Prompt], tokenizer: &Tokenizer) -> Result<Vec<Exa
     prompts.iter().map(make).collect()
 }
 
-/// One example per text, each token after the first supervised. What looks like a special token in the text is
-/// ordinary text; the tokenizer's beginning- and end-of-text tokens stand around it where it has them.
+/// One example per (id, text), each token after the first supervised. What looks like a special token in
+/// the text is ordinary text; the beginning-of-text token comes first where the tokenizer's own rules put
+/// it there. A text of fewer than two tokens has nothing to teach and is an error.
 pub fn from_texts<'a>(
     texts: impl IntoIterator<Item = (&'a str, &'a str)>,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Example>> {
+    let bos = tokenizer.bos_id().filter(|_| tokenizer.adds_bos());
     let make = |(id, text): (&str, &str)| {
-        let mut ids: Vec<u32> = tokenizer.bos_id().into_iter().collect();
+        let mut ids: Vec<u32> = bos.into_iter().collect();
         ids.extend(tokenizer.encode_plain(text)?);
-        ids.extend(tokenizer.eos_id());
         Example::from_text_ids(id, ids)
     };
     texts.into_iter().map(make).collect()
+}
+
+/// Refuses a logit cache that was made with another tokenizer, or whose distributions are not those that
+/// the loss expects: another temperature or tail, or a tail where the kept ids are draws.
+pub fn check_cache(info: &LogitCacheInfo, tokenizer_digest: &Digest, config: &TrainConfig) -> Result<()> {
+    let refuse =
+        |what, cached: String, expected: String| Err(DistillError::CacheMismatch { what, cached, expected });
+    if info.tokenizer_digest != *tokenizer_digest {
+        return refuse("tokenizer", info.tokenizer_digest.to_string(), tokenizer_digest.to_string());
+    }
+    let expected = config.loss_temperature as f32;
+    if info.temperature != expected {
+        return refuse("temperature", info.temperature.to_string(), expected.to_string());
+    }
+    let cached = match info.kept {
+        Kept::Draws(_) => Tail::None,
+        Kept::TopK(_) => info.tail,
+    };
+    if cached != config.tail
+        || cached != info.tail
+        || (matches!(info.kept, Kept::TopK(_)) && cached == Tail::None)
+    {
+        return refuse(
+            "tail",
+            format!("{:?}", info.tail).to_lowercase(),
+            format!("{:?}", config.tail).to_lowercase(),
+        );
+    }
+    Ok(())
+}
+
+/// Gives each example made by [`from_traces`] (or named by [`example_id`]) its teacher's distributions.
+/// Rows of other examples are left alone.
+///
+/// An example without a row, a row of other tokens, of another length or with another number of
+/// distributions than the example has supervised tokens, and two rows for one example are errors: a
+/// shifted or foreign cache is never silent.
+pub fn attach_targets(examples: &mut [Example], rows: impl IntoIterator<Item = LogitCacheRow>) -> Result<()> {
+    let mut wanted: HashMap<String, usize> = HashMap::with_capacity(examples.len());
+    for (i, example) in examples.iter_mut().enumerate() {
+        example.sparse = None;
+        if wanted.insert(example.id.clone(), i).is_some() {
+            return Err(DistillError::example(&example.id, "two examples have this id"));
+        }
+    }
+    for row in rows {
+        let id = example_id(&row.id, row.sample);
+        let Some(&i) = wanted.get(&id) else { continue };
+        let example = &mut examples[i];
+        if example.sparse.is_some() {
+            return Err(DistillError::example(&id, "the logit cache has two rows for it"));
+        }
+        let found = Digest::of_token_ids(&example.ids);
+        if row.token_ids_digest != found || row.n_tokens as usize != example.ids.len() {
+            return Err(DistillError::ForeignTargets { id, cached: row.token_ids_digest, found });
+        }
+        let (n_rows, n_supervised) = (row.rows.len(), example.n_supervised());
+        if n_rows != n_supervised {
+            return Err(DistillError::TargetCount { id, n_rows, n_supervised });
+        }
+        example.sparse = Some(row.rows);
+    }
+    match examples.iter().find(|example| example.sparse.is_none()) {
+        Some(example) => Err(DistillError::NoTeacherTargets { id: example.id.clone() }),
+        None => Ok(()),
+    }
 }

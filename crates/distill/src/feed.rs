@@ -286,7 +286,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_step_can_be_found_without_those_before_it(
-            lengths in proptest::collection::vec(2usize..=16, 1..40), batch in 1usize..4, seed in any::<u64>(),
+            lengths in proptest::collection::vec(2usize..=16, 1..40),
+            batch in 1usize..4,
+            seed in any::<u64>(),
         ) {
             let examples = examples(&lengths);
             let config = TrainConfig { seed, max_steps: Some(40), ..config(batch, 2, 1.0) };

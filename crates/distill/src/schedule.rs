@@ -14,7 +14,10 @@ use crate::{SchedulerType, TrainConfig};
 /// ```
 /// use stillroom_distill::{SchedulerType, TrainConfig, learning_rate};
 /// let config = TrainConfig {
-///     learning_rate: 1.0, lr_scheduler_type: SchedulerType::Linear, warmup_ratio: 0.2, ..TrainConfig::default()
+///     learning_rate: 1.0,
+///     lr_scheduler_type: SchedulerType::Linear,
+///     warmup_ratio: 0.2,
+///     ..TrainConfig::default()
 /// };
 /// let rates: Vec<f64> = (1..=5).map(|step| learning_rate(&config, step, 5)).collect();
 /// assert_eq!(rates, [0.0, 1.0, 0.75, 0.5, 0.25]);

@@ -140,7 +140,9 @@ fn begin(
         return Ok((TrainState::new(start), Progress::default()));
     };
     checkpoints.remove_after(progress.step)?;
-    let state = checkpoints.load(progress.step, start.device().clone(), start.config().clone())?;
+    let (device, model) = (start.device().clone(), start.config().clone());
+    drop(start);
+    let state = checkpoints.load(progress.step, device, model)?;
     sink(TrainEvent::Resumed { step: progress.step });
     Ok((state, progress))
 }

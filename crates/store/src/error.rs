@@ -16,7 +16,7 @@ pub enum StoreError {
     #[error("no space left for {bytes} bytes of {}", path.display())]
     DiskFull { path: PathBuf, bytes: u64, source: io::Error },
     /// Another process holds the run directory.
-    #[error("{} is in use by {}", path.display(), holder.map_or("another process".into(), |pid| format!("process {pid}")))]
+    #[error("{} is in use by {}", path.display(), name_of(*holder))]
     Locked { path: PathBuf, holder: Option<u32> },
     /// A name that would leave its directory.
     #[error("`{}` is not a plain relative path", name.escape_debug())]
@@ -33,6 +33,10 @@ pub enum StoreError {
     /// A stage plan that refers to itself or to nothing.
     #[error("stage `{stage}` comes after `{after}`, which is not planned before it")]
     PlanOrder { stage: String, after: String },
+}
+
+fn name_of(holder: Option<u32>) -> String {
+    holder.map_or("another process".into(), |pid| format!("process {pid}"))
 }
 
 impl StoreError {
@@ -75,7 +79,7 @@ impl StoreError {
                 _ => None,
             },
             StoreError::DiskFull { bytes, .. } => Some(format!(
-                "free at least {bytes} bytes there, or choose another `--output`, and run the same command again"
+                "free at least {bytes} bytes there, or choose another `--output`, then run it again"
             )),
             StoreError::Locked { .. } => {
                 Some("wait until it has finished, or choose another `--output`".into())
