@@ -9,7 +9,7 @@ use tokenizers::{AddedVocabulary, Tokenizer as Inner};
 
 use crate::chat_template::{ChatTemplate, Rendering};
 use crate::config::DecoderConfig;
-use crate::error::{FormatError, Result};
+use crate::error::{FormatError, Result, without_panic};
 
 mod byte_level;
 mod escape;
@@ -74,7 +74,12 @@ impl Tokenizer {
         config: Map<String, Value>,
         template: Option<String>,
     ) -> Result<Tokenizer> {
-        let mut inner = Inner::from_bytes(json.as_bytes()).map_err(wrong)?;
+        let mut inner = without_panic(
+            || Inner::from_bytes(json.as_bytes()).map_err(wrong),
+            || FormatError::Tokenizer {
+                what: "the parts of `tokenizer.json` do not fit each other".to_owned(),
+            },
+        )?;
         inner.with_truncation(None).map_err(wrong)?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
