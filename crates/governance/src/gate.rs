@@ -274,9 +274,8 @@ impl Gate<'_> {
         let Some(into) = ask.into.filter(|_| ask.use_ == Use::Outputs && statement.grant == Grant::No) else {
             return false;
         };
-        let spares =
-            |part: &&str| *part == into && self.register.terms(part).is_some_and(|terms| terms.own_family);
-        statement.parts.len() == 1 && statement.parts.iter().all(|part| spares(part))
+        let has_exception = self.register.terms(into).is_some_and(|terms| terms.own_family);
+        has_exception && statement.parts == BTreeSet::from([into])
     }
 
     fn strictest_grant(&self, parts: &BTreeSet<&str>, use_: Use) -> Option<Grant> {

@@ -145,6 +145,11 @@ fn links_are_not_followed() {
     assert_eq!(first(dir.path()), ("release/model.safetensors".to_owned(), Differs::Irregular));
 
     let dir = run_dir();
+    fs::rename(dir.path().join(MANIFEST_PATH), dir.path().join("elsewhere.json")).unwrap();
+    symlink(dir.path().join("elsewhere.json"), dir.path().join(MANIFEST_PATH)).unwrap();
+    assert_eq!(first(dir.path()), (MANIFEST_PATH.to_owned(), Differs::Irregular));
+
+    let dir = run_dir();
     let corpus = dir.path().join("corpus");
     fs::rename(&corpus, dir.path().join("elsewhere")).unwrap();
     symlink(dir.path().join("elsewhere"), &corpus).unwrap();
