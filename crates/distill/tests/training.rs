@@ -64,8 +64,8 @@ fn the_loss_falls_on_a_toy_language() {
     let untrained = start.digest();
     let (outcome, events) = run(start, &sentences(0..300), &sentences(1000..1040), &config, dir.path());
     let losses: Vec<f64> = outcome.validation.iter().map(|p| p.loss).collect();
-    assert!((losses[0] - (VOCAB as f64).ln()).abs() < 0.1, "{losses:?}");
-    assert!(losses[3] < 0.3 * losses[0], "{losses:?}");
+    let chance = (VOCAB as f64).ln();
+    assert!(losses[0] > 0.9 * chance && losses[3] < 0.3 * chance, "{losses:?}");
     assert_ne!(outcome.decoder.digest(), untrained);
     assert_eq!((outcome.steps, outcome.curve.len()), (150, 6));
     assert!(outcome.curve[5].loss < outcome.curve[0].loss);
