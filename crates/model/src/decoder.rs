@@ -49,8 +49,8 @@ impl Decoder {
         Layout::new(config).map(|_| ())
     }
 
-    /// A decoder with random weights N(0, 0.02²); those that write into the residual stream (`o_proj`,
-    /// `down_proj`) have their deviation divided by √(2L) (GPT-2), norms are 1, biases 0.
+    /// A decoder with random weights N(0, 1/D), embeddings N(0, 4/D); those that write into the residual
+    /// stream (`o_proj`, `down_proj`) have their deviation divided by √(2L) (GPT-2), norms are 1, biases 0.
     ///
     /// Every number comes from `CounterRng(seed, digest of the tensor's name, index)`, so a tensor
     /// starts alike wherever its name and size agree.
