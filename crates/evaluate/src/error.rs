@@ -1,6 +1,7 @@
 //! What can go wrong while measuring or reading a report.
 
 use stillroom_core::ErrorKind;
+use stillroom_model::ModelError;
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,12 @@ pub enum EvaluateError {
     DifferentShapes { name: String, initial_len: usize, final_len: usize },
     #[error("tensor `{name}` stands on one side only")]
     MissingTensor { name: String },
+    #[error("document `{id}` has {n_tokens} tokens, but a mask for {n_mask}")]
+    BadMask { id: String, n_tokens: usize, n_mask: usize },
+    #[error("the teacher has {teacher_vocab} tokens, the model {model_vocab}")]
+    DifferentVocabularies { teacher_vocab: usize, model_vocab: usize },
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error("report is not readable: {reason}")]
     BadReport { reason: String },
 }
@@ -27,6 +34,7 @@ impl EvaluateError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EvaluateError::NotFinite { .. } => ErrorKind::Failed,
+            EvaluateError::Model(error) => error.kind(),
             _ => ErrorKind::BadData,
         }
     }
@@ -46,7 +54,13 @@ impl EvaluateError {
             EvaluateError::BadReport { .. } => {
                 Some("run `stillroom evaluate` again to write the report anew".into())
             }
-            EvaluateError::DifferentShapes { .. } | EvaluateError::MissingTensor { .. } => None,
+            EvaluateError::DifferentVocabularies { .. } => {
+                Some("a divergence needs a student with the teacher's tokenizer".into())
+            }
+            EvaluateError::Model(error) => error.fix(),
+            EvaluateError::DifferentShapes { .. }
+            | EvaluateError::MissingTensor { .. }
+            | EvaluateError::BadMask { .. } => None,
         }
     }
 }

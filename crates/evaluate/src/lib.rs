@@ -2,6 +2,8 @@
 //!
 //! - [`Measurement`]: what was measured of one model, item by item; [`Measurement::score`] makes its
 //!   figures, [`compare`] and [`accuracy_retained`] pair two models on the same items.
+//! - [`document_losses`], [`document_divergences`], [`tensor_changes`]: what decoders make of held-out
+//!   text, and how far training moved their weights.
 //! - [`Checks`]: did every tensor move, did the held-out loss fall.
 //! - [`Report`]: `report.json`, [`Report::verdict`] in words, [`Report::to_html`] as a page.
 //! - [`EnergyMeter`], [`MachineFacts`]: what the machine says about itself.
@@ -9,6 +11,7 @@
 mod checks;
 mod energy;
 mod error;
+mod heldout;
 mod html;
 mod machine;
 mod measured;
@@ -20,6 +23,7 @@ mod words;
 pub use checks::{Checks, LossDrop, TensorChanges};
 pub use energy::EnergyMeter;
 pub use error::EvaluateError;
+pub use heldout::{HeldOutText, document_divergences, document_losses, tensor_changes};
 pub use machine::{MachineFacts, peak_resident_bytes};
 pub use measured::Measured;
 pub use measurement::{

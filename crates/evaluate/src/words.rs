@@ -24,7 +24,7 @@ pub(crate) fn difference(metric: Metric, value: f64, interval: Interval) -> (Str
     let scale = scale(metric);
     // Enough digits that the interval has a width.
     let width = ((interval.high - interval.low) * scale).abs();
-    let needed = if width > 0.0 { (1.0 - width.log10()).ceil() as usize } else { 0 };
+    let needed = if width > 0.0 { (-width.log10()).ceil().max(0.0) as usize } else { 0 };
     let decimals = needed.clamp(if metric == Metric::Accuracy { 1 } else { 3 }, 6);
     let end = |value: f64| typographic(&signless_zero(value * scale, decimals));
     let interval = format!("[{}, {}]", end(interval.low), end(interval.high));
@@ -150,16 +150,26 @@ impl Report {
 }
 
 fn headline(report: &Report) -> String {
-    if !report.checks.passed() {
-        return failed_checks(report);
-    }
+    let words = if report.checks.passed() { shown(report) } else { failed_checks(report) };
+    if report.trial { format!("Trial, not a result: {}", lower_first(&words)) } else { words }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut characters = text.chars();
+    characters
+        .next()
+        .map_or_else(String::new, |first| format!("{}{}", first.to_lowercase(), characters.as_str()))
+}
+
+/// What a run whose checks passed has shown.
+fn shown(report: &Report) -> String {
     let size = size_phrase(report);
     let opening = match (report.accuracy_retained, student_kl(report)) {
         (Some(retained), _) => {
             format!("The student reaches {} of the teacher's accuracy{size}", percent(retained.value))
         }
         (None, Some(kl)) => format!(
-            "The student's held-out divergence from the teacher is {} nats per token{size}",
+            "On held-out text the student is {} nats per token away from its teacher{size}",
             significant(kl)
         ),
         (None, None) => {
@@ -226,10 +236,16 @@ fn lead_comparison(report: &Report) -> Option<(Contender, Metric, &Comparison)> 
 fn lead_phrase(report: &Report, control: Contender, metric: Metric, comparison: &Comparison) -> String {
     let over = match control {
         Contender::Untrained => "its initial weights".to_string(),
-        other => format!("the {} control", other.label().to_lowercase()),
+        other => {
+            format!("the {} control", other.label().to_lowercase().replace("traces only", "traces-only"))
+        }
     };
     let (value, interval) = difference(metric, comparison.difference, comparison.ci95);
-    let what = format!("{value} {} {interval}", unit(metric));
+    let what = match metric {
+        // The sentence has named the unit already.
+        Metric::KlToTeacher => format!("{value} {interval}"),
+        _ => format!("{value} {} {interval}", unit(metric)),
+    };
     let taught_reasoning = control == Contender::Undistilled
         && report.corpus.traces_with_reasoning > 0
         && metric == Metric::Accuracy;
@@ -286,7 +302,7 @@ mod tests {
         let shown = |metric, low, value, high| difference(metric, value, Interval { low, high });
         assert_eq!(shown(Metric::Accuracy, -0.012, 0.0041, 0.02), ("+0.4".into(), "[−1.2, 2.0]".into()));
         let narrow = shown(Metric::KlToTeacher, -0.015_3, -0.015_1, -0.014_9);
-        assert_eq!(narrow, ("−0.01510".into(), "[−0.01530, −0.01490]".into()));
+        assert_eq!(narrow, ("−0.0151".into(), "[−0.0153, −0.0149]".into()));
         assert_eq!(shown(Metric::KlToTeacher, 0.0, 0.0, 0.0), ("0.000".into(), "[0.000, 0.000]".into()));
     }
 

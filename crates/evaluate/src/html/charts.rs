@@ -100,7 +100,7 @@ pub(super) fn bars(
                 ],
             );
             if let Some(interval) = bar.interval {
-                whisker(svg, "whisker", &scale, interval, middle);
+                whisker(svg, WHISKER, &scale, interval, middle);
             }
             let figures = Px(WIDTH - 112.0);
             text(
@@ -185,6 +185,9 @@ fn row_labels(svg: &mut Markup, middle: f64, label: &str, detail: &str) {
     text(svg, "tick", Px(0.0), middle + 14.0, detail);
 }
 
+/// Class of a whisker on a bar, which needs a halo to be seen.
+const WHISKER: &str = "whisker";
+
 fn whisker(svg: &mut Markup, class: &str, scale: &Scale, interval: Interval, middle: f64) {
     let (low, high) = (scale.at(interval.low), scale.at(interval.high));
     let path = format!(
@@ -193,7 +196,9 @@ fn whisker(svg: &mut Markup, class: &str, scale: &Scale, interval: Interval, mid
         up = Px(middle - 5.0),
         down = Px(middle + 5.0)
     );
-    svg.empty("path", &[("class", &"halo"), ("d", &path)]);
+    if class == WHISKER {
+        svg.empty("path", &[("class", &"halo"), ("d", &path)]);
+    }
     svg.empty("path", &[("class", &format_args!("range {class}")), ("d", &path)]);
 }
 

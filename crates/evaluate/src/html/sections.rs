@@ -578,17 +578,26 @@ fn machine(main: &mut Markup, report: &Report) {
                 .take(ROWS_MAX)
                 .map(|stage| Bar {
                     label: &stage.stage,
-                    detail: if stage.skipped { "kept from before".into() } else { String::new() },
+                    detail: String::new(),
                     class: "stage",
                     value: stage.wall_s,
                     interval: None,
-                    shown: words::duration(stage.wall_s),
+                    shown: format!(
+                        "{}{}",
+                        words::duration(stage.wall_s),
+                        if stage.skipped { "\u{202f}*" } else { "" }
+                    ),
                     shown_interval: String::new(),
                 })
                 .collect();
             section.nest("div", &[("class", &"scroll")], |scroll| {
+                scroll.element("h3", &[], "Wall-clock time of each stage");
                 bars(scroll, "Wall-clock time of each stage", &rows, longest, &words::duration);
             });
+            if report.stages.iter().any(|stage| stage.skipped) {
+                let note = "* Its outputs were there already; the time is what they took then.";
+                section.element("p", &[("class", &"muted small")], note);
+            }
         }
         section.nest("div", &[("class", &"facts")], |grid| {
             let mut rows = vec![
