@@ -48,8 +48,11 @@ impl Exit {
 
 /// A failure as the user sees it.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) exit: Exit,
+pub(crate) struct Failure(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    exit: Exit,
     code: &'static str,
     cause: String,
     place: Option<String>,
@@ -60,7 +63,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(exit: Exit, cause: impl Into<String>) -> Failure {
-        Failure {
+        Failure(Box::new(Parts {
             exit,
             code: exit.code(),
             cause: cause.into(),
@@ -68,36 +71,40 @@ impl Failure {
             details: Vec::new(),
             fix: None,
             next: None,
-        }
+        }))
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        self.0.exit
     }
 
     /// A more particular code than the exit code's own.
     pub(crate) fn code(mut self, code: &'static str) -> Failure {
-        self.code = code;
+        self.0.code = code;
         self
     }
 
-    /// Where: `recipes/x.toml:12`, a path, a flag.
+    /// Where: `recipes/x.toml:12`, a path, a flag. The innermost place wins.
     pub(crate) fn at(mut self, place: impl Into<String>) -> Failure {
-        self.place.get_or_insert(place.into());
+        self.0.place.get_or_insert(place.into());
         self
     }
 
     /// A line between the place and the fix.
     pub(crate) fn detail(mut self, line: impl Into<String>) -> Failure {
-        self.details.push(line.into());
+        self.0.details.push(line.into());
         self
     }
 
     /// What the user can do; the innermost advice wins.
     pub(crate) fn fix(mut self, fix: impl Into<String>) -> Failure {
-        self.fix.get_or_insert(fix.into());
+        self.0.fix.get_or_insert(fix.into());
         self
     }
 
     /// The command to type next; the innermost wins.
     pub(crate) fn next(mut self, command: impl Into<String>) -> Failure {
-        self.next.get_or_insert(command.into());
+        self.0.next.get_or_insert(command.into());
         self
     }
 
@@ -113,9 +120,16 @@ impl Failure {
             }
             source = inner.source();
         }
-        let mut failure = Failure::new(Exit::from(kind), cause);
-        failure.fix = fix;
-        failure
+        let general = match kind {
+            ErrorKind::Io => Some("check that the path is there and can be read and written"),
+            ErrorKind::BadData => Some("take the file anew from where it came"),
+            _ => None,
+        };
+        let failure = Failure::new(Exit::from(kind), cause);
+        match fix.or(general.map(str::to_owned)) {
+            Some(fix) => failure.fix(fix),
+            None => failure,
+        }
     }
 
     /// Reading or writing `path` failed.
@@ -140,17 +154,18 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error[{}]: {}", self.code, harmless(&self.cause))?;
-        if let Some(place) = &self.place {
+        let Parts { code, cause, place, details, fix, next, .. } = &*self.0;
+        write!(f, "error[{code}]: {}", harmless(cause))?;
+        if let Some(place) = place {
             write!(f, "\n  --> {}", harmless(place))?;
         }
-        for line in &self.details {
+        for line in details {
             write!(f, "\n  {}", harmless(line))?;
         }
-        if let Some(fix) = &self.fix {
+        if let Some(fix) = fix {
             write!(f, "\n  fix: {}", harmless(fix))?;
         }
-        if let Some(next) = &self.next {
+        if let Some(next) = next {
             write!(f, "\n  next: {}", harmless(next))?;
         }
         Ok(())

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(Ok(code)) => code,
         Ok(Err(failure)) => {
             terminal::note(&failure.to_string());
-            ExitCode::from(failure.exit as u8)
+            ExitCode::from(failure.exit() as u8)
         }
         Err(_) => ExitCode::from(Exit::Failed as u8),
     }

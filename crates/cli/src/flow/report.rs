@@ -386,7 +386,7 @@ mod tests {
         };
         assert!(verdict_of(&Checks::new(changed.clone(), fell(3))).is_ok());
         let failed = verdict_of(&Checks::new(changed, fell(1))).unwrap_err();
-        assert!(failed.exit == Exit::Failed && failed.to_string().contains("heldout_loss_fell"));
+        assert!(failed.exit() == Exit::Failed && failed.to_string().contains("heldout_loss_fell"));
         let mut stuck = TensorChanges::default();
         stuck.add("embedding", &[1.0], &[1.0]).unwrap();
         let failed = verdict_of(&Checks::new(stuck, fell(3))).unwrap_err().to_string();

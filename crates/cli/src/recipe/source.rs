@@ -133,7 +133,7 @@ impl Source {
                     .unwrap_or_default();
                 unknown_key(rest, &keys)
             }
-            None => Failure::new(Exit::BadRecipe, error.message().replace('\n', ", ")),
+            None => wrong_value(error.message()),
         };
         failure.at(place).next(self.plan_command())
     }
@@ -151,6 +151,26 @@ fn read_text(path: &Path) -> Result<String> {
         Failure::new(Exit::BadRecipe, "a recipe is UTF-8 text; this file is not")
             .at(format!("{}:{line}", path.display()))
     })
+}
+
+/// What serde says of types, in the words of a recipe.
+fn wrong_value(message: &str) -> Failure {
+    let message = message.replace('\n', ", ");
+    let Some((given, wanted)) =
+        message.strip_prefix("invalid type: ").and_then(|m| m.split_once(", expected "))
+    else {
+        return Failure::new(Exit::BadRecipe, message).fix("correct this line");
+    };
+    let wanted = match wanted {
+        "u64" | "u32" | "usize" => "a whole number",
+        "f64" => "a number",
+        "a boolean" => "`true` or `false`",
+        "a string" => "text in quotes",
+        "a sequence" => "a list in `[` and `]`",
+        other if other.starts_with("struct ") || other == "a map" => "a table",
+        other => other,
+    };
+    Failure::new(Exit::BadRecipe, format!("{given} is not {wanted}")).fix(format!("write {wanted} here"))
 }
 
 /// `rest` is serde's: "`x`, expected one of `a`, `b`".
