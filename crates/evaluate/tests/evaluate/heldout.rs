@@ -201,6 +201,6 @@ fn tensors_that_stand_on_one_side_only_are_errors() {
     let fewer = tensor_changes(all.clone().into_iter(), all[1..].iter().cloned(), &|_| true);
     assert!(matches!(fewer, Err(EvaluateError::MissingTensor { .. })));
     let n = all.len();
-    let cut = tensor_changes(all[..n - 1].iter().cloned(), all.into_iter(), &|_| true);
+    let cut = tensor_changes(all[..n - 1].iter().cloned(), all.iter().cloned(), &|_| true);
     assert!(matches!(cut, Err(EvaluateError::MissingTensor { .. })));
 }
