@@ -135,10 +135,15 @@ pub(crate) fn output_of(given: Option<&Path>, recipe: &Recipe) -> PathBuf {
 impl Flow {
     /// Writes down what is about to be done.
     fn open(&mut self, decision: &Decision) -> Result<()> {
-        self.run.write("recipe.toml", self.recipe.to_toml().as_bytes())?;
+        let recipe = self.recipe.to_toml();
         self.write_json("licence.json", decision)?;
-        let plan = estimate::estimate(&self.recipe, &self.source, &self.device)?;
-        self.write_json("plan.json", &plan)?;
+        // The plan measures the machine, so it differs each time; a run that continues keeps its own.
+        let continues = std::fs::read_to_string(self.run.path("recipe.toml")?).is_ok_and(|old| old == recipe);
+        if !continues || !self.run.path("plan.json")?.exists() {
+            let plan = estimate::estimate(&self.recipe, &self.source, &self.device)?;
+            self.write_json("plan.json", &plan)?;
+        }
+        self.run.write("recipe.toml", recipe.as_bytes())?;
         let verdict = decision.verdict.as_str();
         self.progress.line(&format!("gate: {verdict}"));
         self.event(json!({

@@ -1,0 +1,315 @@
+//! The whole line through the binary: a teacher made here, distilled into a student, killed, continued, refused.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const TEACHER: &str = r#"
+name = "tiny-teacher"
+[student]
+kind = "from_scratch"
+architecture = "qwen3"
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+intermediate_size = 64
+tokenizer = "TOKENIZER"
+[prompts]
+task = "word_problems"
+num_examples = 300
+num_validation = 16
+[train]
+learning_rate = 1e-2
+num_train_epochs = 3
+per_device_train_batch_size = 4
+max_length = 256
+[evaluate]
+num_examples = 16
+max_tokens = 4
+"#;
+
+const STUDENT: &str = r#"
+name = "tiny"
+seed = 5
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 32
+[teacher]
+kind = "local"
+path = "teacher/release"
+model = "us:tiny-teacher"
+max_tokens = 96
+temperature = 1.0
+logits = { kind = "random_sampling", draws = 8 }
+[prompts]
+task = "word_problems"
+num_examples = 300
+num_validation = 32
+[curate]
+verify = false
+[train]
+learning_rate = 1e-2
+num_train_epochs = 2
+per_device_train_batch_size = 2
+max_length = 256
+save_steps = 3
+eval_steps = 6
+logging_steps = 1
+loss_functions = [{ function = "forward_kl" }, { function = "hard_labels", weight = 0.1 }]
+[evaluate]
+num_examples = 64
+[policy.declare."us:tiny-teacher"]
+owner = "us"
+licence = "Apache-2.0"
+"#;
+
+fn stillroom(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_stillroom"))
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeed(dir: &Path, args: &[&str]) -> String {
+    let output = stillroom(dir, args);
+    assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The folder with a trained teacher and the student's recipe. Tests run in processes of their own: the first
+/// one makes the teacher, the others find it, as long as the program is the same.
+fn workshop() -> &'static Path {
+    static SHOP: OnceLock<PathBuf> = OnceLock::new();
+    SHOP.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workshop");
+        std::fs::create_dir_all(&dir).expect("a folder for the tests");
+        let lock = File::create(dir.join("lock")).expect("a lock");
+        lock.lock().expect("the lock is ours");
+        let age = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified());
+        let program = age(Path::new(env!("CARGO_BIN_EXE_stillroom"))).expect("the binary is there");
+        let made = age(&dir.join("teacher/release/config.json"));
+        if made.is_ok_and(|made| made > program) {
+            return dir;
+        }
+        drop(std::fs::remove_dir_all(dir.join("teacher")));
+        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-tokenizer");
+        let tokenizer = tokenizer.canonicalize().expect("the tokenizer is there");
+        let teacher = TEACHER.replace("TOKENIZER", &tokenizer.display().to_string());
+        std::fs::write(dir.join("teacher.toml"), teacher).expect("a recipe is written");
+        std::fs::write(dir.join("tiny.toml"), STUDENT).expect("a recipe is written");
+        succeed(&dir, &["run", "teacher.toml", "--output", "teacher", "--quiet"]);
+        dir
+    })
+}
+
+/// A run directory of a test's own, empty at the start.
+fn fresh(dir: &Path, name: &str) {
+    drop(std::fs::remove_dir_all(dir.join(name)));
+}
+
+fn weights(dir: &Path, output: &str) -> Vec<u8> {
+    std::fs::read(dir.join(output).join("models/student/model.safetensors")).expect("the student's weights")
+}
+
+#[test]
+fn a_run_goes_from_recipe_to_release_and_is_kept() {
+    let dir = workshop();
+    fresh(dir, "whole");
+    let report = succeed(dir, &["run", "tiny.toml", "--output", "whole", "--json", "--quiet"]);
+    let report: Value = serde_json::from_str(&report).expect("stdout holds the report and nothing else");
+    for model in ["teacher", "student", "untrained", "traces_only", "undistilled", "undistilled_equal_tokens"]
+    {
+        assert!(report["models"][model]["accuracy"].is_number(), "{model}: {report}");
+    }
+    assert_eq!(report["models"]["teacher"]["kl_to_teacher"], 0.0);
+    let kl = |model: &str| report["models"][model]["kl_to_teacher"].as_f64().expect("a divergence");
+    assert!(kl("student") < kl("untrained"), "{} {}", kl("student"), kl("untrained"));
+    assert_eq!(report["checks"]["student_tensors_changed"], true);
+    assert_eq!(report["checks"]["heldout_loss_fell"], true);
+    assert_eq!(report["heldout_examples"], 64);
+    // The controls took the same number of steps; a student that only saw answers saw as many tokens.
+    let steps = |model: &str| report["models"][model]["training"]["steps"].as_u64().expect("steps");
+    assert_eq!(steps("student"), steps("traces_only"));
+    assert_eq!(steps("student"), steps("undistilled_equal_tokens"));
+
+    let again = stillroom(dir, &["run", "tiny.toml", "--output", "whole"]);
+    assert!(again.status.success());
+    let said = text(&again.stderr);
+    assert!(!said.contains("done in") && said.matches(": kept").count() > 10, "{said}");
+
+    succeed(dir, &["verify", "whole"]);
+    succeed(dir, &["verify", "whole/release"]);
+    let of = |model: &str| {
+        let said = succeed(dir, &["generate", model, "--prompt", "Tom has", "--max-tokens", "8", "--json"]);
+        serde_json::from_str::<Value>(&said).expect("JSON")["tokens"].clone()
+    };
+    assert_eq!(of("whole/release"), of("whole/release/model.gguf"));
+    let release = dir.join("whole/release/config.json");
+    let mut config = std::fs::read(&release).expect("a config");
+    config.push(b'\n');
+    std::fs::write(&release, config).expect("the config is changed");
+    let tampered = stillroom(dir, &["verify", "whole"]);
+    assert_eq!(tampered.status.code(), Some(65));
+    assert!(text(&tampered.stderr).contains("release/config.json"), "{}", text(&tampered.stderr));
+}
+
+#[test]
+fn a_killed_run_and_one_thread_end_with_the_same_bits() {
+    let dir = workshop();
+    ["straight", "alone", "killed"].iter().for_each(|name| fresh(dir, name));
+    succeed(dir, &["train", "tiny.toml", "--output", "straight", "--quiet", "--threads", "2"]);
+    succeed(dir, &["train", "tiny.toml", "--output", "alone", "--quiet", "--threads", "1"]);
+    let expected = weights(dir, "straight");
+    assert_eq!(weights(dir, "alone"), expected, "one thread and two differ");
+    let args = ["train", "tiny.toml", "--output", "killed", "--quiet", "--threads", "2"];
+    let log = dir.join("killed/events.jsonl");
+    for event in
+        ["stage_started", "part_written", "\"stage\":\"logits\"", "\"event\":\"checkpoint\"", "control-"]
+    {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
+            .args(args)
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let begun = Instant::now();
+        let happened = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(event));
+        while !happened() && child.try_wait().expect("a child").is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
+            std::thread::yield_now();
+        }
+        child.kill().expect("the child is killed");
+        child.wait().expect("the child ends");
+    }
+    succeed(dir, &args);
+    assert_eq!(weights(dir, "killed"), expected, "killed five times and continued, the bits differ");
+    for model in ["traces_only", "undistilled", "undistilled_equal_tokens"] {
+        let of = |output: &str| {
+            std::fs::read(dir.join(output).join("models").join(model).join("model.safetensors"))
+        };
+        assert_eq!(of("killed").expect("weights"), of("straight").expect("weights"), "{model}");
+    }
+}
+
+#[test]
+fn a_changed_recipe_runs_again_what_it_makes_stale_and_buys_nothing_twice() {
+    let dir = workshop();
+    fresh(dir, "changed");
+    succeed(dir, &["train", "tiny.toml", "--output", "changed", "--quiet"]);
+    let first = weights(dir, "changed");
+    let set = ["train", "tiny.toml", "--output", "changed", "--set", "train.seed=6"];
+    let output = stillroom(dir, &set);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("teach: kept") && said.contains("logits: kept") && said.contains("train: done"),
+        "{said}"
+    );
+    assert_ne!(weights(dir, "changed"), first);
+}
+
+#[test]
+fn a_teacher_that_may_not_teach_leaves_only_the_decision() {
+    let dir = workshop();
+    let cases = [
+        (vec!["--set", "teacher.model=meta-llama/Llama-2-7b-hf"], "1.b.v"),
+        (vec!["--set", "teacher.model=Qwen/Qwen2-72B-Instruct"], "Qwen2"),
+        (vec!["--set", "teacher.kind=openai", "--set", "teacher.model=openai:gpt-4o"], "OpenAI"),
+        (vec!["--set", "teacher.model=nobody/knows-this"], "nobody/knows-this"),
+    ];
+    for (i, (set, named)) in cases.iter().enumerate() {
+        let output = format!("refused-{i}");
+        fresh(dir, &output);
+        let mut args = vec!["run", "tiny.toml", "--output", &output];
+        args.extend(set);
+        let refused = stillroom(dir, &args);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(77), "{set:?}: {said}");
+        assert!(said.starts_with("error[licence]") && said.contains(named), "{set:?}: {said}");
+        assert!(refused.stdout.is_empty());
+        let left: Vec<_> = std::fs::read_dir(dir.join(&output)).expect("the folder").flatten().collect();
+        assert!(left.len() == 1 && left[0].file_name() == "licence.json", "{set:?}: {left:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_with_its_exit_code() {
+    let dir = workshop();
+    let refused = |args: &[&str], exit: i32, code: &str| {
+        let output = stillroom(dir, args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {said}");
+        assert!(said.starts_with(&format!("error[{code}]")), "{args:?}: {said}");
+        assert!(said.contains("\n  fix: "), "{args:?}: {said}");
+    };
+    let run = ["run", "tiny.toml", "--quiet", "--output", "impossible"];
+    let with = |set: &'static str| [&run[..], &["--set", set]].concat();
+    refused(&with("teacher.path=nowhere"), 74, "no-model");
+    let openai = [&with("teacher.kind=openai")[..], &["--set", "policy.egress=any"]].concat();
+    refused(&openai, 78, "not-supported-yet");
+    refused(&["run", "absent.toml"], 74, "no-recipe");
+    refused(&["score", "nowhere", "--text", "tiny.toml"], 74, "no-model");
+    refused(&["verify", "."], 65, "bad-data");
+    refused(&["convert", "teacher/release", "teacher"], 2, "exists");
+    std::fs::write(dir.join("empty.txt"), "").expect("a file");
+    refused(&["score", "teacher/release", "--text", "empty.txt"], 65, "bad-data");
+    std::fs::write(dir.join("latin.txt"), b"caf\xe9").expect("a file");
+    refused(&["score", "teacher/release", "--text", "latin.txt"], 65, "bad-data");
+}
+
+#[test]
+fn new_writes_a_recipe_that_plan_accepts() {
+    let dir = workshop();
+    drop(std::fs::remove_file(dir.join("new.toml")));
+    std::fs::write(
+        dir.join("sums.jsonl"),
+        (0..40)
+            .map(|i| format!("{{\"id\":\"{i}\",\"prompt\":\"{i}+1?\",\"answer\":{}}}\n", i + 1))
+            .collect::<String>(),
+    )
+    .expect("data");
+    let said = stillroom(
+        dir,
+        &["new", "--teacher", "teacher/release", "--prompts", "sums.jsonl", "--output", "new.toml"],
+    );
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    assert!(text(&said.stderr).contains("numeric_answer"), "{}", text(&said.stderr));
+    let declare = ["--set", "policy.declare.\"teacher/release\".owner=us"];
+    let licence = ["--set", "policy.declare.\"teacher/release\".licence=Apache-2.0"];
+    let plan = succeed(dir, &[&["plan", "new.toml", "--json"][..], &declare, &licence].concat());
+    let plan: Value = serde_json::from_str(&plan).expect("JSON");
+    assert!(plan["estimate"]["wall_s"].as_f64().is_some_and(|s| s > 0.0), "{plan}");
+    assert_eq!(plan["recipe"]["prompts"]["verifier"], "numeric_answer");
+}
+
+#[test]
+fn a_trial_is_marked_and_the_full_run_keeps_what_it_bought() {
+    let dir = workshop();
+    fresh(dir, "trial");
+    let args = ["run", "tiny.toml", "--output", "trial", "--json", "--quiet", "--trial", "1s"];
+    let output = stillroom(dir, &args);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report, whatever its checks say");
+    assert_eq!(report["trial"], true);
+    let card = std::fs::read_to_string(dir.join("trial/release/README.md")).expect("a card");
+    assert!(card.contains("A trial"), "{card}");
+    let part = dir.join("trial/corpus/traces/part-000001.parquet");
+    let bought = std::fs::metadata(&part).expect("a part").modified().expect("a time");
+    succeed(dir, &["teach", "tiny.toml", "--output", "trial", "--quiet"]);
+    assert_eq!(std::fs::metadata(&part).expect("a part").modified().expect("a time"), bought);
+}
