@@ -1,6 +1,7 @@
 //! The one error of this crate.
 
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use stillroom_core::ErrorKind;
@@ -57,6 +58,9 @@ pub enum FormatError {
     /// llama.cpp has no name for how this tokenizer splits text.
     #[error("the tokenizer's {part} is none that GGUF has a name for")]
     NoGgufTokenizer { part: &'static str },
+    /// transformers would tokenize differently from us.
+    #[error("transformers splits the text of every qwen2 model in Qwen 2's way, this tokenizer in another")]
+    NotQwen2Splitting,
     /// The tokenizer has more tokens than the model has rows.
     #[error("the tokenizer has {tokens} tokens, the model only {rows} rows")]
     Vocabulary { tokens: usize, rows: usize },
@@ -99,6 +103,7 @@ impl FormatError {
             FormatError::NoChatTemplate => {
                 "use a model with a chat template, or add `chat_template.jinja` to its directory"
             }
+            FormatError::NotQwen2Splitting => "give the student the architecture `llama` or `qwen3`",
             FormatError::NoGgufTokenizer { .. } => {
                 "release this model as a Hugging Face directory only, without GGUF"
             }
@@ -128,3 +133,14 @@ impl FormatError {
 
 /// The result of this crate's functions.
 pub type Result<T, E = FormatError> = std::result::Result<T, E>;
+
+/// Runs code of a library that panics on some hostile input, and makes that an error.
+///
+/// Only for libraries written in safe code, on values that are thrown away afterwards: then a
+/// panic leaves nothing half-done behind.
+pub(crate) fn without_panic<T>(
+    run: impl FnOnce() -> Result<T>,
+    damaged: impl FnOnce() -> FormatError,
+) -> Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(damaged()))
+}

@@ -134,8 +134,8 @@ impl Dir {
         }
         // Rotary frequencies of old files are buffers; a tied head is the embedding.
         shards.names.retain(|name| {
-            !name.ends_with(".rotary_emb.inv_freq")
-                && !(config.tie_word_embeddings && name == "lm_head.weight")
+            let tied_head = config.tie_word_embeddings && name == "lm_head.weight";
+            !tied_head && !name.ends_with(".rotary_emb.inv_freq")
         });
         Ok(shards)
     }
@@ -296,7 +296,7 @@ pub fn write_hf_dir(
     stage("generation_config.json", &pretty(&generation))?;
     if let Some(tokenizer) = tokenizer {
         stage("tokenizer.json", tokenizer.tokenizer_json())?;
-        stage("tokenizer_config.json", &pretty(&tokenizer.tokenizer_config(config)))?;
+        stage("tokenizer_config.json", &pretty(&tokenizer.tokenizer_config(config)?))?;
         if let Some(template) = tokenizer.chat_template() {
             stage("chat_template.jinja", template)?;
         }

@@ -1,5 +1,6 @@
 //! Text to token ids and back, and conversations to token ids with a supervision mask.
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -8,7 +9,7 @@ use tokenizers::tokenizer::{Model as _, OffsetType, PreTokenizer as _};
 use tokenizers::{AddedVocabulary, Tokenizer as Inner};
 
 use crate::chat_template::{ChatTemplate, Rendering};
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, Family};
 use crate::error::{FormatError, Result, without_panic};
 
 mod byte_level;
@@ -33,6 +34,7 @@ pub struct Tokenizer {
     spelling: Spelling,
     /// Contents of the special tokens, longest first.
     special: Vec<String>,
+    special_ids: HashSet<u32>,
     vocab_size: usize,
     bos: Option<(String, u32)>,
     eos: Option<(String, u32)>,
@@ -89,8 +91,9 @@ impl Tokenizer {
             let (value, limit) = (vocab_size as u64, VOCAB_SIZE_MAX as u64);
             return Err(FormatError::TooLarge { what: "vocabulary size".to_owned(), value, limit });
         }
-        let mut special: Vec<String> =
-            added.values().filter(|token| token.special).map(|token| token.content.clone()).collect();
+        let is_special = added.iter().filter(|(_, token)| token.special);
+        let special_ids = is_special.clone().map(|(id, _)| *id).collect();
+        let mut special: Vec<String> = is_special.map(|(_, token)| token.content.clone()).collect();
         special.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         let named = |key: &str| {
             let content = config_token(&config, key)?;
@@ -106,6 +109,7 @@ impl Tokenizer {
             template,
             spelling,
             special,
+            special_ids,
             vocab_size,
             bos,
             eos,
@@ -189,7 +193,7 @@ impl Tokenizer {
 
     /// Whether the token is special: skipped by [`Tokenizer::decode_text`].
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.special_ids.contains(&id)
     }
 
     /// Digest of what decides token ids: every (id, token, special), the merges, and how text is
@@ -267,6 +271,10 @@ impl Tokenizer {
     /// that does not mention it gets `<think>\n…\n</think>\n\n` before the content. A template
     /// that would drop part of the reply is bypassed for the reply.
     pub fn encode_supervised(&self, messages: &[Message], reply: &Message) -> Result<SupervisedTokens> {
+        let is_empty = |text: &str| text.trim().is_empty();
+        if is_empty(&reply.content) && reply.reasoning_content.as_deref().is_none_or(is_empty) {
+            return Err(FormatError::EmptySupervision);
+        }
         let mut literals = Literals::default();
         let mut turns: Vec<Message> =
             messages.iter().map(|message| self.hide_specials(message, &mut literals)).collect();
@@ -356,12 +364,22 @@ impl Tokenizer {
     }
 
     /// `tokenizer_config.json`: the one that was read, or one that transformers can start from.
-    pub(crate) fn tokenizer_config(&self, model: &DecoderConfig) -> Value {
+    ///
+    /// The class is always the one that takes `tokenizer.json` as it is: others (`GPT2Tokenizer`,
+    /// `Qwen2Tokenizer`) split text in their own fixed way in transformers 5.
+    pub(crate) fn tokenizer_config(&self, model: &DecoderConfig) -> Result<Value> {
+        if model.family == Family::Qwen2 && self.split_name() != Some("qwen2") {
+            return Err(FormatError::NotQwen2Splitting);
+        }
         let mut config = self.config.clone();
+        // Code, and paths of the machine where the model was made.
+        for key in ["auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file"] {
+            config.shift_remove(key);
+        }
+        config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
         let mut default = |key: &str, value: Value| {
             config.entry(key).or_insert(value);
         };
-        default("tokenizer_class", json!("PreTrainedTokenizerFast"));
         default("clean_up_tokenization_spaces", json!(false));
         default("model_max_length", json!(model.max_position_embeddings));
         for (key, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
@@ -370,7 +388,13 @@ impl Tokenizer {
         if let Some(template) = self.chat_template() {
             default("chat_template", json!(template));
         }
-        Value::Object(config)
+        Ok(Value::Object(config))
+    }
+
+    /// llama.cpp's name for how this tokenizer splits text (`tokenizer.ggml.pre`), if it has one:
+    /// `gpt-2`, `smollm`, `llama-bpe` or `qwen2`.
+    pub fn split_name(&self) -> Option<&'static str> {
+        byte_level::split_name(&serde_json::from_str(&self.json).unwrap_or_default())
     }
 }
 

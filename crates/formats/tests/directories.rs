@@ -117,6 +117,16 @@ fn the_tokenizer_is_written_with_the_model() {
     assert_eq!(config["chat_template"], common::CHATML);
     assert_eq!(config["clean_up_tokenization_spaces"], false);
 
+    assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
+
+    // transformers 5 would split its text differently.
+    let mut qwen2 = ModelFiles::open(&common::golden().join("qwen2")).expect("a directory").config;
+    qwen2.vocab_size = 300;
+    let path = temp.path().join("qwen2");
+    let error = write_hf_dir(&path, &qwen2, &mut zeros(&qwen2), Encoding::F32, Some(&tokenizer)).unwrap_err();
+    assert!(matches!(error, FormatError::NotQwen2Splitting), "{error}");
+    assert_eq!(fs::read_dir(&path).expect("listing").count(), 0);
+
     model.config.vocab_size = 100;
     let refused = write_hf_dir(
         &temp.path().join("small"),

@@ -174,7 +174,6 @@ fn a_cache_of_draws_is_compact() {
         .collect();
     let n_ids: usize = rows.iter().flat_map(|row| &row.rows).map(|row| row.ids.len()).sum();
     let bytes = written(&info(Kept::Draws(64)), &rows).len();
-    println!("{n_ids} ids in {bytes} bytes: {:.2} bytes per id", bytes as f64 / n_ids as f64);
     // Plain lists of u32 and f32 would take 8.
     assert!(bytes < 3 * n_ids, "{bytes} bytes for {n_ids} ids");
 }

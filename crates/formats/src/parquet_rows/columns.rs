@@ -15,7 +15,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
-use crate::error::{FormatError, Result};
+use crate::error::{FormatError, Result, without_panic};
 
 /// Rows of one row group that a reader takes.
 const GROUP_ROWS_MAX: usize = 1 << 22;
@@ -23,6 +23,11 @@ const ZSTD_LEVEL: i32 = 3;
 
 pub(super) fn wrong(what: impl Into<String>) -> FormatError {
     FormatError::malformed("Parquet", what)
+}
+
+/// Runs a reader of the `parquet` crate, whose decoders panic on some damaged pages.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    without_panic(read, || wrong("a page is damaged"))
 }
 
 fn failed(error: ParquetError) -> FormatError {
@@ -142,8 +147,11 @@ impl<W: Write + Send> RowGroup<'_, W> {
     }
 }
 
+/// Values, definition levels, repetition levels.
+type Levelled<T> = (Vec<T>, Vec<i16>, Vec<i16>);
+
 /// Values with definition levels (0: an empty list) and repetition levels (0: a new list).
-fn levels<T>(lists: impl Iterator<Item = impl Iterator<Item = T>>) -> (Vec<T>, Vec<i16>, Vec<i16>) {
+fn levels<T>(lists: impl Iterator<Item = impl Iterator<Item = T>>) -> Levelled<T> {
     let (mut values, mut defined, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
     for list in lists {
         let start = values.len();
@@ -210,7 +218,7 @@ impl Rows<'_> {
     }
 
     /// Values, definition levels and repetition levels of a whole column.
-    fn read<T: DataType>(&self, name: &str, kind: Kind) -> Result<(Vec<T::T>, Vec<i16>, Vec<i16>)> {
+    fn read<T: DataType>(&self, name: &str, kind: Kind) -> Result<Levelled<T::T>> {
         let schema = self.group.metadata().schema_descr();
         let is_named = |parts: &[String]| match kind {
             Kind::List => parts.len() == 3 && parts[0] == name,
@@ -220,6 +228,13 @@ impl Rows<'_> {
             .find(|&i| is_named(schema.column(i).path().parts()))
             .ok_or_else(|| wrong(format!("no column `{name}`")))?;
         let column = schema.column(index);
+        let chunk = self.group.metadata().column(index);
+        if chunk.dictionary_page_offset().unwrap_or(0) < 0
+            || chunk.data_page_offset() < 0
+            || chunk.compressed_size() < 0
+        {
+            return Err(wrong(format!("column `{name}` lies outside the file")));
+        }
         let expected: (Physical, i16, i16) = match kind {
             Kind::Required => (T::get_physical_type(), 0, 0),
             Kind::Optional => (T::get_physical_type(), 1, 0),
@@ -294,11 +309,7 @@ pub(super) struct Lists<T> {
 }
 
 impl<T> Lists<T> {
-    fn new(
-        name: &str,
-        (values, defined, repeated): (Vec<T>, Vec<i16>, Vec<i16>),
-        n_rows: usize,
-    ) -> Result<Lists<T>> {
+    fn new(name: &str, (values, defined, repeated): Levelled<T>, n_rows: usize) -> Result<Lists<T>> {
         let mut starts = Vec::with_capacity(n_rows + 1);
         let mut n_values = 0;
         for (&defined, &repeated) in defined.iter().zip(&repeated) {

@@ -29,7 +29,12 @@ impl Tokenizer {
         if model != "gpt2" {
             return Err(FormatError::Unsupported { what: "GGUF tokenizer", value: model.to_owned() });
         }
-        let pre = gguf.string("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
+        let pre = match gguf.string("tokenizer.ggml.pre")?.unwrap_or("gpt-2") {
+            // Other names that llama.cpp reads as these.
+            "llama3" | "llama-v3" => "llama-bpe",
+            "deepseek-r1-qwen" => "qwen2",
+            pre => pre,
+        };
         let (normalizer, pre_tokenizer, ignore_merges) = split_by_name(pre)
             .ok_or_else(|| FormatError::Unsupported { what: "tokenizer.ggml.pre", value: pre.to_owned() })?;
         let required =
