@@ -1,1 +1,0 @@
-//! Where supervision comes from: local weights.
