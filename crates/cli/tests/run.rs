@@ -159,6 +159,19 @@ fn a_run_goes_from_recipe_to_release_and_is_kept() {
         serde_json::from_str::<Value>(&said).expect("JSON")["tokens"].clone()
     };
     assert_eq!(of("whole/release"), of("whole/release/model.gguf"));
+    // Every number of the report comes from rows that the manifest names.
+    for rows in ["evaluation/student/measurement.json", "training/student.json", "models/untouched.txt"] {
+        let path = dir.join("whole").join(rows);
+        let before = std::fs::read(&path);
+        std::fs::write(&path, "{}").expect("a file is changed");
+        let tampered = stillroom(dir, &["verify", "whole"]);
+        assert_eq!(tampered.status.code(), Some(65), "{rows}");
+        assert!(text(&tampered.stderr).contains(rows), "{}", text(&tampered.stderr));
+        match before {
+            Ok(before) => std::fs::write(&path, before).expect("a file is put back"),
+            Err(_) => std::fs::remove_file(&path).expect("a file is removed"),
+        }
+    }
     let release = dir.join("whole/release/config.json");
     let mut config = std::fs::read(&release).expect("a config");
     config.push(b'\n');

@@ -15,7 +15,7 @@
 //!     "verdict": "allow",
 //!     "recipe": {"name": "recipe.toml", "digest": {"sha256": "…"}},
 //!     "checkpoints": [], "weights": [],
-//!     "sealed": ["checkpoints", "corpus", "release"]
+//!     "sealed": ["checkpoints", "corpus", "evaluation", "models", "release", "training"]
 //!   }
 //! }
 //! ```
@@ -49,9 +49,10 @@ pub const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 pub const SUBJECTS_MAX: usize = 200_000;
 
 /// Files at the top of a run directory that belong to the record where they exist.
-const TOP_FILES: [&str; 5] = ["licence.json", "plan.json", "recipe.toml", "report.html", "report.json"];
-/// Directories that are listed whole.
-const SEALED: [&str; 3] = ["checkpoints", "corpus", "release"];
+const TOP_FILES: [&str; 6] =
+    ["licence.json", "plan.json", "recipe.toml", "report.html", "report.json", "teach.json"];
+/// Directories that are listed whole: every number of the report comes from rows in them.
+const SEALED: [&str; 6] = ["checkpoints", "corpus", "evaluation", "models", "release", "training"];
 /// Files without which there is nothing to vouch for.
 const NEEDED: [&str; 2] = ["recipe.toml", "release"];
 /// What counts as weights in a release.
@@ -134,7 +135,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Digests a finished run directory: recipe, decision, report, data, checkpoints and release.
+    /// Digests a finished run directory: recipe, decision, report and the rows behind it, data, models,
+    /// checkpoints and release.
     pub fn of_run(run_dir: &Path, record: RunRecord) -> Result<Manifest> {
         for needed in NEEDED {
             let path = run_dir.join(needed);

@@ -10,11 +10,15 @@ use stillroom_governance::{
     Differs, GovernanceError, MANIFEST_PATH, Manifest, ManifestFault, ModelRecord, Program, RunRecord, verify,
 };
 
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 12] = [
     ("recipe.toml", "[teacher]\nmodel = \"t\"\n"),
     ("licence.json", "{}"),
     ("report.json", "{\"task\": \"sums\"}"),
+    ("teach.json", "{\"rows\": 2}"),
     ("corpus/traces/part-000000.parquet", "PAR1 rows PAR1"),
+    ("evaluation/student/measurement.json", "{\"grades\": []}"),
+    ("models/student/model.safetensors", "weights in f32"),
+    ("training/student.json", "{\"steps\": 1}"),
     ("checkpoints/step-000100/model.safetensors", "weights at 100"),
     ("release/config.json", "{}"),
     ("release/model.safetensors", "weights"),
@@ -89,7 +93,7 @@ fn a_run_and_its_release_alone_are_intact() {
     copy_tree(&dir.path().join("release"), elsewhere.path());
     let alone = verify(elsewhere.path()).unwrap();
     assert!(alone.intact);
-    assert_eq!((alone.checked, alone.out_of_reach.len()), (3, 5));
+    assert_eq!((alone.checked, alone.out_of_reach.len()), (3, 9));
     assert_eq!(alone.manifest, whole.manifest);
 }
 
@@ -130,6 +134,23 @@ fn changed_missing_extra_and_irregular_files_are_named_in_order() {
     assert!(matches!(differs, Differs::Changed { found, .. } if found == Digest::of(b"other")));
     let names: Vec<String> = verify(dir.path()).unwrap().differences.iter().map(|d| d.name.clone()).collect();
     assert_eq!(names, ["recipe.toml", "release/config.json", "release/zzz"]);
+}
+
+#[test]
+fn rows_behind_the_report_are_sealed() {
+    for (name, _) in FILES {
+        let dir = run_dir();
+        fs::write(dir.path().join(name), "other").unwrap();
+        let (first, differs) = first(dir.path());
+        assert_eq!(first, name);
+        assert!(matches!(differs, Differs::Changed { .. }), "{name}: {differs:?}");
+    }
+    for folder in ["checkpoints", "corpus", "evaluation/student", "models/student", "release", "training"] {
+        let dir = run_dir();
+        let slipped_in = format!("{folder}/slipped-in.json");
+        fs::write(dir.path().join(&slipped_in), "{}").unwrap();
+        assert_eq!(first(dir.path()), (slipped_in, Differs::Extra));
+    }
 }
 
 #[cfg(unix)]
