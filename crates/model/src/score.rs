@@ -91,21 +91,36 @@ impl Decoder {
         documents: &[&[u32]],
         wanted: &[Vec<u32>],
     ) -> Vec<Vec<f32>> {
-        assert_eq!(teacher.config.vocab_size, student.config.vocab_size, "one vocabulary for both");
-        let mut kl = empty_rows(documents.len());
+        Decoder::kl_rows_of_each(teacher, &[student], documents, wanted).swap_remove(0)
+    }
+
+    /// [`Decoder::kl_rows`] of several students, each with the bits that it has alone. The teacher's
+    /// hidden states are computed once for all; one chunk is held at a time.
+    pub fn kl_rows_of_each(
+        teacher: &Decoder,
+        students: &[&Decoder],
+        documents: &[&[u32]],
+        wanted: &[Vec<u32>],
+    ) -> Vec<Vec<Vec<f32>>> {
+        for student in students {
+            assert_eq!(teacher.config.vocab_size, student.config.vocab_size, "one vocabulary for all");
+        }
+        let mut kl: Vec<_> = students.iter().map(|_| empty_rows(documents.len())).collect();
         for chunk in teacher.chunks(documents, |d| wanted[d].clone()) {
             let t = teacher.hidden_rows(&chunk.batch, &chunk.rows);
-            let s = student.hidden_rows(&chunk.batch, &chunk.rows);
-            let rows = teacher.device.dense_forward_kl(
-                (&t, &teacher.packed().head),
-                (&s, &student.packed().head),
-                chunk.rows.len(),
-            );
-            teacher.workspace.give(t);
-            student.workspace.give(s);
-            for (&(d, _), row) in chunk.owners.iter().zip(rows) {
-                kl[d].push(row);
+            for (student, kl) in students.iter().zip(&mut kl) {
+                let s = student.hidden_rows(&chunk.batch, &chunk.rows);
+                let rows = teacher.device.dense_forward_kl(
+                    (&t, &teacher.packed().head),
+                    (&s, &student.packed().head),
+                    chunk.rows.len(),
+                );
+                student.workspace.give(s);
+                for (&(d, _), row) in chunk.owners.iter().zip(rows) {
+                    kl[d].push(row);
+                }
             }
+            teacher.workspace.give(t);
         }
         kl
     }

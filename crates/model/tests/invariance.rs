@@ -69,6 +69,8 @@ fn scores_and_targets_do_not_depend_on_the_other_documents() {
     let sampled = teacher.sampled_targets(&documents, &wanted, 20, 1.5, &keys, 9);
     let top = teacher.top_k_targets(&documents, &wanted, 8, 0.7);
     let kl = Decoder::kl_rows(&teacher, &student, &documents, &wanted);
+    let of_each = Decoder::kl_rows_of_each(&teacher, &[&teacher, &student, &student], &documents, &wanted);
+    assert!(of_each[1] == kl && of_each[2] == kl && of_each[0] != kl && of_each.len() == 3);
     for i in 0..documents.len() {
         assert_eq!(logprobs[i].len(), lengths[i].saturating_sub(1));
         assert_eq!(sampled[i].len(), wanted[i].len());
