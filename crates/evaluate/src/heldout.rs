@@ -78,25 +78,34 @@ pub fn document_losses(
 }
 
 /// Exact KL(teacher‖model) of each document over its scored positions: Σ over the vocabulary and
-/// over the positions, nats, summed in f64. Both models have one vocabulary.
+/// over the positions, nats, summed in f64; one list per model. All have one vocabulary.
+///
+/// The teacher reads each text once for all models.
 pub fn document_divergences(
     teacher: &Decoder,
-    model: &Decoder,
+    models: &[&Decoder],
     texts: &[HeldOutText<'_>],
-) -> Result<Vec<DocumentDivergence>, EvaluateError> {
-    let (teacher_vocab, model_vocab) = (teacher.config().vocab_size, model.config().vocab_size);
-    if teacher_vocab != model_vocab {
-        return Err(EvaluateError::DifferentVocabularies { teacher_vocab, model_vocab });
+) -> Result<Vec<Vec<DocumentDivergence>>, EvaluateError> {
+    for model in models {
+        let (teacher_vocab, model_vocab) = (teacher.config().vocab_size, model.config().vocab_size);
+        if teacher_vocab != model_vocab {
+            return Err(EvaluateError::DifferentVocabularies { teacher_vocab, model_vocab });
+        }
     }
-    texts.iter().try_for_each(|text| text.check(model))?;
-    let ids: Vec<&[u32]> = texts.iter().map(|text| text.ids).collect();
-    let wanted: Vec<Vec<u32>> = texts.iter().map(HeldOutText::wanted).collect();
-    let mut found: Vec<DocumentDivergence> = Vec::new();
-    for (text, rows) in texts.iter().zip(Decoder::kl_rows(teacher, model, &ids, &wanted)) {
-        let nats = rows.iter().map(|&nats| f64::from(nats)).sum();
-        check_finite("divergence", text.id, nats)?;
-        let divergence = DocumentDivergence { id: text.id.into(), tokens: rows.len() as u64, nats };
-        merge(&mut found, divergence, |a, b| a.id == b.id);
+    texts.iter().try_for_each(|text| text.check(teacher))?;
+    let mut found: Vec<Vec<DocumentDivergence>> = models.iter().map(|_| Vec::new()).collect();
+    for pass in passes(texts) {
+        let ids: Vec<&[u32]> = pass.iter().map(|text| text.ids).collect();
+        let wanted: Vec<Vec<u32>> = pass.iter().map(HeldOutText::wanted).collect();
+        let of_each = Decoder::kl_rows_of_each(teacher, models, &ids, &wanted);
+        for (found, of_model) in found.iter_mut().zip(of_each) {
+            for (text, rows) in pass.iter().zip(of_model) {
+                let nats = rows.iter().map(|&nats| f64::from(nats)).sum();
+                check_finite("divergence", text.id, nats)?;
+                let divergence = DocumentDivergence { id: text.id.into(), tokens: rows.len() as u64, nats };
+                merge(found, divergence, |a, b| a.id == b.id);
+            }
+        }
     }
     Ok(found)
 }

@@ -2,27 +2,29 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use stillroom_core::{Message, Prompt, Trace};
 use stillroom_corpus::Split;
 use stillroom_distill::{Example, examples};
 use stillroom_evaluate::{
-    Contender, DocumentDivergence, DocumentLoss, EnergyMeter, Grade, Measured, Measurement, Throughput,
-    TrainingFacts, grade_replies,
+    Contender, EnergyMeter, Grade, HeldOutText, Measured, Measurement, Throughput, TrainingFacts,
+    document_losses, grade_replies,
 };
-use stillroom_formats::{ModelFiles, parquet_rows};
-use stillroom_model::{Decoder, GenerationRequest, SamplingParams};
+use stillroom_formats::{ModelFiles, Tokenizer, parquet_rows};
+use stillroom_model::{GenerationRequest, SamplingParams};
 
 use crate::failure::{Failure, Result};
 use crate::flow::teach::{generate_all, key_of, parse_reply};
 use crate::flow::train::{Piece, Training, stage_of, trace_pieces, training_of, weights_of};
-use crate::flow::{Flow, data};
+use crate::flow::{Flow, data, divergence};
 use crate::models::{self, Model};
 
 /// Replies written at once.
 const IN_FLIGHT: usize = 128;
+/// The CPU's energy counters are read this often: they wrap within minutes.
+const ENERGY_EVERY: Duration = Duration::from_secs(10);
 
 /// Name of the stage that measures a model.
 pub(crate) fn stage(contender: Contender) -> String {
@@ -31,6 +33,11 @@ pub(crate) fn stage(contender: Contender) -> String {
 
 fn folder(contender: Contender) -> String {
     format!("evaluation/{}", contender.key())
+}
+
+/// Where a model's measurement stands, item by item.
+pub(crate) fn file(contender: Contender) -> String {
+    format!("{}/measurement.json", folder(contender))
 }
 
 impl Flow {
@@ -51,11 +58,15 @@ impl Flow {
                 after.push(stage(Contender::Teacher));
             }
             let teacher = self.recipe.teacher.as_ref().map(|_| self.teacher_digest()).transpose()?;
-            let start = (contender == Contender::Untrained)
-                .then(|| json!([self.recipe.student, self.recipe.train.seed]));
+            let start = match contender {
+                Contender::Untrained => {
+                    json!([self.recipe.student, self.recipe.train.seed, self.start_digest()?])
+                }
+                _ => json!(null),
+            };
             let recipe = &self.recipe;
             let settings = json!([
-                1,
+                2,
                 recipe.evaluate.max_tokens,
                 recipe.prompts.verifier,
                 recipe.train.max_length,
@@ -69,8 +80,13 @@ impl Flow {
         Ok(())
     }
 
+    /// What was measured of a model, its divergence from the teacher included.
     pub(crate) fn measurement(&self, contender: Contender) -> Result<Measurement> {
-        self.read_json(&format!("{}/measurement.json", folder(contender)))
+        let mut measurement: Measurement = self.read_json(&file(contender))?;
+        if self.recipe.teacher.is_some() {
+            measurement.divergences = self.read_json(&divergence::file(contender))?;
+        }
+        Ok(measurement)
     }
 
     pub(crate) fn replies(&self, contender: Contender) -> Result<Option<Vec<Trace>>> {
@@ -83,6 +99,9 @@ impl Flow {
     }
 
     fn measure(&mut self, contender: Contender) -> Result<()> {
+        if contender != Contender::Teacher {
+            self.forget_teacher();
+        }
         let model = self.model_of(contender)?;
         let mut measurement = Measurement {
             model: self.name_of(contender),
@@ -90,7 +109,10 @@ impl Flow {
             training: self.training_facts(contender)?,
             grades: Measured::not_measured("the recipe has no verifier"),
             losses: Measured::not_measured("nothing was held out"),
-            divergences: Measured::not_measured("the recipe has no teacher"),
+            divergences: Measured::not_measured(match self.recipe.teacher {
+                Some(_) => format!("they stand in `{}`", divergence::file(contender)),
+                None => "the recipe has no teacher".to_owned(),
+            }),
             generation: Measured::not_measured("no reply was asked for"),
             joules: Measured::not_measured("no reply was asked for"),
             usd: Measured::not_measured("the model ran on this machine, which has no price"),
@@ -113,15 +135,13 @@ impl Flow {
             self.run.write(&format!("{}/replies.parquet", folder(contender)), &bytes)?;
         }
         self.progress.update(&format!("{}: held-out loss", contender.label()));
-        let documents = self.held_out_documents(&model)?;
-        measurement.losses = Measured::Value(losses(&model, &documents));
-        if self.recipe.teacher.is_some() {
-            measurement.divergences = self.divergences(contender, &model, &documents)?;
-        }
-        self.write_json(&format!("{}/measurement.json", folder(contender)), &measurement)
+        let documents = self.held_out_documents(&model.tokenizer)?;
+        let texts = held_out_texts(&documents, &model.tokenizer);
+        measurement.losses = Measured::Value(document_losses(&model.decoder, &texts)?);
+        self.write_json(&file(contender), &measurement)
     }
 
-    fn model_of(&mut self, contender: Contender) -> Result<Rc<Model>> {
+    pub(crate) fn model_of(&mut self, contender: Contender) -> Result<Rc<Model>> {
         match contender {
             Contender::Teacher => self.teacher(),
             Contender::Untrained => Ok(Rc::new(self.start()?)),
@@ -174,9 +194,15 @@ impl Flow {
             seed: 0,
             stop_token_ids: model.decoder.config().eos_token_ids.clone(),
         };
-        let meter = EnergyMeter::start();
-        let began = Instant::now();
-        let written = generate_all(model, &requests, &sampling, IN_FLIGHT)?;
+        let mut meter = EnergyMeter::start();
+        let (began, mut read) = (Instant::now(), Instant::now());
+        let written = generate_all(model, &requests, &sampling, IN_FLIGHT, &mut |done| {
+            if read.elapsed() >= ENERGY_EVERY {
+                meter.sample();
+                read = Instant::now();
+            }
+            self.progress.update(&format!("{}: {done} of {} replies", contender.label(), requests.len()));
+        })?;
         let seconds = began.elapsed().as_secs_f64();
         measurement.joules = meter.stop();
         let tokens = written.iter().map(|generation| generation.token_ids.len() as u64).sum();
@@ -201,8 +227,7 @@ impl Flow {
     }
 
     /// What losses are measured on: the same text for every model.
-    fn held_out_documents(&self, model: &Model) -> Result<Vec<Piece>> {
-        let tokenizer = &model.tokenizer;
+    pub(crate) fn held_out_documents(&self, tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
         if self.learns_text() {
             return self.text_pieces(Split::HeldOut, tokenizer);
         }
@@ -226,70 +251,15 @@ impl Flow {
             (Some(_), _) => "the teacher's greedy replies to the held-out prompts, right or wrong",
         }
     }
-
-    fn divergences(
-        &mut self,
-        contender: Contender,
-        model: &Model,
-        documents: &[Piece],
-    ) -> Result<Measured<Vec<DocumentDivergence>>> {
-        let row = |piece: &Piece, nats: f64| DocumentDivergence {
-            id: piece.id.clone(),
-            tokens: piece.example.n_supervised() as u64,
-            nats,
-        };
-        if contender == Contender::Teacher {
-            // KL(p‖p) is 0 by definition.
-            return Ok(Measured::Value(merge_divergences(documents.iter().map(|e| row(e, 0.0)))));
-        }
-        let teacher = self.teacher()?;
-        let same = teacher.tokenizer.digest() == model.tokenizer.digest()
-            && teacher.decoder.config().vocab_size == model.decoder.config().vocab_size;
-        if !same {
-            return Ok(Measured::not_measured("teacher and student have different vocabularies"));
-        }
-        self.progress.update(&format!("{}: divergence from the teacher", contender.label()));
-        let ids: Vec<&[u32]> = documents.iter().map(|piece| &piece.example.ids[..]).collect();
-        let wanted: Vec<Vec<u32>> = documents.iter().map(|piece| piece.example.wanted_positions()).collect();
-        let kl = Decoder::kl_rows(&teacher.decoder, &model.decoder, &ids, &wanted);
-        let sum = |kl: &[f32]| kl.iter().map(|&nats| f64::from(nats)).sum();
-        let rows = documents.iter().zip(&kl).map(|(piece, kl)| row(piece, sum(kl)));
-        Ok(Measured::Value(merge_divergences(rows)))
-    }
 }
 
-/// Loss of each document over its supervised tokens.
-fn losses(model: &Model, documents: &[Piece]) -> Vec<DocumentLoss> {
-    let ids: Vec<&[u32]> = documents.iter().map(|piece| &piece.example.ids[..]).collect();
-    let logprobs = model.decoder.token_logprobs(&ids);
-    let mut merged: Vec<DocumentLoss> = Vec::new();
-    for (Piece { id, example, .. }, logprobs) in documents.iter().zip(&logprobs) {
-        let wanted = example.wanted_positions();
-        let supervised: Vec<u32> = wanted.iter().map(|&row| example.ids[row as usize + 1]).collect();
-        let nats: f64 = wanted.iter().map(|&row| -f64::from(logprobs[row as usize])).sum();
-        let bytes = model.tokenizer.decode_text(&supervised).len() as u64;
-        match merged.last_mut().filter(|last| last.id == *id) {
-            Some(last) => {
-                last.tokens += wanted.len() as u64;
-                last.bytes += bytes;
-                last.nats += nats;
-            }
-            None => merged.push(DocumentLoss { id: id.clone(), tokens: wanted.len() as u64, bytes, nats }),
-        }
-    }
-    merged
-}
-
-fn merge_divergences(rows: impl Iterator<Item = DocumentDivergence>) -> Vec<DocumentDivergence> {
-    let mut merged: Vec<DocumentDivergence> = Vec::new();
-    for row in rows {
-        match merged.last_mut().filter(|last| last.id == row.id) {
-            Some(last) => {
-                last.tokens += row.tokens;
-                last.nats += row.nats;
-            }
-            None => merged.push(row),
-        }
-    }
-    merged
+/// The documents as they are measured: what is supervised is scored.
+pub(crate) fn held_out_texts<'a>(documents: &'a [Piece], tokenizer: &Tokenizer) -> Vec<HeldOutText<'a>> {
+    let text = |Piece { id, example, .. }: &'a Piece| {
+        let scored = example.ids.iter().zip(&example.supervised).skip(1).filter(|(_, scored)| **scored);
+        let scored: Vec<u32> = scored.map(|(&token, _)| token).collect();
+        let bytes = tokenizer.decode_text(&scored).len() as u64;
+        HeldOutText { id, ids: &example.ids, supervised: &example.supervised, bytes }
+    };
+    documents.iter().map(text).collect()
 }

@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → curate → logits → train (student, controls) → measure → report → release
+//! gate → prompts → teach → curate → logits → train (student, controls) → measure → divergence → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -10,6 +10,7 @@
 
 mod curate;
 mod data;
+mod divergence;
 pub(crate) mod estimate;
 pub(crate) mod gate;
 mod logits;
@@ -169,6 +170,7 @@ impl Flow {
             return Ok(None);
         }
         self.measure_all()?;
+        self.diverge()?;
         let report = self.report(decision)?;
         if until >= Until::Release {
             self.release(decision, &report)?;

@@ -8,7 +8,7 @@ use stillroom_corpus::Split;
 use stillroom_evaluate::{
     CacheFacts, Checks, Contender, CorpusFacts, Curve, CurvePoint, LicenceDecision, LicenceRule, LossDrop,
     MachineFacts, Measurement, Pair, REPORT_VERSION, Report, Sample, SampleReply, StageTime, TensorChanges,
-    accuracy_retained, compare,
+    accuracy_retained, compare, tensor_changes,
 };
 use stillroom_formats::parquet_rows;
 use stillroom_governance::Decision;
@@ -17,7 +17,7 @@ use stillroom_model::Decoder;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::train::{Training, training_of, weights_of};
-use crate::flow::{Flow, curate, data, logits, measure, teach};
+use crate::flow::{Flow, curate, data, divergence, logits, measure, teach};
 use crate::recipe::{Logits, LossFunction, PromptSource};
 
 pub(crate) const STAGE: &str = "report";
@@ -29,6 +29,7 @@ impl Flow {
     pub(crate) fn report(&mut self, decision: &Decision) -> Result<Report> {
         let mut after: Vec<String> = vec![data::STAGE.to_owned()];
         after.extend(self.contenders().into_iter().map(measure::stage));
+        after.extend(self.recipe.teacher.as_ref().map(|_| divergence::STAGE.to_owned()));
         after.extend(self.trained().into_iter().map(super::train::stage_of));
         let settings = json!([REPORT_VERSION, self.recipe, self.trial, decision]);
         let after: Vec<&str> = after.iter().map(String::as_str).collect();
@@ -119,11 +120,7 @@ impl Flow {
         let files = stillroom_formats::ModelFiles::open(&self.run.path(&weights_of(Contender::Student))?)?;
         let trained =
             Decoder::load(std::sync::Arc::clone(&self.device), files.config, files.tensors.as_ref())?;
-        let mut changes = TensorChanges::default();
-        for (before, after) in start.tensors().zip(trained.tensors()) {
-            changes.add(&before.name, &before.data, &after.data)?;
-        }
-        Ok(changes)
+        Ok(tensor_changes(start.tensors(), trained.tensors(), &|_| true)?)
     }
 
     fn curves(&self) -> Result<Vec<Curve>> {

@@ -108,7 +108,7 @@ impl Flow {
             seed: teacher.seed,
             stop_token_ids: model.decoder.config().eos_token_ids.clone(),
         };
-        let written = generate_all(model, &requests, &sampling, teacher.max_in_flight)?;
+        let written = generate_all(model, &requests, &sampling, teacher.max_in_flight, &mut |_| {})?;
         let samples = teacher.samples_per_prompt as usize;
         let traces = written.iter().zip(&requests).enumerate().map(|(i, (generation, request))| {
             let prompt = &prompts[i / samples];
@@ -180,16 +180,20 @@ fn belongs(traces: &[Trace], prompts: &[Prompt]) -> bool {
             .all(|(trace, prompt)| trace.id == prompt.id && trace.messages == prompt.messages)
 }
 
-/// All continuations, in the order of the requests.
+/// All continuations, in the order of the requests; `on_done` hears how many there are so far.
 pub(crate) fn generate_all(
     model: &Model,
     requests: &[GenerationRequest],
     sampling: &SamplingParams,
     max_in_flight: usize,
+    on_done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generation>> {
     let mut written: Vec<Option<Generation>> = requests.iter().map(|_| None).collect();
+    let mut done = 0;
     model.decoder.generate(requests, sampling, max_in_flight, &mut |i, generation| {
         written[i] = Some(generation);
+        done += 1;
+        on_done(done);
     })?;
     let all: Option<Vec<Generation>> = written.into_iter().collect();
     all.ok_or_else(|| Failure::new(Exit::Failed, "a prompt was left without a reply"))

@@ -305,7 +305,7 @@ impl Flow {
     }
 
     /// Digest of what the student's start depends on besides the recipe.
-    fn start_digest(&self) -> Result<Value> {
+    pub(crate) fn start_digest(&self) -> Result<Value> {
         let tokenizer = self.student_tokenizer()?.digest();
         let base = match &self.recipe.student {
             Student::FromScratch(_) => None,

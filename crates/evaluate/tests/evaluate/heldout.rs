@@ -117,18 +117,21 @@ fn pieces_of_a_document_are_one_document() {
     assert_eq!(joined.len(), 2);
     assert_eq!(joined[0].nats, apart[0].nats + apart[1].nats);
     assert_eq!((joined[0].tokens, joined[1].clone()), (54, apart[2].clone()));
-    let divergences = document_divergences(&decoder, &self::decoder(2), &pieces).unwrap();
-    assert_eq!((divergences.len(), divergences[0].tokens), (2, 54));
+    let divergences = document_divergences(&decoder, &[&self::decoder(2)], &pieces).unwrap();
+    assert_eq!((divergences[0].len(), divergences[0][0].tokens), (2, 54));
 }
 
 #[test]
 fn the_divergence_from_oneself_is_nothing_and_from_another_is_positive() {
     let documents = documents(4, 20);
     let texts = texts(&documents);
-    let own = document_divergences(&decoder(1), &decoder(1), &texts).unwrap();
+    let own = document_divergences(&decoder(1), &[&decoder(1)], &texts).unwrap().remove(0);
     assert!(own.iter().all(|d| d.nats.abs() < 1e-5 && d.tokens == 17), "{own:?}");
-    let other = document_divergences(&decoder(1), &decoder(2), &texts).unwrap();
+    let other = document_divergences(&decoder(1), &[&decoder(2)], &texts).unwrap().remove(0);
     assert!(other.iter().all(|d| d.nats > 1e-3), "{other:?}");
+    let both = document_divergences(&decoder(1), &[&decoder(2), &decoder(1)], &texts).unwrap();
+    assert_eq!(both, [other, own], "a model has the divergence that it has alone");
+    assert!(document_divergences(&decoder(1), &[], &texts).unwrap().is_empty());
 }
 
 #[test]
@@ -141,9 +144,9 @@ fn what_does_not_fit_the_model_is_an_error() {
     let mut outside = texts(&documents);
     outside[0].ids = &ids;
     assert!(matches!(document_losses(&decoder(1), &outside), Err(EvaluateError::Model(_))));
-    assert!(document_divergences(&decoder(1), &decoder(2), &outside).is_err());
+    assert!(document_divergences(&decoder(1), &[&decoder(2)], &outside).is_err());
     let larger = Decoder::random(Arc::new(Device::cpu(1)), config(VOCAB + 1), 1);
-    let found = document_divergences(&larger, &decoder(1), &texts(&documents));
+    let found = document_divergences(&larger, &[&decoder(1)], &texts(&documents));
     assert!(matches!(found, Err(EvaluateError::DifferentVocabularies { .. })));
 }
 
