@@ -262,6 +262,36 @@ fn a_teacher_that_may_not_teach_leaves_only_the_decision() {
 }
 
 #[test]
+fn a_run_fails_when_either_check_fails_and_says_which() {
+    let dir = workshop();
+    fresh(dir, "unchecked");
+    let short =
+        ["run", "tiny.toml", "--output", "unchecked", "--quiet", "--json", "--set", "evaluate.controls=[]"];
+    // A step too small to move weights near 1; one too large to learn from; one held-out problem, which
+    // is too little to claim anything.
+    let cases: [(&[&str], bool, bool); 3] = [
+        (&["--set", "train.learning_rate=1e-9", "--set", "train.max_steps=2"], false, true),
+        (&["--set", "train.learning_rate=3", "--set", "train.max_steps=4"], true, false),
+        (&["--set", "evaluate.num_examples=1", "--set", "train.max_steps=4"], true, false),
+    ];
+    for (set, tensors_changed, loss_fell) in cases {
+        let output = stillroom(dir, &[&short[..], set].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{set:?}: {said}");
+        assert!(said.starts_with("error[checks-failed]"), "{set:?}: {said}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("the report is shown all the same");
+        let check = |name: &str, expected: bool| {
+            assert_eq!(report["checks"][name], expected, "{set:?}: {}", report["checks"]);
+            assert_eq!(said.contains(&format!("{name}: false")), !expected, "{set:?}: {said}");
+        };
+        check("student_tensors_changed", tensors_changed);
+        if tensors_changed {
+            check("heldout_loss_fell", loss_fell);
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_its_exit_code() {
     let dir = workshop();
     let refused = |args: &[&str], exit: i32, code: &str| {
