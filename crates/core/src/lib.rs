@@ -2,12 +2,14 @@
 //!
 //! No I/O happens here. Every other crate may import this one; it imports none of them.
 
+mod cleared;
 mod digest;
 mod random;
 mod sparse;
 pub mod statistics;
 mod trace;
 
+pub use cleared::{Cleared, Origin, OriginFault, Reach, Scheme};
 pub use digest::{Digest, Digester};
 pub use random::CounterRng;
 pub use sparse::{SparseRow, Tail};

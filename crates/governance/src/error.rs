@@ -14,6 +14,9 @@ pub enum GovernanceError {
     /// The gate is closed: the decision says why.
     #[error("licence gate: {}", .0.headline())]
     Refused(Box<Decision>),
+    /// The egress policy does not cover a place that the work needs.
+    #[error("the egress policy does not allow `{place}`")]
+    Egress { place: String },
     /// A condition that no licence in the register asks for.
     #[error("no licence has a condition `{name}`")]
     UnknownCondition { name: String, nearest: Option<String> },
@@ -65,7 +68,7 @@ impl GovernanceError {
     /// What kind of failure this is; it decides the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            GovernanceError::Refused(_) => ErrorKind::Policy,
+            GovernanceError::Refused(_) | GovernanceError::Egress { .. } => ErrorKind::Policy,
             GovernanceError::UnknownCondition { .. } => ErrorKind::BadRecipe,
             GovernanceError::Register { .. }
             | GovernanceError::NoManifest { .. }
@@ -82,6 +85,9 @@ impl GovernanceError {
             GovernanceError::Refused(decision) => {
                 let steps = decision.what_to_do.join("; ");
                 (!steps.is_empty() && decision.verdict != Verdict::Allow).then_some(steps)
+            }
+            GovernanceError::Egress { .. } => {
+                Some("list it in `policy.listed` with `egress = \"listed\"`, or stay local".to_owned())
             }
             GovernanceError::UnknownCondition { nearest: Some(nearest), .. } => {
                 Some(format!("did you mean `{nearest}`?"))

@@ -2,12 +2,14 @@
 //!
 //! - [`decide`] answers whether a student may be made from given teachers, base and data, by the
 //!   [`Register`] of releases compiled into this program and by licence files read from disk.
+//! - [`Decision::clear`] mints the leave to use the network, where an [`Egress`] policy agrees.
 //! - [`Manifest`] lists the SHA-256 digests of everything a release was made from;
 //!   [`verify`] names the first file that differs, is missing or is extra.
 //!
 //! Nothing here is legal advice; the register says what was read, where and when.
 
 mod decision;
+mod egress;
 mod error;
 mod gate;
 mod identity;
@@ -18,6 +20,7 @@ mod subject;
 mod verify;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
+pub use egress::Egress;
 pub use error::{GovernanceError, ManifestFault, Result};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
