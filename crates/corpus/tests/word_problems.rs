@@ -1,7 +1,7 @@
 //! The claims of the task `word_problems`, each with a test that can fail.
 
 use proptest::prelude::*;
-use stillroom_core::{Message, Prompt};
+use stillroom_core::{Digest, Message, Prompt, Role};
 use stillroom_corpus::word_problems::{
     Operation, STEPS, VALUE_MAX, WordProblem, WordProblems, check_disjoint, overlap, problems,
 };
@@ -63,6 +63,14 @@ fn the_worked_solution_is_right_and_the_text_states_the_chain() {
         let mut stated = vec![problem.chain.start];
         stated.extend(problem.chain.steps.iter().filter_map(|step| step.operand()));
         assert_eq!(numbers(&problem.text), stated, "{}", problem.text);
+        let told = problem.text.split('.').skip(1);
+        for (cue, sentence) in problem.cues.iter().zip(told) {
+            assert_eq!(
+                sentence.split(' ').filter(|word| word.trim_end_matches(',') == *cue).count(),
+                1,
+                "{sentence}"
+            );
+        }
     }
 }
 
@@ -123,14 +131,32 @@ fn the_problem_behind_a_name_never_changes() {
     let problem = WordProblem::draw(0, Split::HeldOut, 0);
     assert_eq!(problem.id, "word_problems-0-held_out-000000");
     assert_eq!(problem.chain.to_string(), "6 + 8 - 3 - 5 + 8 - 5 + 9");
-    let expected = "In November, Ben got 6 cookies as a gift. In December, Emma had too many cookies and gave Ben 8. \
-                    Later, in January, Mia took 3 cookies away. In February, he sold 5 cookies at school. Then, in \
-                    March, Ida had too many cookies and gave him 8. Then, in April, his mother took 5 of the cookies. \
-                    Then, in May, Ben took 9 more cookies out of a bag. What is the number of cookies now?";
+    let expected = "In November, Ben got 6 cookies as a gift. Later, in December, a friend brought him 8 more \
+                    cookies. Later, in January, Ida wanted some cookies and took 3. In February, he handed 5 \
+                    cookies to Nina. Then, in March, his mother added 8 cookies. Then, in April, Nina borrowed \
+                    5 cookies. Later, in May, Ben collected 9 more cookies on the way home. What is the number \
+                    of cookies now?";
     assert_eq!(problem.text, expected);
-    let reasoning = "In December: 6 + 8 = 14; January: 14 - 3 = 11; February: 11 - 5 = 6; March: 6 + 8 = 14; \
-                     April: 14 - 5 = 9; May: 9 + 9 = 18";
+    let reasoning = "In December: brought 8, 6 + 8 = 14; January: took 3, 14 - 3 = 11; February: handed 5, \
+                     11 - 5 = 6; March: added 8, 6 + 8 = 14; April: borrowed 5, 14 - 5 = 9; May: collected 9, \
+                     9 + 9 = 18";
     assert_eq!(problem.reasoning(), reasoning);
+    let halved = WordProblem::draw(0, Split::HeldOut, 1);
+    let reasoning = "In June: delivered 2, 12 + 2 = 14; July: hid 4, 14 - 4 = 10; August: halved, 10 / 2 = 5";
+    assert_eq!((halved.reasoning().as_str(), halved.answer()), (reasoning, 5));
+}
+
+/// A teacher is trained on these texts: a change of wording needs a new teacher.
+#[test]
+fn texts_and_solutions_are_those_that_the_teacher_learnt() {
+    let text =
+        |problem: &WordProblem| format!("{}\n{}\n{}\n", problem.text, problem.reasoning(), problem.answer());
+    let digest = |split| {
+        let texts: String = problems(0, split, 2_000).iter().map(text).collect();
+        Digest::of(texts.as_bytes()).to_string()
+    };
+    assert_eq!(digest(Split::Train), "524ac3102a01f49453c4af51ae794417158ef37dad3ac0a77559824536fac37e");
+    assert_eq!(digest(Split::HeldOut), "74fa6ec224aace20f435ba83490e4c93fe746cc0a273639b2efc819999774804");
 }
 
 #[test]
@@ -145,7 +171,7 @@ fn operations_refuse_what_leaves_the_values() {
 }
 
 #[test]
-fn replies_that_are_no_number_or_reach_it_by_luck_are_wrong() {
+fn replies_that_are_no_number_are_wrong() {
     let problem = WordProblem::draw(0, Split::HeldOut, 0);
     let right = problem.reasoning();
     assert!(verdict(&problem, &right, " 18 ").correct);
@@ -156,29 +182,95 @@ fn replies_that_are_no_number_or_reach_it_by_luck_are_wrong() {
             "{content}"
         );
     }
-    let misdated = right.replace("January", "July");
+    let no_answer = Prompt { answer: None, ..problem.prompt() };
+    assert!(!LENIENT.verify(&no_answer, &problem.worked()).correct);
+}
+
+#[test]
+fn reasoning_that_reaches_the_answer_by_luck_is_wrong() {
+    let problem = WordProblem::draw(0, Split::HeldOut, 0);
+    let unreadable = "step 1 cannot be read";
     let cases = [
-        ("", "step 1 is no equation"),
-        ("In December: 9 + 9 = 18", "the steps do not use the problem's numbers in their order"),
-        ("In December: 6 + 8 = 15; January: 15 - 3 = 12", "step 1 is false"),
-        ("In December: 6 + 8 = 14; January: 13 - 3 = 10", "step 2 does not start from the result before it"),
-        ("In December: 6 * 3 = 18", "step 1 is not a step of this task"),
-        ("In December: 6 ^ 3 = 18", "step 1 is no equation"),
-        ("In December: 6 + 8 = 14 = 14", "step 1 is no equation"),
-        ("In December: 6 + 8 = 14;", "step 2 is no equation"),
-        ("In December: 6 + 8 = 14", "the steps do not end in the answer"),
-        ("In December: 4294967295 + 1 = 4294967296", "step 1 is no equation"),
-        ("In December: 4294967295 * 4294967295 = 1", "step 1 is false"),
-        ("In December: 1 / 0 = 0", "step 1 is false"),
-        ("6 + 8 = 14", "step 1 is no equation"),
-        (&misdated, "the steps are not dated as the problem's sentences"),
+        ("", unreadable),
+        ("In December: 6 + 8 = 14", unreadable),
+        ("brought 8, 6 + 8 = 14", unreadable),
+        ("In December: brought 8 6 + 8 = 14", unreadable),
+        ("In December: brought 8 more, 6 + 8 = 14", unreadable),
+        ("In December: brought eight, 6 + 8 = 14", unreadable),
+        ("In December: brought 8, 6 ^ 8 = 14", unreadable),
+        ("In December: brought 8, 6 + 8 = 14 = 14", unreadable),
+        ("In December: brought 8, 4294967295 + 1 = 4294967296", unreadable),
+        ("In December: brought 8, 6 + 8 = 14;", "step 2 cannot be read"),
+        ("In December: brought 8, 4294967295 * 4294967295 = 1", "step 1 is false"),
+        ("In December: brought 8, 1 / 0 = 0", "step 1 is false"),
+        ("In December: brought 8, 6 + 8 = 15; January: took 3, 15 - 3 = 12", "step 1 is false"),
+        ("In December: brought 18, 6 + 18 = 24", "step 1 is false"),
+        (
+            "In December: brought 8, 6 + 8 = 14; January: took 3, 13 - 3 = 10",
+            "step 2 does not start from the result before it",
+        ),
+        ("In December: doubled, 6 * 3 = 18", "step 1 does not do what it quotes"),
+        ("In December: doubled 3, 6 * 3 = 18", "step 1 does not do what it quotes"),
+        ("In December: doubled 2, 9 * 2 = 18", "step 1 does not do what it quotes"),
+        ("In December: brought, 6 + 8 = 14", "step 1 does not do what it quotes"),
+        ("In December: brought 8, 6 + 8 = 14", "the steps do not end in the answer"),
+        ("In December: brought 9, 9 + 9 = 18", "the steps are not dated as the problem's sentences"),
     ];
     for (reasoning, reason) in cases {
         assert_eq!(verdict(&problem, reasoning, "18").reason, reason, "{reasoning}");
     }
     assert_eq!(verdict(&problem, &"In ".repeat(5_000), "18").reason, "reasoning too long");
-    let no_answer = Prompt { answer: None, ..problem.prompt() };
-    assert!(!LENIENT.verify(&no_answer, &problem.worked()).correct);
+    let mut silent = problem.worked();
+    silent.reasoning_content = None;
+    assert_eq!(STRICT.verify(&problem.prompt(), &silent).reason, "no reasoning");
+    let undated = Prompt { messages: Vec::new(), ..problem.prompt() };
+    assert_eq!(STRICT.verify(&undated, &problem.worked()).reason, "the problem has no dated sentence");
+}
+
+/// Each case changes the worked solution so that its equations still hold and still end in 18.
+#[test]
+fn steps_that_quote_what_their_sentence_does_not_say_are_wrong() {
+    let problem = WordProblem::draw(0, Split::HeldOut, 0);
+    let right = problem.reasoning();
+    let cases: [(&[(&str, &str)], &str); 9] = [
+        (&[("brought 8,", "brought 7,")], "step 1 does not do what it quotes"),
+        (
+            // Two wrong signs that cancel.
+            &[
+                ("took 3, 14 - 3 = 11", "took 3, 14 + 3 = 17"),
+                ("handed 5, 11 - 5 = 6", "handed 11, 17 - 11 = 6"),
+            ],
+            "step 2 does not do what it quotes",
+        ),
+        (&[("took", "gave")], "step 2 does not do what it quotes"),
+        (&[("took", "cookies")], "step 2 does not do what it quotes"),
+        (&[("took", "lost")], "step 2 quotes a word that January does not have"),
+        // A word of another month.
+        (&[("took", "borrowed")], "step 2 quotes a word that January does not have"),
+        // The numbers of two months, exchanged.
+        (
+            &[("took 3, 14 - 3 = 11", "took 5, 14 - 5 = 9"), ("handed 5, 11 - 5 = 6", "handed 3, 9 - 3 = 6")],
+            "step 2 does not quote the number of January",
+        ),
+        (
+            &[("brought 8, 6 + 8", "brought 9, 5 + 9")],
+            "the steps do not start from the problem's first number",
+        ),
+        (&[("January", "July")], "the steps are not dated as the problem's sentences"),
+    ];
+    for (changes, reason) in cases {
+        let mut changed = right.clone();
+        for (from, to) in changes {
+            assert!(changed.contains(from), "{from}");
+            changed = changed.replace(from, to);
+        }
+        assert_eq!(verdict(&problem, &changed, "18").reason, reason, "{changed}");
+    }
+}
+
+/// The place of each step's cue among the words of a solution.
+fn cue_places(words: &[&str]) -> Vec<usize> {
+    (1..words.len()).filter(|&i| words[i - 1].ends_with(':')).collect()
 }
 
 proptest! {
@@ -191,10 +283,43 @@ proptest! {
         let places: Vec<usize> =
             (0..words.len()).filter(|&i| words[i].starts_with(|c: char| c.is_ascii_digit())).collect();
         let i = places[place % places.len()];
-        let old: u8 = words[i].trim_end_matches(';').parse().expect("a number");
-        let end = if words[i].ends_with(';') { ";" } else { "" };
-        words[i] = format!("{}{end}", (old + by) % 40);
+        let digits = words[i].trim_end_matches([';', ',']).to_string();
+        let old: u8 = digits.parse().expect("a number");
+        words[i] = words[i].replace(&digits, &((old + by) % 40).to_string());
         prop_assert!(!verdict(&problem, &words.join(" "), &problem.answer().to_string()).correct);
+    }
+
+    /// No other word can stand for a step's cue, whether the problem has it elsewhere or not at all.
+    #[test]
+    fn another_word_for_a_cue_is_refused(index in 0u64..5_000, place in 0usize..8, other in 0u64..5_000) {
+        let problem = WordProblem::draw(9, Split::Train, index);
+        let elsewhere = WordProblem::draw(9, Split::Validation, other);
+        let worked = problem.reasoning();
+        let words: Vec<&str> = worked.split(' ').collect();
+        let places = cue_places(&words);
+        prop_assert_eq!(places.len(), problem.cues.len());
+        let i = places[place % places.len()];
+        let cue = words[i].trim_end_matches(',');
+        let both = format!("{} {}", problem.text, elsewhere.text);
+        for word in both.split([' ', '.', ',', '?']).filter(|&word| word != cue) {
+            let mut changed = words.clone();
+            let replaced = words[i].replace(cue, word);
+            changed[i] = &replaced;
+            let reply = changed.join(" ");
+            prop_assert!(!verdict(&problem, &reply, &problem.answer().to_string()).correct, "{}", reply);
+        }
+    }
+
+    /// A solution that is right for another problem with the same answer is refused.
+    #[test]
+    fn the_solution_of_another_problem_is_refused(index in 0u64..5_000) {
+        let problem = WordProblem::draw(9, Split::Train, index);
+        let others = (1..1_000).map(|i| WordProblem::draw(9, Split::Validation, index + i));
+        let other = others.into_iter().find(|other| other.answer() == problem.answer()).expect("answers repeat");
+        prop_assert!(!STRICT.verify(&problem.prompt(), &other.worked()).correct);
+        let mut redated = other;
+        redated.first_month = problem.first_month;
+        prop_assert!(!STRICT.verify(&problem.prompt(), &redated.worked()).correct);
     }
 
     #[test]
@@ -210,14 +335,17 @@ proptest! {
     fn any_other_answer_is_refused(index in 0u64..5_000, other in 0u32..100) {
         let problem = WordProblem::draw(9, Split::Train, index);
         prop_assume!(other != u32::from(problem.answer()));
-        let reply = Message::new(stillroom_core::Role::Assistant, other.to_string());
+        let reply = Message::new(Role::Assistant, other.to_string());
         prop_assert!(!LENIENT.verify(&problem.prompt(), &reply).correct);
     }
 
     #[test]
-    fn any_text_is_judged_without_panic(reasoning in "\\PC{0,80}", content in "\\PC{0,20}", sums in "[-A-Zo0-9:+*/=; ]{0,80}") {
+    fn any_text_is_judged_without_panic(reasoning in "\\PC{0,80}", content in "\\PC{0,20}", sums in "[-A-Zo0-9:+*/=;, ]{0,80}") {
         let problem = WordProblem::draw(9, Split::Train, 0);
         verdict(&problem, &reasoning, &content);
         verdict(&problem, &sums, &problem.answer().to_string());
+        let mut prompt = problem.prompt();
+        prompt.messages[0].content = content;
+        STRICT.verify(&prompt, &problem.worked());
     }
 }

@@ -5,6 +5,8 @@ pub mod numeric_answer;
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Message, Prompt};
 
+use crate::word_problems::WordProblems;
+
 /// What a verifier says about one reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -33,12 +35,13 @@ pub trait Verifier: Send + Sync {
 }
 
 /// Names of the verifiers that a recipe can ask for.
-pub const VERIFIERS: [&str; 2] = ["word_problems", "numeric_answer"];
+pub const VERIFIERS: [&str; 3] = ["word_problems", "word_problems_steps", "numeric_answer"];
 
-/// The verifier of that name.
+/// The verifier of that name. `word_problems_steps` judges the reasoning too.
 pub fn verifier(name: &str) -> Option<Box<dyn Verifier>> {
     match name {
-        "word_problems" => Some(Box::new(crate::word_problems::WordProblems::default())),
+        "word_problems" => Some(Box::new(WordProblems { check_steps: false })),
+        "word_problems_steps" => Some(Box::new(WordProblems { check_steps: true })),
         "numeric_answer" => Some(Box::new(numeric_answer::NumericAnswer)),
         _ => None,
     }

@@ -3,8 +3,10 @@
 //! A person holds a number of things; each sentence adds to them or takes from them, and the
 //! question asks how many are left. Every value stays within 0..=20 and every step is a fact
 //! that a small model can learn, so that what is hard is only to keep the chain, which takes
-//! written reasoning. A chain (the start and the operations in order) belongs to exactly one
-//! [`Split`], by its hash: no held-out chain can occur in training, under any seed or wording.
+//! written reasoning. The reasoning takes one month after the other: it quotes what the problem says
+//! (a cue word and a number) before it reckons. A chain (the start and the operations in order)
+//! belongs to exactly one [`Split`], by its hash: no held-out chain can occur in training, under any
+//! seed or wording.
 
 mod verifier;
 mod wording;
@@ -153,6 +155,8 @@ pub struct WordProblem {
     pub chain: Chain,
     /// Which month (from 0, January) the first sentence is dated.
     pub first_month: usize,
+    /// The word of each step's sentence that says what happens, as the solution quotes it.
+    pub cues: Vec<&'static str>,
     pub text: String,
 }
 
@@ -166,25 +170,28 @@ impl WordProblem {
             .find(|chain| chain.split() == split)
             .expect("every split holds at least a tenth of all chains");
         let first_month = rng.below(12) as usize;
-        let text = wording::tell(&chain, first_month, &mut rng);
+        let (text, cues) = wording::tell(&chain, first_month, &mut rng);
         let id = format!("word_problems-{seed}-{split}-{index:06}");
-        WordProblem { id, split, chain, first_month, text }
+        WordProblem { id, split, chain, first_month, cues, text }
     }
 
     pub fn answer(&self) -> u8 {
         self.chain.answer()
     }
 
-    /// The steps as dated equations, such as `In May: 7 + 5 = 12; June: 12 - 3 = 9`. The first word
-    /// gives the first month a leading space, and nothing changes when the text is trimmed.
+    /// The steps as dated quotes and equations, such as
+    /// `In May: won 5, 7 + 5 = 12; June: lost 3, 12 - 3 = 9; July: doubled, 9 * 2 = 18`.
+    /// The first word gives the first month a leading space, and nothing changes when the text is
+    /// trimmed.
     pub fn reasoning(&self) -> String {
         let values = self.chain.values();
-        let equation = |(i, step): (usize, &Operation)| {
+        let step = |(i, step): (usize, &Operation)| {
             let month = wording::MONTHS[(self.first_month + 1 + i) % 12];
-            format!("{month}: {} {step} = {}", values[i], values[i + 1])
+            let operand = step.operand().map_or(String::new(), |n| format!(" {n}"));
+            format!("{month}: {}{operand}, {} {step} = {}", self.cues[i], values[i], values[i + 1])
         };
-        let equations: Vec<String> = self.chain.steps.iter().enumerate().map(equation).collect();
-        format!("In {}", equations.join("; "))
+        let steps: Vec<String> = self.chain.steps.iter().enumerate().map(step).collect();
+        format!("In {}", steps.join("; "))
     }
 
     /// The assistant turn with the reasoning: what a teacher made from scratch is trained on.

@@ -3,7 +3,7 @@
 use stillroom_core::{Message, Prompt};
 
 use super::VALUE_MAX;
-use super::wording::MONTHS;
+use super::wording::{MONTHS, operator};
 use crate::{Verdict, Verifier};
 
 /// Longer reasoning is refused unread.
@@ -12,37 +12,62 @@ const REASONING_BYTES_MAX: usize = 4096;
 /// The verifier of the task `word_problems`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WordProblems {
-    /// Besides the answer, every equation of the reasoning must hold, start from the last result,
-    /// use the problem's numbers in their order, and end in the answer.
+    /// Besides the answer, every step of the reasoning must hold, start from the last result, quote
+    /// the word and the number of the problem's sentence of that month, and do what they say; the
+    /// first must start from the problem's first number, and the last end in the answer.
     pub check_steps: bool,
 }
 
-/// One equation `month: left operator right = result` of a reply's reasoning.
-struct Equation<'a> {
+/// One step `month: cue number, left operator right = result` of a reply's reasoning.
+struct Step<'a> {
     month: &'a str,
+    cue: &'a str,
+    quoted: Option<u32>,
     left: u32,
-    operator: char,
+    operator: &'a str,
     right: u32,
     result: u32,
 }
 
-impl Equation<'_> {
+impl Step<'_> {
     fn holds(&self) -> bool {
         let (left, right) = (u64::from(self.left), u64::from(self.right));
         let result = u64::from(self.result);
         match self.operator {
-            '+' => left + right == result,
-            '-' => left == right + result,
-            '*' => left * right == result,
-            '/' => right != 0 && left == right * result,
+            "+" => left + right == result,
+            "-" => left == right + result,
+            "*" => left * right == result,
+            "/" => right != 0 && left == right * result,
             _ => false,
         }
+    }
+
+    /// Whether the equation does what the quote says.
+    fn follows_quote(&self) -> bool {
+        let operand = match self.operator {
+            "+" | "-" => self.quoted == Some(self.right),
+            _ => self.quoted.is_none() && self.right == 2,
+        };
+        operand && operator(self.cue) == Some(self.operator)
+    }
+}
+
+/// A sentence of the problem's text, without its punctuation.
+struct Sentence<'a> {
+    month: &'a str,
+    words: Vec<&'a str>,
+}
+
+impl Sentence<'_> {
+    /// Whether this is the only number of the sentence, or it has none where none is given.
+    fn states(&self, given: Option<u32>) -> bool {
+        self.words.iter().filter_map(|word| number(word)).eq(given)
     }
 }
 
 impl Verifier for WordProblems {
     fn name(&self) -> &'static str {
-        "word_problems"
+        if self.check_steps { "word_problems_steps" } else { "word_problems" }
     }
 
     fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict {
@@ -67,64 +92,88 @@ impl Verifier for WordProblems {
 }
 
 fn check_steps(prompt: &Prompt, reasoning: Option<&str>, answer: u32) -> Result<(), String> {
-    let equations = parse_reasoning(reasoning.ok_or("no reasoning")?)?;
+    let steps = parse_reasoning(reasoning.ok_or("no reasoning")?)?;
     let mut last = None;
-    let mut stated = Vec::new();
-    for (i, equation) in equations.iter().enumerate() {
-        let step = i + 1;
-        if !equation.holds() || equation.result > u32::from(VALUE_MAX) {
-            return Err(format!("step {step} is false"));
+    for (i, step) in steps.iter().enumerate() {
+        let n = i + 1;
+        if !step.holds() || step.result > u32::from(VALUE_MAX) {
+            return Err(format!("step {n} is false"));
         }
-        if last.is_some_and(|last| last != equation.left) {
-            return Err(format!("step {step} does not start from the result before it"));
+        if last.is_some_and(|last| last != step.left) {
+            return Err(format!("step {n} does not start from the result before it"));
         }
-        if last.is_none() {
-            stated.push(equation.left);
+        if !step.follows_quote() {
+            return Err(format!("step {n} does not do what it quotes"));
         }
-        match (equation.operator, equation.right) {
-            ('+' | '-', operand) => stated.push(operand),
-            (_, 2) => {}
-            _ => return Err(format!("step {step} is not a step of this task")),
-        }
-        last = Some(equation.result);
+        last = Some(step.result);
     }
     if last != Some(answer) {
         return Err("the steps do not end in the answer".into());
     }
     let text = prompt.messages.last().map(|message| message.content.as_str()).unwrap_or_default();
-    let given: Vec<u32> = text.split(|c: char| !c.is_ascii_digit()).filter_map(number).collect();
-    if stated != given {
-        return Err("the steps do not use the problem's numbers in their order".into());
-    }
-    let dates = text.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| MONTHS.contains(word)).skip(1);
-    if !dates.eq(equations.iter().map(|equation| equation.month)) {
+    check_quotes(&steps, text)
+}
+
+/// Holds the steps against the problem: a start, one sentence per step, and a question without a date.
+fn check_quotes(steps: &[Step<'_>], text: &str) -> Result<(), String> {
+    let sentences: Vec<Sentence<'_>> = text.split('.').filter_map(sentence).collect();
+    let Some((opening, told)) = sentences.split_first() else {
+        return Err("the problem has no dated sentence".into());
+    };
+    if !told.iter().map(|sentence| sentence.month).eq(steps.iter().map(|step| step.month)) {
         return Err("the steps are not dated as the problem's sentences".into());
+    }
+    if !opening.states(steps.first().map(|step| step.left)) {
+        return Err("the steps do not start from the problem's first number".into());
+    }
+    for (i, (step, sentence)) in steps.iter().zip(told).enumerate() {
+        if !sentence.words.contains(&step.cue) {
+            return Err(format!("step {} quotes a word that {} does not have", i + 1, step.month));
+        }
+        if !sentence.states(step.quoted) {
+            return Err(format!("step {} does not quote the number of {}", i + 1, step.month));
+        }
     }
     Ok(())
 }
 
-/// Reads reasoning of the form `In May: 7 + 5 = 12; June: 12 - 3 = 9`.
-fn parse_reasoning(text: &str) -> Result<Vec<Equation<'_>>, String> {
+/// A sentence with a month; the question has none.
+fn sentence(text: &str) -> Option<Sentence<'_>> {
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).collect();
+    let month = *words.iter().find(|word| MONTHS.contains(word))?;
+    Some(Sentence { month, words })
+}
+
+/// Reads reasoning such as `In May: won 5, 7 + 5 = 12; June: lost 3, 12 - 3 = 9; July: doubled, 9 * 2 = 18`.
+fn parse_reasoning(text: &str) -> Result<Vec<Step<'_>>, String> {
     if text.len() > REASONING_BYTES_MAX {
         return Err("reasoning too long".into());
     }
     let text = text.trim();
     let text = text.strip_prefix("In ").unwrap_or(text);
     let numbered = text.split(';').enumerate();
-    numbered.map(|(i, part)| equation(part).ok_or_else(|| format!("step {} is no equation", i + 1))).collect()
+    numbered.map(|(i, part)| step(part).ok_or_else(|| format!("step {} cannot be read", i + 1))).collect()
 }
 
-fn equation(text: &str) -> Option<Equation<'_>> {
-    let mut words = text.split_ascii_whitespace();
-    let month = words.next()?.strip_suffix(':')?;
-    let left = number(words.next()?)?;
-    let mut operator = words.next()?.chars();
-    let right = number(words.next()?)?;
-    let equals = words.next()?;
-    let result = number(words.next()?)?;
-    let symbol = operator.next()?;
-    let whole = equals == "=" && words.next().is_none() && operator.next().is_none();
-    (whole && "+-*/".contains(symbol)).then_some(Equation { month, left, operator: symbol, right, result })
+fn step(text: &str) -> Option<Step<'_>> {
+    let (quote, equation) = text.split_once(',')?;
+    let quote: Vec<&str> = quote.split_ascii_whitespace().collect();
+    let (month, cue, quoted) = match quote[..] {
+        [month, cue] => (month, cue, None),
+        [month, cue, quoted] => (month, cue, Some(number(quoted)?)),
+        _ => return None,
+    };
+    let equation: Vec<&str> = equation.split_ascii_whitespace().collect();
+    let [left, operator @ ("+" | "-" | "*" | "/"), right, "=", result] = equation[..] else { return None };
+    Some(Step {
+        month: month.strip_suffix(':')?,
+        cue,
+        quoted,
+        left: number(left)?,
+        operator,
+        right: number(right)?,
+        result: number(result)?,
+    })
 }
 
 /// A whole number in plain digits, without sign.

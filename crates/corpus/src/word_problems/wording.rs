@@ -1,8 +1,9 @@
 //! The words of a problem: who, what, and one sentence per step.
 //!
-//! Placeholders: `{s}` the person as subject (name or pronoun), `{h}` he or she, `{o}` the person as object, `{p}` his or her, `{F}` a friend,
-//! `{n}` the number, `{u}` the unit in the number that `{n}` wants, `{us}` its plural.
-//! Every `{n}` follows a space, so that a number is always one token.
+//! Placeholders: `{s}` the person as subject (name or pronoun), `{h}` he or she, `{o}` the person as
+//! object, `{p}` his or her, `{F}` a friend, `{n}` the number, `{u}` the unit in the number that `{n}`
+//! wants, `{us}` its plural. `{v…}` marks the cue: the one word that says what happens, which the
+//! solution quotes. Every `{n}` and every cue follows a space, so that each is always one token.
 
 use stillroom_core::CounterRng;
 
@@ -109,58 +110,61 @@ const OPENINGS: [&str; 8] = [
     "{s} put {n} {u} in a bag.",
 ];
 
+// A cue says the same in every sentence that has it, so that what happens never depends on the words
+// around it.
+
 const ADDITIONS: [&str; 12] = [
-    "{s} bought {n} more {u}.",
-    "{s} found {n} {u} at home.",
-    "{F} gave {o} {n} {u}.",
-    "a friend gave {o} {n} more {u}.",
-    "{s} won {n} {u} in a game.",
-    "{p} mother gave {o} {n} {u}.",
-    "{s} found {n} more {u} on the way home.",
-    "another {n} {u} came in the post.",
-    "{F} had too many {us} and gave {o} {n}.",
-    "{s} got {n} {u} from {F}.",
-    "{s} took {n} more {u} out of a bag.",
-    "{s} got {n} {u} at the market.",
+    "{s} {vbought} {n} more {u}.",
+    "{s} {vfound} {n} {u} at home.",
+    "{F} {vgave} {o} {n} {u}.",
+    "a friend {vbrought} {o} {n} more {u}.",
+    "{s} {vwon} {n} {u} in a game.",
+    "{p} mother {vadded} {n} {u}.",
+    "{s} {vcollected} {n} more {u} on the way home.",
+    "the post {vdelivered} {n} {u}.",
+    "{F} had too many {us} and {voffered} {o} {n}.",
+    "{s} {vreceived} {n} {u} from {F}.",
+    "{s} {vmade} {n} more {u}.",
+    "{s} {vearned} {n} {u} at the market.",
 ];
 
 const SUBTRACTIONS: [&str; 12] = [
-    "{s} gave {n} {u} to {F}.",
-    "{s} lost {n} {u} on the way home.",
-    "{s} sold {n} {u} at the market.",
-    "{F} wanted some {us} and took {n}.",
-    "{n} of the {us} got lost.",
-    "{F} took {n} {u} away.",
-    "{s} left {n} {u} in a box at school.",
-    "{s} sent {n} {u} to a friend.",
-    "a dog ran away with {n} {u}.",
-    "{s} lost {n} {u} in a game.",
-    "{p} mother took {n} of the {us}.",
-    "{s} sold {n} {u} at school.",
+    "{s} {vhanded} {n} {u} to {F}.",
+    "{s} {vlost} {n} {u} on the way home.",
+    "{s} {vsold} {n} {u} at the market.",
+    "{F} wanted some {us} and {vtook} {n}.",
+    "{s} {vdropped} {n} of the {us}.",
+    "{F} {vborrowed} {n} {u}.",
+    "{s} {vleft} {n} {u} in a box at school.",
+    "{s} {vsent} {n} {u} to a friend.",
+    "a dog {vstole} {n} {u}.",
+    "{s} {vhid} {n} {u} in a game.",
+    "{p} mother {vremoved} {n} of the {us}.",
+    "{s} {vspent} {n} {u} at school.",
 ];
 
-const FOOD_SUBTRACTIONS: [&str; 2] = ["{s} ate {n} {u}.", "{s} ate {n} of the {us} at home."];
+const FOOD_SUBTRACTIONS: [&str; 2] = ["{s} {vate} {n} {u}.", "{s} {vate} {n} of the {us} at home."];
 
 const DOUBLINGS: [&str; 8] = [
-    "{F} gave {o} as many {us} as {h} had.",
-    "{s} had twice as many {us}.",
-    "{s} won as many {us} as {h} had.",
-    "{s} found as many {us} as {h} had.",
-    "{s} bought as many {us} as {h} had.",
-    "a friend gave {o} as many {us} as {h} had.",
-    "{p} mother made it twice as many {us}.",
-    "{s} got twice as many {us}.",
+    "{s} {vdoubled} the {us}.",
+    "{F} {vdoubled} the {us} that {h} had.",
+    "{p} mother {vdoubled} the {us}.",
+    "a friend {vdoubled} the {us} for {o}.",
+    "{s} came home with {vtwice} as many {us}.",
+    "there were {vtwice} as many {us} in the box.",
+    "{s} had {vtwice} as many {us}.",
+    "{s} counted {vtwice} as many {us}.",
 ];
 
 const HALVINGS: [&str; 8] = [
-    "{s} gave half of the {us} to {F}.",
-    "{s} sold half of the {us}.",
-    "half of the {us} got lost.",
-    "{F} took half of the {us} away.",
-    "{s} left half of the {us} at school.",
-    "{s} lost half of the {us} in a game.",
-    "a dog ran away with half of the {us}.",
-    "{s} sent half of the {us} to a friend.",
+    "{s} {vhalved} the {us} with {F}.",
+    "{s} {vhalved} the {us}.",
+    "{vhalf} of the {us} were no good.",
+    "{F} came for {vhalf} of the {us}.",
+    "{p} mother put {vhalf} of the {us} away.",
+    "{s} was left with {vhalf} of the {us}.",
+    "a friend asked for {vhalf} of the {us} and got them.",
+    "{vhalf} of the {us} were gone.",
 ];
 
 const QUESTIONS: [&str; 6] = [
@@ -183,9 +187,9 @@ struct Scene {
     unit: Unit,
 }
 
-/// The text of a problem: an opening dated `first_month`, one sentence per step, each a month later,
-/// and a question.
-pub(super) fn tell(chain: &Chain, first_month: usize, rng: &mut CounterRng) -> String {
+/// The text of a problem (an opening dated `first_month`, one sentence per step, each a month later,
+/// and a question), and the cue of each step.
+pub(super) fn tell(chain: &Chain, first_month: usize, rng: &mut CounterRng) -> (String, Vec<&'static str>) {
     let gender = rng.below(2) as usize;
     let person = &GENDERS[gender];
     // Friends have the other pronoun, so that "he" and "she" always mean the person.
@@ -197,15 +201,37 @@ pub(super) fn tell(chain: &Chain, first_month: usize, rng: &mut CounterRng) -> S
     };
     let mut text = format!("In {}, ", MONTHS[first_month]);
     text.push_str(&fill(pick(&OPENINGS, rng), &scene, Some(chain.start), false, rng));
+    let mut cues = Vec::with_capacity(chain.steps.len());
     for (i, &step) in chain.steps.iter().enumerate() {
+        let template = sentence(step, scene.unit.food, rng);
+        cues.push(cue(template));
         text.push_str(&format!(" {}{}, ", pick(&DATES, rng), MONTHS[(first_month + 1 + i) % 12]));
         let pronoun = rng.uniform() < PRONOUN_SHARE;
-        text.push_str(&fill(sentence(step, scene.unit.food, rng), &scene, step.operand(), pronoun, rng));
+        text.push_str(&fill(template, &scene, step.operand(), pronoun, rng));
     }
     text.push(' ');
     let pronoun = rng.uniform() < PRONOUN_SHARE;
     text.push_str(&fill(pick(&QUESTIONS, rng), &scene, None, pronoun, rng));
-    text
+    (text, cues)
+}
+
+/// The operator of the steps that this word is the cue of.
+pub(super) fn operator(word: &str) -> Option<&'static str> {
+    let sentences: [(&[&'static str], &str); 5] = [
+        (&ADDITIONS, "+"),
+        (&SUBTRACTIONS, "-"),
+        (&FOOD_SUBTRACTIONS, "-"),
+        (&DOUBLINGS, "*"),
+        (&HALVINGS, "/"),
+    ];
+    let has_cue = |templates: &[&'static str]| templates.iter().any(|template| cue(template) == word);
+    sentences.into_iter().find(|(templates, _)| has_cue(templates)).map(|(_, operator)| operator)
+}
+
+/// The word of a template that says what happens.
+fn cue(template: &'static str) -> &'static str {
+    let marked = template.split_once("{v").and_then(|(_, rest)| rest.split_once('}'));
+    marked.expect("the sentence of a step marks its cue").0
 }
 
 fn sentence(step: Operation, food: bool, rng: &mut CounterRng) -> &'static str {
@@ -237,7 +263,7 @@ fn fill(template: &str, scene: &Scene, number: Option<u8>, pronoun: bool, rng: &
             "o" => text.push_str(if pronoun { person.object } else { scene.name }),
             "p" => text.push_str(person.possessive),
             "F" => text.push_str(pick(scene.friends.names, rng)),
-            _ => unreachable!("placeholder `{key}`"),
+            _ => text.push_str(key.strip_prefix('v').expect("a known placeholder")),
         }
         text.push_str(rest);
     }
