@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use serde::Serialize;
 use serde_json::Value as Json;
-use stillroom_core::Message;
+use stillroom_core::{Message, Role};
 
 use crate::error::{FormatError, Result};
 
@@ -50,7 +51,10 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(wrong)?;
+        environment.add_test("iterable", is_iterable);
+        // Jinja reads every kind of line end as one.
+        let jinja = without_generation_tags(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        environment.add_template_owned(NAME, jinja).map_err(wrong)?;
         Ok(ChatTemplate { source, environment })
     }
 
@@ -60,13 +64,15 @@ impl ChatTemplate {
 
     /// Whether the template has a place for reasoning.
     pub(crate) fn knows_reasoning(&self) -> bool {
-        self.source.contains("reasoning_content")
+        let names = ["reasoning_content", ".thinking", "'thinking'", "\"thinking\""];
+        names.iter().any(|name| self.source.contains(name))
     }
 
     pub(crate) fn render(&self, input: &Rendering<'_>) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(wrong)?;
+        let turns: Vec<Turn<'_>> = input.messages.iter().map(Turn::new).collect();
         let context = context! {
-            messages => Value::from(Serde(input.messages)),
+            messages => Value::from(Serde(turns)),
             add_generation_prompt => input.add_generation_prompt,
             bos_token => input.bos_token,
             eos_token => input.eos_token,
@@ -76,6 +82,29 @@ impl ChatTemplate {
         let mut text = Capped(Vec::new());
         template.render_captured_to(context, &mut text).map_err(wrong)?;
         String::from_utf8(text.0).map_err(|error| FormatError::ChatTemplate { what: error.to_string() })
+    }
+}
+
+/// A message, with its reasoning under the name that some templates read as well.
+#[derive(Serialize)]
+struct Turn<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<&'a str>,
+    role: Role,
+    content: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(message: &'a Message) -> Turn<'a> {
+        let reasoning = message.reasoning_content.as_deref();
+        Turn {
+            thinking: reasoning,
+            role: message.role,
+            content: &message.content,
+            reasoning_content: reasoning,
+        }
     }
 }
 
@@ -104,6 +133,12 @@ fn wrong(error: Error) -> FormatError {
         source = cause.source();
     }
     FormatError::ChatTemplate { what }
+}
+
+/// As in Python: none is not iterable, an undefined value is (and has no items).
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

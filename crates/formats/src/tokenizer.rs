@@ -36,9 +36,16 @@ pub struct Tokenizer {
     special: Vec<String>,
     special_ids: HashSet<u32>,
     vocab_size: usize,
-    bos: Option<(String, u32)>,
-    eos: Option<(String, u32)>,
+    bos: NamedToken,
+    eos: NamedToken,
     digest: OnceLock<Digest>,
+}
+
+/// A token with a role, as the config spells it, and its id if the vocabulary has it.
+#[derive(Clone, Default)]
+struct NamedToken {
+    text: Option<String>,
+    id: Option<u32>,
 }
 
 /// A conversation whose last turn is to be learned.
@@ -96,8 +103,9 @@ impl Tokenizer {
         let mut special: Vec<String> = is_special.map(|(_, token)| token.content.clone()).collect();
         special.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         let named = |key: &str| {
-            let content = config_token(&config, key)?;
-            inner.token_to_id(&content).map(|id| (content, id))
+            let text = config_token(&config, key);
+            let id = text.as_deref().and_then(|text| inner.token_to_id(text));
+            NamedToken { text, id }
         };
         let (bos, eos) = (named("bos_token"), named("eos_token"));
         let template = template.map(ChatTemplate::new).transpose()?;
@@ -174,11 +182,11 @@ impl Tokenizer {
     }
 
     pub fn bos_id(&self) -> Option<u32> {
-        self.bos.as_ref().map(|(_, id)| *id)
+        self.bos.id
     }
 
     pub fn eos_id(&self) -> Option<u32> {
-        self.eos.as_ref().map(|(_, id)| *id)
+        self.eos.id
     }
 
     /// The id of a token by its exact (stored) spelling.
@@ -248,8 +256,8 @@ impl Tokenizer {
     /// The conversation as the template writes it.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.template.as_ref().ok_or(FormatError::NoChatTemplate)?;
-        let bos_token = self.bos.as_ref().map_or("", |(token, _)| token);
-        let eos_token = self.eos.as_ref().map_or("", |(token, _)| token);
+        let bos_token = self.bos.text.as_deref().unwrap_or_default();
+        let eos_token = self.eos.text.as_deref().unwrap_or_default();
         template.render(&Rendering { messages, add_generation_prompt, bos_token, eos_token })
     }
 
@@ -383,7 +391,7 @@ impl Tokenizer {
         default("clean_up_tokenization_spaces", json!(false));
         default("model_max_length", json!(model.max_position_embeddings));
         for (key, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
-            default(key, token.as_ref().map_or(Value::Null, |(token, _)| json!(token)));
+            default(key, json!(token.text));
         }
         if let Some(template) = self.chat_template() {
             default("chat_template", json!(template));

@@ -84,6 +84,9 @@ fn reasoning_goes_where_the_template_puts_it_or_before_the_content() {
         let (_, text) = supervised(&tokenizer, &[user("7 + 5?")], &reply);
         assert_eq!(text, "<think>\n7 + 5\n</think>\n\n12<|im_end|>");
     }
+    let thinking = "{% for m in messages %}{% if m.thinking %}{{ '(' + m.thinking + ')' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}";
+    let (_, text) = supervised(&common::tokenizer(Some(thinking)), &[user("7 + 5?")], &reply);
+    assert_eq!(text, "(7 + 5)12<|im_end|>");
     // An earlier turn's reasoning is dropped by the template, not the one that is learned.
     let tokenizer = common::tokenizer(Some(REASONING));
     let earlier = [user("1 + 1?"), assistant("2", Some("easy")), user("7 + 5?")];
@@ -160,6 +163,9 @@ fn python_and_transformers_extras_work() {
         ("{% if tools is not none %}tools{% endif %}{% if tools %}tools{% endif %}plain", "plain"),
         ("{% macro turn(m) %}[{{ m.role }}]{% endmacro %}{{ turn(messages[2]) }}", "[assistant]"),
         ("{{ '<b>' }}", "<b>"),
+        ("{% if tools is iterable and tools | length > 0 %}tools{% endif %}plain", "plain"),
+        ("{{ 'a' is iterable }} {{ nothing is iterable }} {{ 3 is iterable }}", "True True False"),
+        ("a\r\nb\r{{ '\r\n' }}", "a\nb\n\n"),
     ] {
         assert_eq!(render(template, &messages, false), expected, "{template}");
     }
