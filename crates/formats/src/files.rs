@@ -18,13 +18,9 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps a regular file.
     pub fn open(path: &Path) -> Result<MappedFile> {
-        let file = File::open(path).map_err(FormatError::io("open", path))?;
-        let metadata = file.metadata().map_err(FormatError::io("read", path))?;
-        if !metadata.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(FormatError::io("map", path)(source));
-        }
-        if metadata.len() == 0 {
+        let file = open_regular(path).map_err(FormatError::io("open", path))?;
+        let len = file.metadata().map_err(FormatError::io("read", path))?.len();
+        if len == 0 {
             return Ok(MappedFile { map: None });
         }
         #[expect(unsafe_code, reason = "the one audited memory map")]
@@ -45,9 +41,17 @@ impl Deref for MappedFile {
     }
 }
 
+/// Opens a file, but no pipe or device, which could block or never end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    if fs::metadata(path)?.is_file() {
+        return File::open(path);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+}
+
 /// The text of a file of at most `limit` bytes; `None` if there is no such file.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<Option<String>> {
-    let file = match File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FormatError::io("open", path)(error)),

@@ -283,6 +283,20 @@ fn ends_of_generation_are_those_of_both_configs() {
     assert!(error.to_string().contains("generation_config.json: `eos_token_id` is 64"), "{error}");
 }
 
+#[cfg(unix)]
+#[test]
+fn devices_and_directories_are_not_read_as_files() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    copy(&common::golden().join("llama-tied"), temp.path());
+    fs::create_dir(temp.path().join("tokenizer.json")).expect("creating");
+    let error = ModelFiles::open(temp.path()).err().expect("refused");
+    assert!(error.to_string().contains("not a regular file"), "{error}");
+    let device = temp.path().join("zero.gguf");
+    std::os::unix::fs::symlink("/dev/zero", &device).expect("linking");
+    let error = ModelFiles::open(&device).err().expect("refused");
+    assert!(error.to_string().contains("not a regular file"), "{error}");
+}
+
 #[test]
 fn what_is_no_model_is_named() {
     let temp = tempfile::tempdir().expect("a temporary directory");
