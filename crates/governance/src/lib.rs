@@ -15,6 +15,7 @@ mod gate;
 mod identity;
 mod licence_text;
 mod manifest;
+mod own_assets;
 mod register;
 mod subject;
 mod verify;
@@ -29,6 +30,7 @@ pub use manifest::{
     MANIFEST_BYTES_MAX, MANIFEST_PATH, Manifest, ModelRecord, PREDICATE_TYPE, Program, RunRecord,
     STATEMENT_TYPE, SUBJECTS_MAX, Subject as ManifestSubject,
 };
+pub use own_assets::digest_of_weights;
 pub use register::{Condition, Grade, Grant, LicenceTerms, ROWS_MAX, Register, Row};
 pub use subject::{CARD_BYTES_MAX, ENTRIES_MAX, LICENCE_FILES_MAX, LicenceFile, ModelEvidence, Subject};
 pub use verify::{Difference, Differs, VerifyReport, verify};

@@ -10,6 +10,7 @@ use stillroom_core::Digest;
 use crate::error::{GovernanceError, Result};
 use crate::identity::plain_id;
 use crate::licence_text::{Identified, TEXT_BYTES_MAX, identify};
+use crate::own_assets::{digest_of_weights, is_own_name};
 
 /// Entries of a model directory that are looked at.
 pub const ENTRIES_MAX: usize = 10_000;
@@ -40,9 +41,14 @@ impl Subject {
         Subject::open_as(path.display().to_string(), path)
     }
 
-    /// A local copy of something that has an ID (`hf:ORG/NAME` from the local cache).
+    /// A local copy of something that has an ID (`hf:ORG/NAME` from the local cache). What carries the
+    /// name of this program's own is digested, since only its bytes can prove it.
     pub fn open_as(id: impl Into<String>, path: &Path) -> Result<Subject> {
-        Ok(Subject { found: Some(ModelEvidence::read(path)?), ..Subject::id(id) })
+        let mut subject = Subject { found: Some(ModelEvidence::read(path)?), ..Subject::id(id) };
+        if is_own_name(&subject.id) {
+            subject.digest = digest_of_weights(path)?;
+        }
+        Ok(subject)
     }
 
     /// An argument of the command line: a path if something lies there, an ID otherwise.

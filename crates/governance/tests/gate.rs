@@ -224,8 +224,6 @@ fn another_name_does_not_wash_weights() {
         let decision = ask_dir(Some(id), &[("config.json", config), ("LICENSE", apache())]);
         assert_eq!(decision.verdict, Verdict::Deny, "{id}");
     }
-    let own = ask_dir(Some("stillroom:quickstart-teacher"), &[("config.json", "{}")]);
-    assert_eq!(own.verdict, Verdict::Allow);
     let same = r#"{"_name_or_path": "HuggingFaceTB/SmolLM2-135M"}"#;
     let honest = ask_dir(Some("HuggingFaceTB/SmolLM2-135M-Instruct"), &[("config.json", same)]);
     assert_eq!((honest.verdict, honest.rules.len()), (Verdict::Allow, 1));
@@ -353,6 +351,29 @@ fn what_this_program_brings_along_is_allowed() {
     assert_eq!(decision.verdict, Verdict::Allow);
     assert_eq!(decision.rules[0].licence, "Apache-2.0");
     assert_eq!(ask("stillroom:anything-else").verdict, Verdict::Unknown);
+}
+
+#[test]
+fn the_name_of_the_own_teacher_proves_nothing() {
+    const OWN: &str = "stillroom:quickstart-teacher";
+    let other = ask_dir(Some(OWN), &[("config.json", "{}"), ("model.safetensors", "others' weights")]);
+    assert_eq!(other.verdict, Verdict::Unknown);
+    assert!(other.rules[0].says.contains("not those that this program brings along"), "{:?}", other.rules);
+    // Its own licence file speaks for it, as for any other model.
+    let licensed = ask_dir(Some(OWN), &[("model.safetensors", "others' weights"), ("LICENSE", apache())]);
+    assert_eq!((licensed.verdict, licensed.rules[0].grade), (Verdict::Allow, Grade::Primary));
+    assert!(licensed.rules[0].evidence.starts_with("LICENSE is Apache-2.0"), "{:?}", licensed.rules);
+    let foreign = model_dir(&[("model.safetensors", "others' weights")]);
+    let declared = decide(&Question {
+        declared: declare(OWN, "us", "MIT", None),
+        ..Question::about(Subject::open_as(OWN, foreign.path()).unwrap())
+    });
+    assert_eq!((declared.verdict, declared.rules[0].grade), (Verdict::Allow, Grade::Declared));
+    // A service can answer to any name, and a task is no teacher.
+    let endpoints = vec!["http://127.0.0.1:8080/v1".to_owned()];
+    let served = decide(&Question { endpoints, ..Question::about(Subject::id(OWN)) });
+    assert_eq!(served.verdict, Verdict::Unknown);
+    assert_eq!(ask("stillroom:procedural-tasks").verdict, Verdict::Unknown);
 }
 
 #[test]

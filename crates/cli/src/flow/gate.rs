@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use stillroom_governance::{Decision, Declaration, GovernanceError, Question, Subject, Use, Verdict, decide};
-use stillroom_store::{atomic_write, create_dir_durable, digest_file};
+use stillroom_governance::{
+    Decision, Declaration, GovernanceError, Question, Subject, Use, Verdict, decide, digest_of_weights,
+};
+use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{PromptSource, Recipe, Source, Student, TeacherKind};
@@ -54,8 +56,14 @@ fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Re
     let mut subject = Subject::open_as(id, &path)?;
     let digest_is_declared = recipe.policy.declare.get(id).is_some_and(|d| d.digest.is_some());
     if digest_is_declared {
-        let weights = if path.is_dir() { path.join("model.safetensors") } else { path };
-        subject.digest = Some(digest_file(&weights)?.0);
+        subject.digest = digest_of_weights(&path)?;
+        if subject.digest.is_none() {
+            let cause =
+                format!("a digest is declared, and the weights in `{}` are not one file", path.display());
+            return Err(source
+                .bad(&["policy", "declare", id, "digest"], cause)
+                .fix("remove the digest, or keep the weights in one `model.safetensors`"));
+        }
     }
     Ok(subject)
 }
