@@ -10,12 +10,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("formats", &["core"]),
     ("model", &["core", "kernels", "formats"]),
     ("store", &["core", "formats"]),
-    ("teacher", &["core", "formats", "model", "store"]),
+    ("net", &["core"]),
+    ("teacher", &["core", "formats", "model", "store", "net"]),
     ("corpus", &["core", "formats", "store"]),
     ("distill", &["core", "model", "corpus", "formats", "store"]),
     ("evaluate", &["core", "model", "corpus", "formats", "store"]),
     ("governance", &["core", "formats", "store"]),
 ];
+
+/// Rooms that stand in the table and have no code yet.
+const TO_COME: &[&str] = &["stillroom-teacher"];
 
 /// The crates of the workspace and the crates of the workspace that each one imports.
 fn edges() -> BTreeMap<String, BTreeSet<String>> {
@@ -58,7 +62,8 @@ fn every_crate_imports_only_what_its_room_allows() {
             (_, None) => panic!("{name} has no room in ARCHITECTURE.md"),
         }
     }
-    assert!(allowed.keys().all(|room| edges.contains_key(room)), "a room is missing from the workspace");
+    let missing = allowed.keys().find(|room| !edges.contains_key(*room) && !TO_COME.contains(&room.as_str()));
+    assert_eq!(missing, None, "a room is missing from the workspace");
     assert!(edges["xtask"].is_empty(), "chores import nothing");
 }
 
@@ -79,6 +84,35 @@ fn unsafe_code_stands_in_the_kernels_only() {
             }
         }
     }
+}
+
+#[test]
+fn only_the_gate_mints_leave_to_use_the_network() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let mut folders = vec![root];
+    let mut minters = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                // Tests of the client make their own leave for their own servers.
+                if !path.ends_with("net/tests") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                let code = text.lines().filter(|l| !l.trim_start().starts_with("//"));
+                if code.into_iter().any(|l| l.contains("::mint") || l.contains("fn mint")) {
+                    let parts: Vec<_> = path.components().rev().take(3).map(|c| c.as_os_str()).collect();
+                    minters.insert(
+                        parts.iter().rev().map(|p| p.to_string_lossy()).collect::<Vec<_>>().join("/"),
+                    );
+                }
+            }
+        }
+    }
+    let expected = ["core/src/cleared.rs", "governance/src/egress.rs"].map(str::to_owned);
+    assert_eq!(minters, BTreeSet::from(expected));
 }
 
 /// The kernels, and the one function that maps model files into memory.

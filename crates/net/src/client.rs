@@ -1,0 +1,383 @@
+//! The client: requests within the gate's leave, redirects by hand, limits on time and size.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use stillroom_core::{Cleared, Reach};
+use ureq::http::{self, HeaderMap, HeaderName, HeaderValue};
+use ureq::{Agent, Body, BodyReader};
+
+use crate::Result;
+use crate::error::{NetError, Phase, shown};
+use crate::url::Address;
+
+/// Redirects followed for one request.
+pub const REDIRECTS_MAX: usize = 5;
+/// Bytes of a reply's headers.
+pub const HEADER_BYTES_MAX: usize = 64 << 10;
+/// Longest wait that a server may ask for and be believed, in seconds.
+const RETRY_AFTER_S_MAX: u64 = 24 * 3600;
+
+/// Text that is sent and never shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Limits on time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// From the name to the finished handshake.
+    pub connect: Duration,
+    /// From the request to the end of the reply's headers.
+    pub first_byte: Duration,
+    /// Longest silence between two bytes, before the first one too.
+    pub stall: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        ClientOptions {
+            connect: Duration::from_secs(10),
+            first_byte: Duration::from_secs(60),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    method: Method,
+    address: Address,
+    headers: Vec<(&'static str, String)>,
+    bearer: Option<&'a Secret>,
+    body: &'a [u8],
+    stays: bool,
+}
+
+impl<'a> Request<'a> {
+    pub fn get(address: Address) -> Request<'a> {
+        Request { method: Method::Get, address, headers: Vec::new(), bearer: None, body: &[], stays: false }
+    }
+
+    /// Asks for the headers of what [`Request::get`] would give.
+    pub fn head(address: Address) -> Request<'a> {
+        Request { method: Method::Head, ..Request::get(address) }
+    }
+
+    /// Sends `body`; redirects of it are refused.
+    pub fn post(address: Address, content_type: &str, body: &'a [u8]) -> Request<'a> {
+        let request = Request { method: Method::Post, body, ..Request::get(address) };
+        request.header("content-type", content_type)
+    }
+
+    /// A header; `authorization` is [`Request::bearer`]'s business.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Request<'a> {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Proof of who asks. It goes to the address's own origin and to no redirect's.
+    #[must_use]
+    pub fn bearer(mut self, token: Option<&'a Secret>) -> Request<'a> {
+        self.bearer = token;
+        self
+    }
+
+    /// A redirect to another origin is the reply and not followed.
+    #[must_use]
+    pub fn stay(mut self) -> Request<'a> {
+        self.stays = true;
+        self
+    }
+}
+
+/// The one HTTP client. Cheap to share between threads.
+pub struct Client {
+    agent: Agent,
+    cleared: Cleared,
+    options: ClientOptions,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("cleared", &self.cleared).field("options", &self.options).finish()
+    }
+}
+
+impl Client {
+    /// A client that may ask wherever `cleared` reaches.
+    pub fn new(cleared: Cleared, options: ClientOptions) -> Client {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(concat!("stillroom/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .max_response_header_size(HEADER_BYTES_MAX)
+            .timeout_resolve(Some(options.connect))
+            .timeout_connect(Some(options.connect))
+            .timeout_recv_response(Some(options.first_byte))
+            .timeout_per_read(Some(options.stall))
+            .timeout_per_write(Some(options.stall))
+            .build();
+        Client { agent: Agent::new_with_config(config), cleared, options }
+    }
+
+    /// Where this client may ask.
+    pub fn reach(&self) -> &Reach {
+        self.cleared.reach()
+    }
+
+    /// Sends a request and follows redirects within the leave. Any status is a reply.
+    pub fn send(&self, request: &Request<'_>) -> Result<Response> {
+        let home = request.address.origin();
+        let mut address = request.address.clone();
+        if !self.reach().permits(home) {
+            return Err(NetError::NotCleared { place: home.to_string() });
+        }
+        let mut first_headers: Option<HeaderMap> = None;
+        for _ in 0..=REDIRECTS_MAX {
+            let reply = self.once(request, &address, address.origin() == home)?;
+            let location = match reply.status().as_u16() {
+                301 | 302 | 303 | 307 | 308 => reply.headers().get(http::header::LOCATION).cloned(),
+                _ => None,
+            };
+            let Some(location) = location else {
+                return Response::of(reply, &address, first_headers, self.options);
+            };
+            let location = location.to_str().unwrap_or("\u{fffd}");
+            let refused = |to: String| NetError::Redirect { from: address.place(), to };
+            let next = address.join(location).map_err(|_| refused(without_query(location)))?;
+            if request.stays && next.origin() != home {
+                return Response::of(reply, &address, first_headers, self.options);
+            }
+            let downgrade = address.is_https() && !next.is_https();
+            if request.method == Method::Post || downgrade || !self.reach().permits(next.origin()) {
+                return Err(refused(next.place()));
+            }
+            first_headers.get_or_insert_with(|| reply.headers().clone());
+            address = next;
+        }
+        Err(NetError::Redirects { place: address.place(), redirects_max: REDIRECTS_MAX })
+    }
+
+    fn once(&self, request: &Request<'_>, address: &Address, at_home: bool) -> Result<http::Response<Body>> {
+        let method = match request.method {
+            Method::Get => http::Method::GET,
+            Method::Head => http::Method::HEAD,
+            Method::Post => http::Method::POST,
+        };
+        let mut builder = http::Request::builder().method(method).uri(address.uri().clone());
+        for &(name, ref value) in &request.headers {
+            let value = HeaderValue::from_str(value).map_err(|_| NetError::BadHeader { name })?;
+            builder = builder.header(HeaderName::from_static(name), value);
+        }
+        if let Some(Secret(token)) = request.bearer.filter(|_| at_home) {
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
+            let mut value = value.map_err(|_| NetError::BadHeader { name: "authorization" })?;
+            value.set_sensitive(true);
+            builder = builder.header(http::header::AUTHORIZATION, value);
+        }
+        let malformed = |_| NetError::BadPath { place: address.place() };
+        let sent = if request.method == Method::Post {
+            self.agent.run(builder.body(request.body).map_err(malformed)?)
+        } else {
+            self.agent.run(builder.body(()).map_err(malformed)?)
+        };
+        sent.map_err(|error| self.trouble(error, &address.place()))
+    }
+
+    fn trouble(&self, error: ureq::Error, place: &str) -> NetError {
+        trouble(error, place, Phase::FirstByte, self.options)
+    }
+}
+
+/// A reply whose body has not been read yet.
+pub struct Response {
+    status: u16,
+    headers: HeaderMap,
+    first_headers: Option<HeaderMap>,
+    body: BodyReader<'static>,
+    place: String,
+    options: ClientOptions,
+    bytes: u64,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response").field("place", &self.place).field("status", &self.status).finish()
+    }
+}
+
+impl Response {
+    fn of(
+        reply: http::Response<Body>,
+        address: &Address,
+        first_headers: Option<HeaderMap>,
+        options: ClientOptions,
+    ) -> Result<Response> {
+        let (parts, body) = reply.into_parts();
+        let place = address.place();
+        let encoding = parts.headers.get(http::header::CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(NetError::bad_reply(&place, "the reply is compressed, which was not asked for"));
+        }
+        Ok(Response {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            first_headers,
+            body: body.into_reader(),
+            place,
+            options,
+            bytes: 0,
+        })
+    }
+
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// Where the reply comes from, without a query.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// A header of the reply.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// A header of what the address itself answered, before any redirect.
+    pub fn first_header(&self, name: &str) -> Option<&str> {
+        self.first_headers.as_ref().unwrap_or(&self.headers).get(name)?.to_str().ok()
+    }
+
+    /// Length of the body, where the server announces it.
+    pub fn content_length(&self) -> Option<u64> {
+        self.header("content-length")?.trim().parse().ok()
+    }
+
+    /// This reply, or the error that its status is.
+    pub fn success(self) -> Result<Response> {
+        if self.is_success() { Ok(self) } else { Err(self.status_error()) }
+    }
+
+    /// The error of this status.
+    pub fn status_error(&self) -> NetError {
+        let seconds = self.header("retry-after").and_then(|text| text.trim().parse::<u64>().ok());
+        NetError::Status {
+            place: self.place.clone(),
+            status: self.status,
+            retry_after_s: seconds.map(|s| s.min(RETRY_AFTER_S_MAX)),
+        }
+    }
+
+    /// The next bytes of the body; 0 at its end. A body cut before its announced length is an error.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            match self.body.read(buffer) {
+                Ok(n) => {
+                    self.bytes += n as u64;
+                    return Ok(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(trouble(ureq::Error::from(error), &self.place, Phase::Body, self.options));
+                }
+            }
+        }
+    }
+
+    /// The whole body, refused beyond `bytes_max`.
+    pub fn read_to_vec(mut self, bytes_max: u64) -> Result<Vec<u8>> {
+        let too_large = || NetError::TooLarge { place: self.place.clone(), bytes_max };
+        if self.content_length().is_some_and(|bytes| bytes > bytes_max) {
+            return Err(too_large());
+        }
+        let mut whole = Vec::new();
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let n = self.read(&mut piece)?;
+            if n == 0 {
+                return Ok(whole);
+            }
+            if self.bytes > bytes_max {
+                return Err(NetError::TooLarge { place: self.place, bytes_max });
+            }
+            whole.extend_from_slice(&piece[..n]);
+        }
+    }
+}
+
+fn without_query(location: &str) -> String {
+    let end = location.find(['?', '#']).unwrap_or(location.len());
+    let text = &location[..end];
+    // Credentials stand before an `@`.
+    match text.rsplit_once('@') {
+        Some((_, rest)) => shown(&format!("…@{rest}")),
+        None => shown(text),
+    }
+}
+
+/// The client library's errors in our words; their own text may hold addresses and is not passed on.
+fn trouble(error: ureq::Error, place: &str, phase: Phase, options: ClientOptions) -> NetError {
+    use ureq::{Error, Timeout};
+    let place = place.to_owned();
+    match error {
+        Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+            NetError::Timeout { place, phase: Phase::Connect, seconds: options.connect.as_secs() }
+        }
+        Error::Timeout(Timeout::RecvResponse) => {
+            NetError::Timeout { place, phase, seconds: options.first_byte.as_secs() }
+        }
+        Error::Timeout(_) => NetError::Timeout { place, phase, seconds: options.stall.as_secs() },
+        Error::HostNotFound => NetError::UnknownHost { place },
+        Error::Io(error) => match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+                NetError::Timeout { place, phase, seconds: options.stall.as_secs() }
+            }
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::AddrNotAvailable => NetError::Connect { place, cause: error.kind().to_string() },
+            io::ErrorKind::InvalidData => NetError::Tls { place, cause: shown(&error.to_string()) },
+            _ => NetError::Cut { place },
+        },
+        Error::ConnectionFailed => NetError::Connect { place, cause: "nobody answers".to_owned() },
+        Error::Rustls(error) => NetError::Tls { place, cause: shown(&error.to_string()) },
+        Error::Tls(cause) => NetError::Tls { place, cause: cause.to_owned() },
+        Error::TlsRequired => NetError::Tls { place, cause: "it is missing".to_owned() },
+        Error::LargeResponseHeader(..) => {
+            NetError::bad_reply(&place, format!("the headers are longer than {HEADER_BYTES_MAX} bytes"))
+        }
+        Error::BodyExceedsLimit(bytes_max) => NetError::TooLarge { place, bytes_max },
+        _ => NetError::bad_reply(&place, "the reply is not well-formed HTTP"),
+    }
+}

@@ -1,0 +1,290 @@
+//! The client against servers on this machine that answer, lie, stall and cut.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use stillroom_core::{Cleared, ErrorKind, Reach};
+use stillroom_net::{
+    Address, Client, ClientOptions, HEADER_BYTES_MAX, NetError, Phase, REDIRECTS_MAX, Request, Response,
+    Secret,
+};
+
+type Answer = dyn Fn(&str, &mut TcpStream) + Send + Sync;
+
+/// A server that hands each request, head and body as text, to `answer`, and closes the connection.
+struct Server {
+    url: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (log, answer): (_, Arc<Answer>) = (seen.clone(), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (log, answer) = (log.clone(), answer.clone());
+                std::thread::spawn(move || {
+                    let mut stream = stream;
+                    if let Some(request) = read_request(&stream) {
+                        log.lock().expect("the log").push(request.clone());
+                        answer(&request, &mut stream);
+                    }
+                });
+            }
+        });
+        Server { url, seen }
+    }
+
+    fn fixed(reply: impl Into<Vec<u8>>) -> Server {
+        let reply = reply.into();
+        Server::start(move |_, stream| drop(stream.write_all(&reply)))
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("the log").clone()
+    }
+}
+
+fn read_request(stream: &TcpStream) -> Option<String> {
+    let mut reader = BufReader::new(stream);
+    let (mut text, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        text.push_str(&line);
+        if line == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    text.push_str(&String::from_utf8_lossy(&body));
+    Some(text)
+}
+
+fn client(places: &[&str]) -> Client {
+    let reach = Reach::of(places.iter().copied()).expect("addresses");
+    let options = ClientOptions {
+        connect: Duration::from_secs(5),
+        first_byte: Duration::from_secs(5),
+        stall: Duration::from_millis(400),
+    };
+    Client::new(Cleared::mint("test", reach), options)
+}
+
+fn get(server: &Server, client: &Client) -> Result<Response, NetError> {
+    client.send(&Request::get(Address::parse(&server.url).expect("an address")))
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+fn moved(to: &str) -> String {
+    format!(
+        "HTTP/1.1 302 Found\r\nLocation: {to}\r\nX-Linked-Etag: \"first\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+#[test]
+fn a_reply_arrives_whole_and_nothing_but_the_request_is_sent() {
+    let server = Server::fixed(ok("hello"));
+    let client = client(&[&server.url]);
+    let reply = get(&server, &client).unwrap();
+    assert_eq!((reply.status(), reply.content_length()), (200, Some(5)));
+    assert_eq!(reply.read_to_vec(5).unwrap(), b"hello");
+    let request = server.seen().concat().to_ascii_lowercase();
+    assert!(
+        request.starts_with("get / http/1.1\r\n") && request.contains("user-agent: stillroom/"),
+        "{request}"
+    );
+    assert!(!request.contains("authorization") && !request.contains("gzip"), "{request}");
+}
+
+#[test]
+fn a_posted_body_arrives_and_is_not_sent_on() {
+    let server = Server::start(|request, stream| {
+        let answer = if request.starts_with("POST /moved") { moved("/") } else { ok("done") };
+        drop(stream.write_all(answer.as_bytes()));
+    });
+    let client = client(&[&server.url]);
+    let address = |path: &str| Address::parse(&format!("{}{path}", server.url)).unwrap();
+    let reply = client.send(&Request::post(address("/"), "application/json", b"{\"a\":1}")).unwrap();
+    assert_eq!(reply.read_to_vec(100).unwrap(), b"done");
+    assert!(server.seen()[0].ends_with("\r\n\r\n{\"a\":1}"), "{:?}", server.seen());
+    let refused = client.send(&Request::post(address("/moved"), "text/plain", b"x")).unwrap_err();
+    assert!(matches!(refused, NetError::Redirect { .. }), "{refused}");
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[test]
+fn a_place_without_leave_is_not_asked() {
+    let server = Server::fixed(ok("secret"));
+    let other = Server::fixed(ok(""));
+    let refused = get(&server, &client(&[&other.url])).unwrap_err();
+    assert!(
+        matches!(refused, NetError::NotCleared { .. }) && refused.kind() == ErrorKind::Policy,
+        "{refused}"
+    );
+    assert!(server.seen().is_empty());
+}
+
+#[test]
+fn a_redirect_out_of_reach_is_refused_and_its_query_not_shown() {
+    let foreign = Server::fixed(ok("stolen"));
+    for to in [
+        format!("{}/f?X-Signature=s3cret", foreign.url),
+        "https://elsewhere.example/f?X-Signature=s3cret".to_owned(),
+        "http://elsewhere.example/f?X-Signature=s3cret".to_owned(),
+        "http://user:s3cret@127.0.0.1/f".to_owned(),
+        "file:///etc/passwd".to_owned(),
+    ] {
+        let server = Server::fixed(moved(&to));
+        let refused = get(&server, &client(&[&server.url])).unwrap_err();
+        assert!(matches!(refused, NetError::Redirect { .. }), "{to}: {refused}");
+        assert_eq!(refused.kind(), ErrorKind::Policy);
+        let shown = format!("{refused} {refused:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+    assert!(foreign.seen().is_empty());
+}
+
+#[test]
+fn the_token_stays_with_its_own_host() {
+    let store = Server::fixed(ok("bytes"));
+    let to = format!("{}/blob", store.url);
+    let hub = Server::start(move |request, stream| {
+        let to = if request.starts_with("GET /second") { to.as_str() } else { "/second" };
+        drop(stream.write_all(moved(to).as_bytes()));
+    });
+    let client = client(&[&hub.url, &store.url]);
+    let token = Secret::new("hf_s3cret");
+    let request = Request::get(Address::parse(&hub.url).unwrap()).bearer(Some(&token));
+    assert!(!format!("{request:?}").contains("s3cret"));
+    let reply = client.send(&request).unwrap();
+    assert_eq!(reply.first_header("x-linked-etag"), Some("\"first\""));
+    assert_eq!(reply.header("x-linked-etag"), None);
+    assert_eq!(reply.read_to_vec(10).unwrap(), b"bytes");
+    let at_hub = hub.seen();
+    assert_eq!(at_hub.len(), 2);
+    assert!(at_hub.iter().all(|r| r.to_ascii_lowercase().contains("authorization: bearer hf_s3cret")));
+    assert_eq!(store.seen().len(), 1);
+    assert!(!store.seen()[0].contains("s3cret"), "{:?}", store.seen());
+}
+
+#[test]
+fn a_request_that_stays_takes_the_redirect_as_its_reply() {
+    let hub = Server::fixed(moved("https://store.example/blob"));
+    let reply = client(&[&hub.url]).send(&Request::head(Address::parse(&hub.url).unwrap()).stay()).unwrap();
+    assert_eq!((reply.status(), reply.first_header("x-linked-etag")), (302, Some("\"first\"")));
+}
+
+#[test]
+fn a_ring_of_redirects_ends() {
+    let server = Server::fixed(moved("/again"));
+    let refused = get(&server, &client(&[&server.url])).unwrap_err();
+    assert!(matches!(refused, NetError::Redirects { .. }), "{refused}");
+    assert_eq!(server.seen().len(), REDIRECTS_MAX + 1);
+}
+
+#[test]
+fn silence_is_not_waited_for_for_ever() {
+    let mute = Server::start(|_, _| std::thread::sleep(Duration::from_secs(20)));
+    let half = Server::start(|_, stream| {
+        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"));
+        std::thread::sleep(Duration::from_secs(20));
+    });
+    let start = Instant::now();
+    let told = get(&mute, &client(&[&mute.url])).unwrap_err();
+    assert!(matches!(told, NetError::Timeout { phase: Phase::FirstByte, .. }), "{told}");
+    let reply = get(&half, &client(&[&half.url])).unwrap();
+    let told = reply.read_to_vec(100).unwrap_err();
+    assert!(matches!(told, NetError::Timeout { phase: Phase::Body, .. }), "{told}");
+    assert_eq!(told.kind(), ErrorKind::TryLater);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_cut_reply_is_an_error_and_not_a_short_one() {
+    for cut in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ] {
+        let server = Server::fixed(cut);
+        let told = get(&server, &client(&[&server.url])).unwrap().read_to_vec(100).unwrap_err();
+        assert!(matches!(told, NetError::Cut { .. }), "{cut:?}: {told}");
+    }
+    for cut in ["", "HTTP/1.1 200 OK\r\nContent-Le"] {
+        let server = Server::fixed(cut);
+        let told = get(&server, &client(&[&server.url])).unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::TryLater, "{cut:?}: {told}");
+    }
+}
+
+#[test]
+fn nobody_there_is_said_so() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{port}");
+    let told = client(&[&url]).send(&Request::get(Address::parse(&url).unwrap())).unwrap_err();
+    assert!(matches!(told, NetError::Connect { .. }), "{told}");
+}
+
+#[test]
+fn replies_have_a_limit_announced_or_not() {
+    let announced = Server::fixed(ok(&"x".repeat(1000)));
+    let chunked = Server::fixed(format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n{}\r\n0\r\n\r\n",
+        "x".repeat(1000)
+    ));
+    for server in [announced, chunked] {
+        let client = client(&[&server.url]);
+        assert_eq!(get(&server, &client).unwrap().read_to_vec(1000).unwrap().len(), 1000);
+        let told = get(&server, &client).unwrap().read_to_vec(999).unwrap_err();
+        assert!(matches!(told, NetError::TooLarge { bytes_max: 999, .. }), "{told}");
+    }
+    let headers =
+        Server::fixed(format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(2 * HEADER_BYTES_MAX)));
+    assert!(get(&headers, &client(&[&headers.url])).is_err());
+}
+
+#[test]
+fn what_is_no_reply_is_refused() {
+    let zipped = Server::fixed("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n");
+    let told = get(&zipped, &client(&[&zipped.url])).unwrap_err();
+    assert!(matches!(told, NetError::BadReply { .. }), "{told}");
+    let other = Server::fixed("SSH-2.0-OpenSSH_9.2\r\n\r\n");
+    assert!(get(&other, &client(&[&other.url])).is_err());
+}
+
+#[test]
+fn a_status_says_when_to_come_back() {
+    let server =
+        Server::fixed("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n");
+    let told = get(&server, &client(&[&server.url])).unwrap().success().unwrap_err();
+    assert_eq!((told.retry_after_s(), told.kind()), (Some(7), ErrorKind::TryLater));
+}
+
+#[test]
+fn a_secure_connection_to_something_else_fails() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut hello = [0; 64];
+            let _ = stream.read(&mut hello);
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        }
+    });
+    let told = client(&[&url]).send(&Request::get(Address::parse(&url).unwrap())).unwrap_err();
+    assert!(matches!(told, NetError::Tls { .. }), "{told}");
+}
