@@ -29,6 +29,8 @@ pub(crate) enum Verb {
     Plan(Plan),
     /// Check this machine and name each missing piece
     Doctor(Doctor),
+    /// Fetch a model from the hub into the hub's cache, after the licence verdict
+    Pull(Pull),
     /// Run a recipe up to the teacher's traces
     Teach(Stage),
     /// Run a recipe up to the curated training set
@@ -138,6 +140,34 @@ pub(crate) struct Doctor {
     /// Print the findings as JSON on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// The model's name on the hub
+    #[arg(value_name = "ORG/NAME")]
+    pub(crate) model: String,
+    /// A branch, a tag or a commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub(crate) revision: String,
+    /// Take weights whose names match instead of the safetensors files, for example `*Q4_K_M.gguf`
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// What is to be taken from the model; the licence verdict depends on it
+    #[arg(long = "use", value_name = "USE", default_value = "outputs")]
+    pub(crate) usage: Use,
+    /// Accept a condition that the verdict names
+    #[arg(long, value_name = "CONDITION")]
+    pub(crate) accept: Vec<String>,
+    /// Fetch it against the verdict, for a reason that is shown
+    #[arg(long = "override", value_name = "REASON")]
+    pub(crate) override_reason: Option<String>,
+    /// Print files and verdict as JSON on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use stillroom_formats::{ModelFiles, Tokenizer};
 use stillroom_kernels::Device;
 use stillroom_model::Decoder;
+use stillroom_net::hub::{RepositoryId, check_revision, is_commit};
 
 use crate::args::Machine;
 use crate::failure::{Exit, Failure, Result};
@@ -26,9 +27,9 @@ pub(crate) fn threads(machine: &Machine) -> usize {
     machine.threads.map_or_else(all, std::num::NonZeroUsize::get)
 }
 
-/// The path of a `MODEL`: a path as it is, or `hf:ORG/NAME` in the local hub cache.
+/// The path of a `MODEL`: a path as it is, or `hf:ORG/NAME[@REVISION]` in the local hub cache.
 pub(crate) fn locate(named: &str) -> Result<PathBuf> {
-    let Some(repository) = named.strip_prefix("hf:") else {
+    let Some(wanted) = named.strip_prefix("hf:") else {
         let path = PathBuf::from(named);
         if path.exists() {
             return Ok(path);
@@ -36,43 +37,73 @@ pub(crate) fn locate(named: &str) -> Result<PathBuf> {
         let failure = Failure::new(Exit::Io, format!("there is no model at `{named}`")).code("no-model");
         return Err(failure.fix("name a Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME`"));
     };
-    let plain = |part: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(known)
+    let (repository, revision) = wanted.split_once('@').unwrap_or((wanted, "main"));
+    let form = |_| {
+        let failure = Failure::new(Exit::Usage, format!("`{named}` is not of the form `hf:ORG/NAME`"));
+        failure.fix("write the name as the hub shows it; a revision may follow after `@`")
     };
-    let Some((organisation, name)) = repository.split_once('/').filter(|(o, n)| plain(o) && plain(n)) else {
-        return Err(Failure::new(Exit::Usage, format!("`{named}` is not of the form `hf:ORG/NAME`")));
-    };
+    let id = RepositoryId::parse(repository).map_err(form)?;
+    check_revision(revision).map_err(form)?;
     let cache = hub_cache();
-    let folder = cache.join(format!("models--{organisation}--{name}"));
-    snapshot(&folder).ok_or_else(|| {
-        Failure::new(Exit::Io, format!("`{repository}` is not in the hub cache `{}`", cache.display()))
+    let found = snapshot(&cache.join(id.folder()), revision).ok_or_else(|| {
+        Failure::new(Exit::Io, format!("`{wanted}` is not in the hub cache `{}`", cache.display()))
             .code("no-model")
-            .fix("download it with your hub's own tool, or name its folder")
-    })
+            .fix("download it, or name its folder")
+            .next(match revision {
+                "main" => format!("stillroom pull {id}"),
+                _ => format!("stillroom pull {id} --revision {revision}"),
+            })
+    })?;
+    Ok(only_gguf(&found).unwrap_or(found))
 }
 
 /// `HF_HUB_CACHE`, else `$HF_HOME/hub`, else the default place.
 pub(crate) fn hub_cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home =
+        || variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache"));
     variable("HF_HUB_CACHE")
-        .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
-        .unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache/huggingface/hub"))
+        .unwrap_or_else(|| variable("HF_HOME").unwrap_or_else(|| home().join("huggingface")).join("hub"))
 }
 
-/// The snapshot that `refs/main` names, else the only one there is.
-fn snapshot(folder: &Path) -> Option<PathBuf> {
+/// The snapshot of a revision: the commit itself, else what `refs/REVISION` names, else for `main` the
+/// only one there is.
+pub(crate) fn snapshot(folder: &Path, revision: &str) -> Option<PathBuf> {
     let snapshots = folder.join("snapshots");
-    if let Ok(commit) = std::fs::read_to_string(folder.join("refs/main")) {
-        let commit = commit.trim();
-        let path = snapshots.join(commit);
-        if commit.chars().all(|c| c.is_ascii_hexdigit()) && !commit.is_empty() && path.is_dir() {
+    let commit = if is_commit(revision) {
+        Some(revision.to_owned())
+    } else {
+        std::fs::read_to_string(folder.join("refs").join(revision)).ok()
+    };
+    if let Some(commit) = commit {
+        let path = snapshots.join(commit.trim());
+        if is_commit(commit.trim()) && path.is_dir() {
             return Some(path);
         }
+    }
+    if revision != "main" {
+        return None;
     }
     let mut found = std::fs::read_dir(&snapshots).ok()?.flatten().map(|entry| entry.path());
     let only = found.next()?;
     found.next().is_none().then_some(only)
+}
+
+/// The one `.gguf` file of a snapshot without safetensors files.
+fn only_gguf(snapshot: &Path) -> Option<PathBuf> {
+    let names = std::fs::read_dir(snapshot).ok()?.flatten().map(|entry| entry.path());
+    let has = |path: &Path, extension| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension));
+    let (mut gguf, mut others) = (Vec::new(), false);
+    for path in names {
+        others |= has(&path, "safetensors");
+        if has(&path, "gguf") {
+            gguf.push(path);
+        }
+    }
+    match (gguf.pop(), gguf.is_empty(), others) {
+        (Some(only), true, false) => Some(only),
+        _ => None,
+    }
 }
 
 /// Opens and loads a `MODEL`.

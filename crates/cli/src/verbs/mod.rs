@@ -6,6 +6,7 @@ mod generate;
 mod licence;
 mod new;
 mod plan;
+mod pull;
 mod run;
 mod score;
 mod verify;
@@ -22,6 +23,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(args) => run::run(&args),
         Verb::Plan(args) => plan::plan(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Pull(args) => pull::pull(&args),
         Verb::Teach(args) => run::stage(&args, Until::Teach),
         Verb::Curate(args) => run::stage(&args, Until::Curate),
         Verb::Train(args) => run::stage(&args, Until::Train),
