@@ -13,9 +13,18 @@ mod verify;
 
 use std::process::ExitCode;
 
+use stillroom_formats::Tokenizer;
+
 use crate::args::Verb;
 use crate::failure::Result;
 use crate::flow::Until;
+
+/// A plain text's tokens as the tokenizer's own rules begin them: some put a token before every text.
+fn begun(ids: Vec<u32>, tokenizer: &Tokenizer) -> Vec<u32> {
+    let bos =
+        tokenizer.bos_id().filter(|bos| tokenizer.adds_bos() && ids.first().is_some_and(|id| id != bos));
+    bos.into_iter().chain(ids).collect()
+}
 
 pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
