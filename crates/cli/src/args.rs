@@ -54,10 +54,18 @@ pub(crate) enum Verb {
     Licence(Licence),
 }
 
+impl Verb {
+    /// Whether the same command takes up an interrupted one's work.
+    pub(crate) fn continues(&self) -> bool {
+        use Verb::{Curate, Evaluate, Release, Run, Teach, Train};
+        matches!(self, Run(_) | Teach(_) | Curate(_) | Train(_) | Evaluate(_) | Release(_))
+    }
+}
+
 /// A recipe and what changes it.
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArgs {
-    /// The recipe (TOML)
+    /// The recipe (TOML, or YAML by its ending)
     pub(crate) recipe: PathBuf,
     /// Change a key of the recipe for this run, for example `--set train.max_steps=200`
     #[arg(long = "set", value_name = "KEY=VALUE")]

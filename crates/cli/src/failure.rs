@@ -16,6 +16,7 @@ pub(crate) enum Exit {
     TryLater = 75,
     Policy = 77,
     BadRecipe = 78,
+    Interrupted = 130,
 }
 
 impl From<ErrorKind> for Exit {
@@ -42,6 +43,7 @@ impl Exit {
             Exit::TryLater => "try-later",
             Exit::Policy => "policy",
             Exit::BadRecipe => "bad-recipe",
+            Exit::Interrupted => "interrupted",
         }
     }
 }

@@ -59,6 +59,12 @@ pub(crate) fn note(text: &str) {
     drop(writeln!(io::stderr().lock(), "{}", harmless(text)));
 }
 
+/// Like [`note`], below what stands in the terminal's line.
+pub(crate) fn note_below(text: &str) {
+    let start = if io::stderr().is_terminal() { "\n" } else { "" };
+    note(&format!("{start}{text}"));
+}
+
 /// Progress on stderr: a line per stage, and one line that is rewritten while a stage works.
 ///
 /// Off a terminal the rewritten line is silent; `--quiet` silences all of it.

@@ -220,6 +220,37 @@ fn a_killed_run_and_one_thread_end_with_the_same_bits() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_exits_130_and_keeps_what_it_has() {
+    let dir = workshop();
+    fresh(dir, "interrupted");
+    let args = ["teach", "tiny.toml", "--output", "interrupted"];
+    let child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
+        .args(args)
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let begun = Instant::now();
+    let log = dir.join("interrupted/events.jsonl");
+    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("part_written")) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no part came");
+        std::thread::yield_now();
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("the child ends");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.ends_with("interrupted: the same command continues where it stopped\n"), "{said}");
+    let part = dir.join("interrupted/corpus/traces/part-000000.parquet");
+    let written = std::fs::metadata(&part).expect("a part").modified().expect("a time");
+    succeed(dir, &args);
+    assert_eq!(std::fs::metadata(&part).expect("a part").modified().expect("a time"), written);
+}
+
 #[test]
 fn a_changed_recipe_runs_again_what_it_makes_stale_and_buys_nothing_twice() {
     let dir = workshop();

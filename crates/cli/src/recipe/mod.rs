@@ -7,6 +7,7 @@
 mod raw;
 mod resolve;
 mod source;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -8,11 +8,12 @@ use toml::{Spanned, Table, Value};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::raw::RawRecipe;
+use crate::recipe::yaml;
 
 /// A recipe is read whole; nobody writes one of this size.
 const RECIPE_BYTES_MAX: u64 = 1 << 20;
 /// Tables and arrays within each other; recipes need four.
-const DEPTH_MAX: usize = 16;
+pub(super) const DEPTH_MAX: usize = 16;
 /// How like a known key an unknown one must be (Jaro–Winkler) before it is offered.
 const LIKENESS_MIN: f64 = 0.8;
 
@@ -34,7 +35,10 @@ const NOT_YET: &[&str] = &[
 /// Where a recipe comes from.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
+    /// TOML: the file's text, or what a file in YAML says.
     text: String,
+    /// The file's line of each line of `text`, where they differ.
+    lines: Option<Vec<usize>>,
     /// Path of the key, and the override as typed.
     overrides: Vec<(Vec<String>, String)>,
 }
@@ -42,8 +46,11 @@ pub(crate) struct Source {
 impl Source {
     /// Reads the file and lays the overrides over it.
     pub(super) fn read(path: &Path, overrides: &[String]) -> Result<(Source, RawRecipe)> {
-        let text = read_text(path)?;
-        let mut source = Source { path: path.to_path_buf(), text, overrides: Vec::new() };
+        let mut source =
+            Source { path: path.to_path_buf(), text: read_text(path)?, lines: None, overrides: Vec::new() };
+        if is_yaml(path) {
+            source.translate()?;
+        }
         source.parse(&source.text, None)?;
         let mut table: Table = source.text.parse().map_err(|e| source.refusal(&e, &source.text, None))?;
         for given in overrides {
@@ -56,6 +63,25 @@ impl Source {
         let raw = RawRecipe::deserialize(table)
             .map_err(|e| Failure::new(Exit::BadRecipe, e.message()).at(source.path.display().to_string()))?;
         Ok((source, raw))
+    }
+
+    /// From here on, a recipe in YAML is one in TOML that remembers its lines.
+    fn translate(&mut self) -> Result<()> {
+        let written = yaml::to_toml(&self.text).map_err(|fault| {
+            Failure::new(Exit::BadRecipe, fault.cause)
+                .at(format!("{}:{}", self.path.display(), fault.line))
+                .fix("correct this line")
+                .next(self.plan_command())
+        })?;
+        self.text = written.toml;
+        self.lines = Some(written.lines);
+        Ok(())
+    }
+
+    /// The file's line of an offset in its text.
+    fn line(&self, offset: usize) -> usize {
+        let line = line_of(&self.text, offset);
+        self.lines.as_ref().and_then(|lines| lines.get(line - 1).copied()).unwrap_or(line)
     }
 
     /// The command that checks the recipe without running it.
@@ -77,7 +103,7 @@ impl Source {
         }
         let file = self.path.display();
         match DeTable::parse(&self.text).ok().and_then(|table| offset_of(table.get_ref(), keys)) {
-            Some(offset) => format!("{file}:{}", line_of(&self.text, offset)),
+            Some(offset) => format!("{file}:{}", self.line(offset)),
             None => file.to_string(),
         }
     }
@@ -123,7 +149,7 @@ impl Source {
         let span = error.span();
         let place = match (given, &span) {
             (Some(given), _) => format!("--set {given}"),
-            (None, Some(span)) => format!("{}:{}", self.path.display(), line_of(text, span.start)),
+            (None, Some(span)) => format!("{}:{}", self.path.display(), self.line(span.start)),
             (None, None) => self.path.display().to_string(),
         };
         let failure = match error.message().strip_prefix("unknown field ") {
@@ -137,6 +163,10 @@ impl Source {
         };
         failure.at(place).next(self.plan_command())
     }
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|found| ["yaml", "yml"].iter().any(|yaml| found.eq_ignore_ascii_case(yaml)))
 }
 
 fn read_text(path: &Path) -> Result<String> {
@@ -277,7 +307,11 @@ mod tests {
     use super::*;
 
     fn read(text: &str, overrides: &[&str]) -> Result<(Source, RawRecipe)> {
-        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        read_as(".toml", text, overrides)
+    }
+
+    fn read_as(suffix: &str, text: &str, overrides: &[&str]) -> Result<(Source, RawRecipe)> {
+        let file = tempfile::Builder::new().suffix(suffix).tempfile().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
         Source::read(file.path(), &overrides)
@@ -314,6 +348,36 @@ mod tests {
         assert!(shown.contains("fix: did you mean `learning_rate`?"), "{shown}");
         let shown = read("", &["train.lora_r=8"]).err().unwrap().to_string();
         assert!(shown.starts_with("error[not-supported-yet]: `train.lora_r`"), "{shown}");
+    }
+
+    #[test]
+    fn yaml_is_read_as_toml_is_with_lines_of_its_own() {
+        let text = "name: x\n\ntrain:\n  max_steps: 5\n  learning_rate: 1e-3\npolicy:\n  declare:\n    a.b:\n      owner: us\n";
+        for suffix in [".yaml", ".YML"] {
+            let (source, raw) = read_as(suffix, text, &["train.seed=3"]).unwrap_or_else(|e| panic!("{e}"));
+            let train = raw.train.unwrap();
+            assert_eq!((train.max_steps, train.learning_rate, train.seed), (Some(5), Some(1e-3), Some(3)));
+            assert_eq!(raw.policy.unwrap().declare.unwrap()["a.b"].owner.as_deref(), Some("us"));
+            assert!(source.place(&["train", "max_steps"]).ends_with(":4"));
+            assert!(source.place(&["policy", "declare", "a.b", "owner"]).ends_with(":9"));
+            assert_eq!(source.place(&["train", "seed"]), "--set train.seed=3");
+        }
+        let shown = |text: &str| read_as(".yaml", text, &[]).err().unwrap().to_string();
+        let unknown = shown("name: x\ntrain:\n  # how fast\n  lerning_rate: 1e-3\n");
+        assert!(unknown.starts_with("error[bad-recipe]: unknown key `train.lerning_rate`\n"), "{unknown}");
+        assert!(
+            unknown.contains(".yaml:4\n") && unknown.contains("did you mean `learning_rate`?"),
+            "{unknown}"
+        );
+        let in_list = shown("train:\n  loss_functions:\n    - function: forward_kl\n    - wieght: 1\n");
+        assert!(
+            in_list.contains("`train.loss_functions.wieght`") && in_list.contains(".yaml:4\n"),
+            "{in_list}"
+        );
+        let of_type = shown("train:\n\n  max_steps: many\n");
+        assert!(of_type.contains("is not a whole number") && of_type.contains(".yaml:3\n"), "{of_type}");
+        let broken = shown("train: [1\n");
+        assert!(broken.starts_with("error[bad-recipe]: ") && broken.contains(".yaml:"), "{broken}");
     }
 
     #[test]
