@@ -170,7 +170,8 @@ fn stages(
     }
     let held_out = sizes.held_out_items * whole;
     let n_students = 2.0 + recipe.evaluate.controls.len() as f64;
-    let of_teacher = teacher.map_or(0.0, |config| held_out * forward(config) * n_students);
+    // Its own loss, and once for the divergences of all the others.
+    let of_teacher = teacher.map_or(0.0, |config| held_out * forward(config) * 2.0);
     let of_students = held_out * forward(student) * n_students * 2.0;
     let replies =
         if text { 0.0 } else { held_out * (forward(student) * n_students + teacher.map_or(0.0, forward)) };
