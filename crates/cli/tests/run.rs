@@ -337,6 +337,13 @@ fn what_cannot_be_done_is_refused_with_its_exit_code() {
     refused(&with("teacher.path=nowhere"), 74, "no-model");
     let openai = [&with("teacher.kind=openai")[..], &["--set", "policy.egress=any"]].concat();
     refused(&openai, 78, "not-supported-yet");
+    let lookalike = [
+        &with("teacher.kind=openai")[..],
+        &["--set", "policy.egress=listed", "--set", "policy.listed=[\"https://api.example\"]"],
+        &["--set", "teacher.endpoints=[{ base_url = \"https://api.example.evil/v1\" }]"],
+    ]
+    .concat();
+    refused(&lookalike, 77, "egress");
     refused(&["run", "absent.toml"], 74, "no-recipe");
     refused(&["score", "nowhere", "--text", "tiny.toml"], 74, "no-model");
     refused(&["verify", "."], 65, "bad-data");

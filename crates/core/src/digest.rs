@@ -54,7 +54,8 @@ impl TryFrom<String> for Digest {
 
     fn try_from(text: String) -> Result<Digest, String> {
         let refused = || format!("`{text}` is not a SHA-256 digest in hexadecimal");
-        if text.len() != 64 || !text.is_ascii() {
+        // One spelling for one digest; and `from_str_radix` alone would take `+f`.
+        if text.len() != 64 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(refused());
         }
         let mut bytes = [0u8; 32];
@@ -99,5 +100,7 @@ mod tests {
         assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
         assert!(Digest::try_from("zz".repeat(32)).is_err());
         assert!(Digest::try_from("é".repeat(32)).is_err());
+        assert!(Digest::try_from("+f".repeat(32)).is_err());
+        assert!(Digest::try_from("AB".repeat(32)).is_err());
     }
 }

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use stillroom_core::Reach;
 use stillroom_governance::{
-    Decision, Declaration, GovernanceError, Question, Subject, Use, Verdict, decide, digest_of_weights,
+    Decision, Declaration, Egress, GovernanceError, Question, Subject, Use, Verdict, decide,
+    digest_of_weights,
 };
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{PromptSource, Recipe, Source, Student, TeacherKind};
+use crate::recipe::{self, PromptSource, Recipe, Source, Student, TeacherKind};
 
 /// What the gate is asked about a recipe.
 pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
@@ -118,15 +120,24 @@ fn check_command(recipe: &Recipe) -> String {
     }
 }
 
-/// Reads no network and sends nothing; kept as a check of what `policy.egress` promises.
+/// Whether `policy.egress` covers every address of the teacher. Addresses are compared as origins
+/// (scheme, host, port), never as text: `https://api.x` does not let `https://api.x.evil` through.
 pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
-    use crate::recipe::Egress;
     let Some(teacher) = &recipe.teacher else { return Ok(()) };
-    let outside = teacher.endpoints.iter().find(|url| match recipe.policy.egress {
-        Egress::Any => false,
-        Egress::Local => true,
-        Egress::Listed => !recipe.policy.listed.iter().any(|listed| url.starts_with(listed.as_str())),
-    });
+    let reach = |key: &[&str], addresses: &[String]| {
+        Reach::of(addresses.iter().map(String::as_str)).map_err(|fault| {
+            Failure::new(Exit::BadRecipe, fault.to_string())
+                .code("bad-address")
+                .at(source.place(key))
+                .fix("write it as `https://host` or `http://127.0.0.1:PORT`")
+        })
+    };
+    let policy = match recipe.policy.egress {
+        recipe::Egress::Local => Egress::Local,
+        recipe::Egress::Listed => Egress::Listed(reach(&["policy", "listed"], &recipe.policy.listed)?),
+        recipe::Egress::Any => Egress::Any,
+    };
+    let outside = policy.refuses(&reach(&["teacher", "endpoints"], &teacher.endpoints)?);
     match outside {
         None => Ok(()),
         Some(url) => Err(Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
