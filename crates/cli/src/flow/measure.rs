@@ -31,6 +31,11 @@ pub(crate) fn stage(contender: Contender) -> String {
     format!("measure-{}", contender.key())
 }
 
+/// Whether a model is one of the two that the run is about, and no control.
+pub(crate) fn is_own(contender: Contender) -> bool {
+    matches!(contender, Contender::Teacher | Contender::Student)
+}
+
 fn folder(contender: Contender) -> String {
     format!("evaluation/{}", contender.key())
 }
@@ -47,8 +52,9 @@ impl Flow {
         teacher.into_iter().chain(self.trained()).chain([Contender::Untrained]).collect()
     }
 
-    pub(crate) fn measure_all(&mut self) -> Result<()> {
-        for contender in self.contenders() {
+    /// Measures the contenders that `wanted` picks; the teacher's measurement precedes every other's.
+    pub(crate) fn measure_where(&mut self, wanted: impl Fn(Contender) -> bool) -> Result<()> {
+        for contender in self.contenders().into_iter().filter(|&contender| wanted(contender)) {
             let mut after = vec![data::STAGE.to_owned()];
             match contender {
                 Contender::Teacher | Contender::Untrained => {}
@@ -81,6 +87,21 @@ impl Flow {
     }
 
     /// What was measured of a model, its divergence from the teacher included.
+    /// One line as soon as it is known, long before the report.
+    pub(crate) fn say_own_result(&mut self) -> Result<()> {
+        let accuracy = |contender: Contender| -> Result<Option<f64>> {
+            let measured: Measurement = self.read_json(&format!("{}/measurement.json", folder(contender)))?;
+            Ok(measured.score().accuracy.value().copied())
+        };
+        let Some(student) = accuracy(Contender::Student)? else { return Ok(()) };
+        let teacher = if self.recipe.teacher.is_some() { accuracy(Contender::Teacher)? } else { None };
+        let beside =
+            teacher.map_or(String::new(), |teacher| format!(", its teacher {:.1} %", 100.0 * teacher));
+        let line = format!("student: {:.1} % of the held-out problems right{beside}", 100.0 * student);
+        self.progress.line(&line);
+        Ok(())
+    }
+
     pub(crate) fn measurement(&self, contender: Contender) -> Result<Measurement> {
         let mut measurement: Measurement = self.read_json(&file(contender))?;
         if self.recipe.teacher.is_some() {

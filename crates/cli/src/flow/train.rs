@@ -76,14 +76,12 @@ impl Flow {
         trained
     }
 
-    pub(crate) fn train_all(&mut self) -> Result<()> {
-        for contender in self.trained() {
-            self.train_one(contender)?;
-        }
-        Ok(())
+    pub(crate) fn train_controls(&mut self) -> Result<()> {
+        let controls = self.trained().into_iter().filter(|&contender| contender != Contender::Student);
+        controls.collect::<Vec<_>>().into_iter().try_for_each(|control| self.train_one(control))
     }
 
-    fn train_one(&mut self, contender: Contender) -> Result<()> {
+    pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
         let config = self.train_config(contender);
         let settings = json!([1, self.recipe.student, self.start_digest()?, self.recipe.train.seed, config]);
         let stage = stage_of(contender);
