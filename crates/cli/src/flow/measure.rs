@@ -16,7 +16,7 @@ use stillroom_formats::{ModelFiles, Tokenizer, parquet_rows};
 use stillroom_model::{GenerationRequest, SamplingParams};
 
 use crate::failure::{Failure, Result};
-use crate::flow::teach::{generate_all, key_of, parse_reply};
+use crate::flow::teach::{generate_all, key_of, trace_of};
 use crate::flow::train::{Piece, Training, stage_of, trace_pieces, training_of, weights_of};
 use crate::flow::{Flow, data, divergence};
 use crate::models::{self, Model};
@@ -228,21 +228,9 @@ impl Flow {
         measurement.joules = meter.stop();
         let tokens = written.iter().map(|generation| generation.token_ids.len() as u64).sum();
         measurement.generation = Measured::Value(Throughput { tokens, seconds });
-        let traces = written.iter().zip(prompts).zip(&requests).map(|((generation, prompt), request)| {
-            let (reasoning_content, content) =
-                parse_reply(&model.tokenizer.decode_text(&generation.token_ids));
-            Trace {
-                id: prompt.id.clone(),
-                sample: 0,
-                messages: prompt.messages.clone(),
-                reasoning_content,
-                content,
-                finish_reason: generation.finish_reason,
-                prompt_tokens: request.prompt_ids.len() as u32,
-                completion_tokens: generation.token_ids.len() as u32,
-                teacher: measurement.model.clone(),
-                usd: 0.0,
-            }
+        let replies = written.iter().zip(prompts).zip(&requests);
+        let traces = replies.map(|((generation, prompt), request)| {
+            trace_of(model, &measurement.model, prompt, request, generation)
         });
         Ok(traces.collect())
     }

@@ -111,21 +111,7 @@ impl Flow {
         let written = generate_all(model, &requests, &sampling, teacher.max_in_flight, &mut |_| {})?;
         let samples = teacher.samples_per_prompt as usize;
         let traces = written.iter().zip(&requests).enumerate().map(|(i, (generation, request))| {
-            let prompt = &prompts[i / samples];
-            let (reasoning_content, content) =
-                parse_reply(&model.tokenizer.decode_text(&generation.token_ids));
-            Trace {
-                id: prompt.id.clone(),
-                sample: request.sample,
-                messages: prompt.messages.clone(),
-                reasoning_content,
-                content,
-                finish_reason: generation.finish_reason,
-                prompt_tokens: request.prompt_ids.len() as u32,
-                completion_tokens: generation.token_ids.len() as u32,
-                teacher: teacher.model.clone(),
-                usd: 0.0,
-            }
+            trace_of(model, &teacher.model, &prompts[i / samples], request, generation)
         });
         Ok(traces.collect())
     }
@@ -205,8 +191,31 @@ pub(crate) fn key_of(id: &str) -> u64 {
     u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes"))
 }
 
+/// What a model of this machine wrote for a prompt; `writer` is its ID or, for a student, its name.
+pub(crate) fn trace_of(
+    model: &Model,
+    writer: &str,
+    prompt: &Prompt,
+    request: &GenerationRequest,
+    generation: &Generation,
+) -> Trace {
+    let (reasoning_content, content) = parse_reply(&model.tokenizer.decode_text(&generation.token_ids));
+    Trace {
+        id: prompt.id.clone(),
+        sample: request.sample,
+        messages: prompt.messages.clone(),
+        reasoning_content,
+        content,
+        finish_reason: generation.finish_reason,
+        prompt_tokens: request.prompt_ids.len() as u32,
+        completion_tokens: generation.token_ids.len() as u32,
+        teacher: writer.to_owned(),
+        usd: 0.0,
+    }
+}
+
 /// Reasoning and answer of a reply's text. What precedes `</think>` is reasoning.
-pub(crate) fn parse_reply(text: &str) -> (Option<String>, String) {
+fn parse_reply(text: &str) -> (Option<String>, String) {
     match text.split_once("</think>") {
         None => (None, text.trim().to_owned()),
         Some((reasoning, content)) => {
