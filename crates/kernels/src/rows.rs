@@ -383,7 +383,7 @@ multiversion! {
 
 /// The largest number, NaN passed over.
 #[inline(always)]
-fn max(z: &[f32]) -> f32 {
+pub(crate) fn max(z: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let whole = z.chunks_exact(LANES);
     let rest = whole.remainder();

@@ -64,15 +64,7 @@ multiversion! {
 
 multiversion! {
     fn maximum(z: &[f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let whole = z.chunks_exact(LANES);
-        let rest = whole.remainder();
-        for piece in whole {
-            for k in 0..LANES {
-                lanes[k] = lanes[k].max(piece[k]);
-            }
-        }
-        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &v| top.max(v))
+        rows::max(z)
     }
 }
 
