@@ -6,7 +6,8 @@
 use std::cell::RefCell;
 
 use crate::device::{AttentionShape, KvCache, Segment};
-use crate::gemm::{Left, PANEL, Right, multiply_serial, pack_panel, pack_panel_transposed, packed_len};
+use crate::gemm::multiply_serial;
+use crate::panels::{Left, PANEL, Right, pack_panel, pack_panel_transposed, packed_len};
 use crate::pool::{Pool, Shards};
 use crate::reference::chain;
 use crate::rows::{exp_row, softmax_row, softmax_row_backward};
@@ -284,13 +285,13 @@ pub(crate) fn decode(
         let (keys, values) = cache.head(slots[r] as usize, kv);
         with_scratch([group * row, group * d], |[scores, mixed]| {
             let queries = &qkv[r * cache.shape().qkv_width() + kv * group * d..][..group * d];
-            let keys = Right { data: keys, panel_stride: PANEL * d, k_stride: PANEL };
+            let keys = Right::Panels { data: keys, panel_stride: PANEL * d, k_stride: PANEL };
             multiply_serial(scores, row, Left::rows(queries, d), keys, (group, n, d), false);
             let mut sums = vec![0.0; group];
             for (s, sum) in scores.chunks_exact_mut(row).zip(&mut sums) {
                 *sum = softmax_row(&mut s[..n], cache.shape().scale()).1;
             }
-            let values = Right { data: values, panel_stride: PANEL, k_stride: cache.value_stride() };
+            let values = Right::Panels { data: values, panel_stride: PANEL, k_stride: cache.value_stride() };
             multiply_serial(mixed, d, Left::rows(scores, row), values, (group, d, n), false);
             // SAFETY: a row's group of query heads belongs to one task.
             let o = unsafe { out.piece((r * n_q_heads + kv * group) * d, group * d) };

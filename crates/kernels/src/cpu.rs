@@ -11,6 +11,12 @@ pub(crate) fn has_avx2_fma() -> bool {
     return *FOUND.get_or_init(|| false);
 }
 
+/// Whether halves can be converted beside AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx2_fma_f16c() -> bool {
+    has_avx2_fma() && is_x86_feature_detected!("f16c")
+}
+
 /// The instruction set in use, as records and benchmarks name it.
 pub fn cpu_features() -> &'static str {
     if has_avx2_fma() { "x86-64 avx2+fma" } else { "portable" }

@@ -3,8 +3,11 @@
 use std::sync::{Mutex, MutexGuard};
 
 use crate::attention;
-use crate::gemm::{self, Left, PANEL, Right, packed_len};
+use crate::gemm;
 use crate::head::{self, HeadLosses, HeadTargets, HeadWeights};
+use crate::memory;
+use crate::packed::{PackedWeight, StoredRows};
+use crate::panels::{Left, PANEL, Right, TILE_ROWS};
 use crate::pool::{Pool, Shards};
 use crate::reference::AdamWStep;
 use crate::rows::{self, Heads, for_row_pieces};
@@ -34,24 +37,45 @@ impl Buf {
     }
 }
 
-/// A weight \[outputs, inputs\] laid out in panels for products with many or few rows.
-pub struct PackedWeight {
-    panels: Vec<f32>,
-    n_out: usize,
-    n_in: usize,
+/// A weight \[outputs, inputs\] as the right-hand side of products.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// As it is. It is laid out on the way through each product, which costs little beside many rows.
+    Plain { w: &'a Buf, n_out: usize, n_in: usize },
+    /// Laid out once, for products with few rows.
+    Packed(&'a PackedWeight),
 }
 
-impl PackedWeight {
-    pub fn n_out(&self) -> usize {
-        self.n_out
+impl<'a> From<&'a PackedWeight> for Weight<'a> {
+    fn from(packed: &'a PackedWeight) -> Weight<'a> {
+        Weight::Packed(packed)
+    }
+}
+
+impl<'a> Weight<'a> {
+    pub fn n_out(self) -> usize {
+        match self {
+            Weight::Plain { n_out, .. } => n_out,
+            Weight::Packed(packed) => packed.n_out(),
+        }
     }
 
-    pub fn n_in(&self) -> usize {
-        self.n_in
+    pub fn n_in(self) -> usize {
+        match self {
+            Weight::Plain { n_in, .. } => n_in,
+            Weight::Packed(packed) => packed.n_in(),
+        }
     }
 
-    fn right(&self) -> Right<'_> {
-        Right::packed(&self.panels, self.n_in)
+    /// y\[n_rows, out\] = x\[n_rows, in\]·wᵀ.
+    fn multiply(self, pool: &Pool, y: &mut [f32], x: &[f32], n_rows: usize) {
+        match self {
+            Weight::Packed(packed) => packed.multiply(pool, y, x, n_rows),
+            Weight::Plain { w, n_out, n_in } => {
+                let (left, right) = (Left::rows(x, n_in), Right::Transposed { data: &w.data, stride: n_in });
+                gemm::multiply(pool, y, n_out, left, right, (n_rows, n_out, n_in), false);
+            }
+        }
     }
 }
 
@@ -190,7 +214,7 @@ impl KvCache {
 /// Computes; today on the CPU. A second device is a second implementation of these methods.
 pub struct Device {
     pool: Pool,
-    /// Lends memory for packed operands; one kernel packs at a time.
+    /// Lends memory to the kernels that need much of it, one at a time.
     scratch: Mutex<Vec<f32>>,
 }
 
@@ -211,17 +235,19 @@ impl Device {
     fn scratch(&self, len: usize) -> MutexGuard<'_, Vec<f32>> {
         let mut scratch = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
         if scratch.len() < len {
-            scratch.resize(len, 0.0);
+            *scratch = memory::zeros(len);
         }
         scratch
     }
 
     pub fn zeros(&self, len: usize) -> Buf {
-        Buf { data: vec![0.0; len] }
+        Buf { data: memory::zeros(len) }
     }
 
     pub fn upload(&self, data: &[f32]) -> Buf {
-        Buf { data: data.to_vec() }
+        let mut buf = self.zeros(data.len());
+        buf.data.copy_from_slice(data);
+        buf
     }
 
     pub fn download(&self, buf: &Buf) -> Vec<f32> {
@@ -256,24 +282,50 @@ impl Device {
 
     /// Lays a weight \[out, in\] out for [`Device::linear_forward`].
     pub fn pack(&self, w: &Buf, n_out: usize, n_in: usize) -> PackedWeight {
-        let mut packed = PackedWeight { panels: vec![0.0; packed_len(n_in, n_out)], n_out, n_in };
-        self.repack(&mut packed, w);
-        packed
+        PackedWeight::of_numbers(&self.pool, &w.data, n_out, n_in)
     }
 
-    /// Lays a changed weight of the same shape out again.
-    pub fn repack(&self, packed: &mut PackedWeight, w: &Buf) {
-        assert_eq!(w.len(), packed.n_out * packed.n_in);
-        gemm::pack_transposed(&self.pool, &mut packed.panels, &w.data, packed.n_in, packed.n_out);
+    /// Lays consecutive outputs out for [`Device::linear_forward`], kept as they are stored where the
+    /// kernels know how: Q4_0, Q4_1, Q8_0 and halves in rows of whole 32s; others as f32.
+    pub fn pack_stored(&self, rows: &[StoredRows<'_>], n_in: usize) -> PackedWeight {
+        PackedWeight::of_stored(&self.pool, rows, n_in)
+    }
+
+    /// The plain weight behind a packed one.
+    pub fn unpack(&self, packed: &PackedWeight) -> Buf {
+        let mut w = self.zeros(packed.n_out() * packed.n_in());
+        let rows = w.data.chunks_exact_mut(packed.n_in());
+        rows.enumerate().for_each(|(i, row)| packed.row(i, row));
+        w
+    }
+
+    /// y\[n\] = row ids\[n\] of a packed weight.
+    pub fn packed_rows(&self, y: &mut Buf, packed: &PackedWeight, ids: &[u32]) {
+        for_row_pieces(
+            &self.pool,
+            &mut y.data[..ids.len() * packed.n_in()],
+            packed.n_in(),
+            &|first, piece| {
+                let rows = piece.chunks_exact_mut(packed.n_in()).zip(&ids[first..]);
+                rows.for_each(|(row, &id)| packed.row(id as usize, row));
+            },
+        );
     }
 
     /// y\[n, out\] = x\[n, in\]·wᵀ + bias.
-    pub fn linear_forward(&self, y: &mut Buf, x: &Buf, w: &PackedWeight, bias: Option<&Buf>, n_rows: usize) {
-        let left = Left::rows(&x.data[..n_rows * w.n_in], w.n_in);
-        let shape = (n_rows, w.n_out, w.n_in);
-        gemm::multiply(&self.pool, &mut y.data, w.n_out, left, w.right(), shape, false);
+    pub fn linear_forward<'a>(
+        &self,
+        y: &mut Buf,
+        x: &Buf,
+        w: impl Into<Weight<'a>>,
+        bias: Option<&Buf>,
+        n_rows: usize,
+    ) {
+        let w = w.into();
+        let (n_out, n_in) = (w.n_out(), w.n_in());
+        w.multiply(&self.pool, &mut y.data, &x.data[..n_rows * n_in], n_rows);
         if let Some(bias) = bias {
-            rows::bias_add(&self.pool, &mut y.data[..n_rows * w.n_out], &bias.data);
+            rows::bias_add(&self.pool, &mut y.data[..n_rows * n_out], &bias.data);
         }
     }
 
@@ -287,10 +339,9 @@ impl Device {
         n_in: usize,
         n_out: usize,
     ) {
-        self.with_packed(&w.data, n_out, n_in, |right| {
-            let left = Left::rows(&dy.data[..n_rows * n_out], n_out);
-            gemm::multiply(&self.pool, &mut dx.data, n_in, left, right, (n_rows, n_in, n_out), false);
-        });
+        let left = Left::rows(&dy.data[..n_rows * n_out], n_out);
+        let right = Right::Rows { data: &w.data, stride: n_in };
+        gemm::multiply(&self.pool, &mut dx.data, n_in, left, right, (n_rows, n_in, n_out), false);
     }
 
     /// dw\[out, in\] += dyᵀ·x.
@@ -303,18 +354,9 @@ impl Device {
         n_in: usize,
         n_out: usize,
     ) {
-        self.with_packed(&x.data[..n_rows * n_in], n_rows, n_in, |right| {
-            let left = Left::transposed(&dy.data[..n_rows * n_out], n_out);
-            gemm::multiply(&self.pool, &mut dw.data, n_in, left, right, (n_out, n_in, n_rows), true);
-        });
-    }
-
-    /// Lends `src` \[k, n\] packed in panels.
-    fn with_packed(&self, src: &[f32], k: usize, n: usize, f: impl FnOnce(Right<'_>)) {
-        let len = packed_len(k, n);
-        let mut scratch = self.scratch(len);
-        gemm::pack_plain(&self.pool, &mut scratch[..len], src, k, n);
-        f(Right::packed(&scratch[..len], k));
+        let left = Left::transposed(&dy.data[..n_rows * n_out], n_out);
+        let right = Right::Rows { data: &x.data, stride: n_in };
+        gemm::multiply(&self.pool, &mut dw.data, n_in, left, right, (n_out, n_in, n_rows), true);
     }
 
     /// db\[out\] += Σ rows of dy.
@@ -507,10 +549,10 @@ impl Device {
     }
 
     /// Losses of each row of `hidden` \[n, width\] under head weight `w`, nothing differentiated.
-    pub fn divergence_head_forward(
+    pub fn divergence_head_forward<'a>(
         &self,
         hidden: &Buf,
-        w: &PackedWeight,
+        w: impl Into<Weight<'a>>,
         n_rows: usize,
         targets: &HeadTargets<'_>,
         loss_temperature: f32,
@@ -524,7 +566,7 @@ impl Device {
         losses
     }
 
-    /// Losses of each row, with dhidden overwritten and dw\[V, width\] += in the same pass. `w_plain` is \[V, width\].
+    /// Losses of each row, with dhidden overwritten and dw\[V, width\] += in the same pass. `w` is \[V, width\].
     ///
     /// Logits exist for a chunk of rows at a time; in each chunk: logits, losses and their
     /// gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
@@ -534,65 +576,51 @@ impl Device {
         dhidden: &mut Buf,
         dw: &mut Buf,
         hidden: &Buf,
-        w: &PackedWeight,
-        w_plain: &Buf,
+        w: &Buf,
         n_rows: usize,
         targets: &HeadTargets<'_>,
         weights: &HeadWeights,
     ) -> HeadLosses {
-        let (width, vocab) = (w.n_in, w.n_out);
+        let width = hidden.len() / n_rows.max(1);
+        let vocab = w.len() / width.max(1);
+        assert!(hidden.len() == n_rows * width && w.len() == vocab * width, "one width on both sides");
         let mut losses = HeadLosses::for_rows(n_rows, targets);
         let sink = losses.shards();
-        let mut packed_hidden = vec![0.0; packed_len(chunk_rows(vocab).min(n_rows), width)];
-        self.with_packed(&w_plain.data, vocab, width, |w_right| {
-            self.for_each_logits_chunk(hidden, w, n_rows, &mut |first, z| {
-                let rows = z.len() / vocab;
-                for_row_pieces(&self.pool, z, vocab, &|row, piece| {
-                    for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
-                        let r = first + row + i;
-                        sink.put(r, head::row_losses(z, targets, r, weights));
-                    }
-                });
-                let dh = &mut dhidden.data[first * width..(first + rows) * width];
-                gemm::multiply(
-                    &self.pool,
-                    dh,
-                    width,
-                    Left::rows(z, vocab),
-                    w_right,
-                    (rows, width, vocab),
-                    false,
-                );
-                let h = &hidden.data[first * width..(first + rows) * width];
-                let packed = &mut packed_hidden[..packed_len(rows, width)];
-                gemm::pack_plain(&self.pool, packed, h, rows, width);
-                let right = Right::packed(packed, rows);
-                gemm::multiply(
-                    &self.pool,
-                    &mut dw.data,
-                    width,
-                    Left::transposed(z, vocab),
-                    right,
-                    (vocab, width, rows),
-                    true,
-                );
+        let head = Weight::Plain { w, n_out: vocab, n_in: width };
+        self.for_each_logits_chunk(hidden, head, n_rows, &mut |first, z| {
+            let rows = z.len() / vocab;
+            for_row_pieces(&self.pool, z, vocab, &|row, piece| {
+                for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
+                    let r = first + row + i;
+                    sink.put(r, head::row_losses(z, targets, r, weights));
+                }
             });
+            let chunk = first * width..(first + rows) * width;
+            let (dh, h) = (&mut dhidden.data[chunk.clone()], &hidden.data[chunk]);
+            let (pool, dz) = (&self.pool, Left::rows(z, vocab));
+            let w = Right::Rows { data: &w.data, stride: width };
+            gemm::multiply(pool, dh, width, dz, w, (rows, width, vocab), false);
+            let (dw, dz) = (&mut dw.data, Left::transposed(z, vocab));
+            let h = Right::Rows { data: h, stride: width };
+            gemm::multiply(pool, dw, width, dz, h, (vocab, width, rows), true);
         });
         losses
     }
 
     /// Calls `f(row, logits)` for every row, holding only a chunk of logits at a time.
     /// Rows are visited on several threads and in any order.
-    pub fn for_each_logits_row(
+    pub fn for_each_logits_row<'a>(
         &self,
         hidden: &Buf,
-        w: &PackedWeight,
+        w: impl Into<Weight<'a>>,
         n_rows: usize,
         f: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
+        let w = w.into();
+        let vocab = w.n_out();
         self.for_each_logits_chunk(hidden, w, n_rows, &mut |first, z| {
-            for_row_pieces(&self.pool, z, w.n_out, &|row, piece| {
-                piece.chunks_exact_mut(w.n_out).enumerate().for_each(|(i, z)| f(first + row + i, z));
+            for_row_pieces(&self.pool, z, vocab, &|row, piece| {
+                piece.chunks_exact_mut(vocab).enumerate().for_each(|(i, z)| f(first + row + i, z));
             });
         });
     }
@@ -600,12 +628,12 @@ impl Device {
     /// Exact KL(teacher‖student) in nats of each row, both distributions dense at temperature 1, in chunks.
     pub fn dense_forward_kl(
         &self,
-        teacher: (&Buf, &PackedWeight),
-        student: (&Buf, &PackedWeight),
+        teacher: (&Buf, Weight<'_>),
+        student: (&Buf, Weight<'_>),
         n_rows: usize,
     ) -> Vec<f32> {
-        let vocab = teacher.1.n_out;
-        assert_eq!(vocab, student.1.n_out, "one vocabulary on both sides");
+        let (vocab, width) = (teacher.1.n_out(), student.1.n_in());
+        assert_eq!(vocab, student.1.n_out(), "one vocabulary on both sides");
         let mut kl = vec![0.0; n_rows];
         let sink = Shards::new(&mut kl);
         let student_logits = Mutex::new(Vec::new());
@@ -613,16 +641,7 @@ impl Device {
             let rows = t.len() / vocab;
             let mut s = student_logits.lock().unwrap_or_else(|e| e.into_inner());
             s.resize(rows * vocab, 0.0);
-            let left = Left::rows(&student.0.data[first * student.1.n_in..], student.1.n_in);
-            gemm::multiply(
-                &self.pool,
-                &mut s,
-                vocab,
-                left,
-                student.1.right(),
-                (rows, vocab, student.1.n_in),
-                false,
-            );
+            student.1.multiply(&self.pool, &mut s, &student.0.data[first * width..][..rows * width], rows);
             for_row_pieces(&self.pool, t, vocab, &|row, piece| {
                 for (i, t) in piece.chunks_exact(vocab).enumerate() {
                     let s = &s[(row + i) * vocab..][..vocab];
@@ -637,9 +656,9 @@ impl Device {
         kl
     }
 
-    /// One AdamW step on a tensor; see [`crate::reference::adamw`].
-    pub fn adamw(&self, p: &mut Buf, g: &Buf, m: &mut Buf, v: &mut Buf, step: &AdamWStep) {
-        rows::adamw(&self.pool, &mut p.data, &g.data, &mut m.data, &mut v.data, step);
+    /// One AdamW step on a tensor; see [`crate::reference::adamw`]. The gradient is zero afterwards.
+    pub fn adamw(&self, p: &mut Buf, g: &mut Buf, m: &mut Buf, v: &mut Buf, step: &AdamWStep) {
+        rows::adamw(&self.pool, &mut p.data, &mut g.data, &mut m.data, &mut v.data, step);
     }
 
     /// Σ g² in f64, over fixed pieces in order.
@@ -650,26 +669,27 @@ impl Device {
     fn for_each_logits_chunk(
         &self,
         hidden: &Buf,
-        w: &PackedWeight,
+        w: Weight<'_>,
         n_rows: usize,
         f: &mut dyn FnMut(usize, &mut [f32]),
     ) {
-        let chunk = chunk_rows(w.n_out).min(n_rows);
-        let mut z = vec![0.0; chunk * w.n_out];
+        let (n_out, n_in) = (w.n_out(), w.n_in());
+        let chunk = chunk_rows(n_out).min(n_rows);
+        let mut z = self.scratch(chunk * n_out);
         for first in (0..n_rows).step_by(chunk.max(1)) {
             let rows = chunk.min(n_rows - first);
-            let z = &mut z[..rows * w.n_out];
-            let left = Left::rows(&hidden.data[first * w.n_in..(first + rows) * w.n_in], w.n_in);
-            gemm::multiply(&self.pool, z, w.n_out, left, w.right(), (rows, w.n_out, w.n_in), false);
+            let z = &mut z[..rows * n_out];
+            w.multiply(&self.pool, z, &hidden.data[first * n_in..(first + rows) * n_in], rows);
             f(first, z);
         }
     }
 }
 
-/// Rows whose logits are held at once: 16 MiB of them, so that they stay near the cache.
+/// Rows whose logits are held at once: 48 MiB of them. More would not fit the caches any better than
+/// they do, fewer would read and write the head's weights and their gradient more often.
 fn chunk_rows(vocab: usize) -> usize {
-    const LOGITS_MAX: usize = 4 << 20;
-    (LOGITS_MAX / vocab).clamp(24, 4096)
+    const LOGITS_MAX: usize = 12 << 20;
+    (LOGITS_MAX / vocab / TILE_ROWS * TILE_ROWS).clamp(4 * TILE_ROWS, 510)
 }
 
 /// Query heads and key heads of qkv rows.

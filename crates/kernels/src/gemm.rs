@@ -1,115 +1,26 @@
 //! Matrix products in which every element is one chain of fused multiply-adds over ascending k.
 //!
-//! The right-hand side is laid out in panels of [`PANEL`] columns, so a tile of 6 × 16 outputs
-//! stays in registers while it walks along k (the layout of Goto and van de Geijn 2008). A
-//! chain that is cut into blocks of k continues from the stored f32, which changes no bit; so
-//! blocking, tiling, edges, threads and the instruction set are all invisible in the result.
+//! A tile of 6 × 16 outputs stays in registers while it walks along k (Goto and van de Geijn 2008; the
+//! layout of the operands is in `panels`). A chain that is cut into blocks of k continues from the stored
+//! f32, which changes no bit; so blocking, tiling, edges, threads and the instruction set are all
+//! invisible in the result.
 
+use std::cell::RefCell;
+
+use crate::panels::{Left, PANEL, Right, SPILL, TILE_ROWS, gather_left, pack_block};
 use crate::pool::{Pool, Shards};
 
-/// Columns in a panel of the right-hand side.
-pub(crate) const PANEL: usize = 16;
-/// Rows of a tile.
-const TILE_ROWS: usize = 6;
-/// k per block: a panel block of 256 × 16 floats is half of a 32 KiB first-level cache.
-const BLOCK_K: usize = 256;
-/// Rows of a block: with `BLOCK_K`, at most 120 KiB of the second-level cache.
-const BLOCK_ROWS: usize = 120;
-
-/// A matrix of the left-hand side: element (m, k) is at `start + m·row_stride + k·k_stride`.
-#[derive(Clone, Copy)]
-pub(crate) struct Left<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) row_stride: usize,
-    pub(crate) k_stride: usize,
-}
-
-impl<'a> Left<'a> {
-    /// Rows of `row_stride` numbers, k running along them.
-    pub(crate) fn rows(data: &'a [f32], row_stride: usize) -> Left<'a> {
-        Left { data, row_stride, k_stride: 1 }
-    }
-
-    /// The transpose of rows of `row_stride` numbers: k runs across the rows.
-    pub(crate) fn transposed(data: &'a [f32], row_stride: usize) -> Left<'a> {
-        Left { data, row_stride: 1, k_stride: row_stride }
-    }
-}
-
-/// A right-hand side \[k, n\] in panels: panel p, row k holds columns 16p..16p+16 at
-/// `(p·panel_stride) + k·k_stride`; columns beyond n are zero or never stored.
-#[derive(Clone, Copy)]
-pub(crate) struct Right<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) panel_stride: usize,
-    pub(crate) k_stride: usize,
-}
-
-impl<'a> Right<'a> {
-    /// Panels packed for a product over `k`.
-    pub(crate) fn packed(data: &'a [f32], k: usize) -> Right<'a> {
-        Right { data, panel_stride: k * PANEL, k_stride: PANEL }
-    }
-}
-
-/// Numbers that the panels of a \[k, n\] right-hand side take.
-pub(crate) fn packed_len(k: usize, n: usize) -> usize {
-    n.div_ceil(PANEL) * PANEL * k
-}
-
-/// Packs panel `p` of the transpose of `src` \[n, k\] (rows of `row_stride`).
-pub(crate) fn pack_panel_transposed(
-    panel: &mut [f32],
-    src: &[f32],
-    row_stride: usize,
-    k: usize,
-    n: usize,
-    p: usize,
-) {
-    let columns = PANEL.min(n - p * PANEL);
-    if columns < PANEL {
-        panel.fill(0.0);
-    }
-    for j in 0..columns {
-        let row = &src[(p * PANEL + j) * row_stride..][..k];
-        for (slot, &v) in panel[j..].iter_mut().step_by(PANEL).zip(row) {
-            *slot = v;
-        }
-    }
-}
-
-/// Packs panel `p` of `src` \[k, n\] (rows of `row_stride`).
-pub(crate) fn pack_panel(panel: &mut [f32], src: &[f32], row_stride: usize, k: usize, n: usize, p: usize) {
-    let columns = PANEL.min(n - p * PANEL);
-    for (slot, i) in panel.chunks_exact_mut(PANEL).zip(0..k) {
-        slot[..columns].copy_from_slice(&src[i * row_stride + p * PANEL..][..columns]);
-        slot[columns..].fill(0.0);
-    }
-}
-
-/// Packs the transpose of `src` \[n, k\], panels in parallel.
-pub(crate) fn pack_transposed(pool: &Pool, out: &mut [f32], src: &[f32], k: usize, n: usize) {
-    pack_panels(pool, out, k, n, &|panel, p| pack_panel_transposed(panel, src, k, k, n, p));
-}
-
-/// Packs `src` \[k, n\], panels in parallel.
-pub(crate) fn pack_plain(pool: &Pool, out: &mut [f32], src: &[f32], k: usize, n: usize) {
-    pack_panels(pool, out, k, n, &|panel, p| pack_panel(panel, src, n, k, n, p));
-}
-
-fn pack_panels(pool: &Pool, out: &mut [f32], k: usize, n: usize, pack: &(dyn Fn(&mut [f32], usize) + Sync)) {
-    let panels = n.div_ceil(PANEL);
-    assert_eq!(out.len(), panels * PANEL * k);
-    let shards = Shards::new(out);
-    let group = panels.div_ceil(4 * pool.n_threads()).max(1);
-    pool.run(panels.div_ceil(group), &|task| {
-        for p in task * group..((task + 1) * group).min(panels) {
-            // SAFETY: each panel belongs to one task.
-            let panel = unsafe { shards.piece(p * PANEL * k, PANEL * k) };
-            pack(panel, p);
-        }
-    });
-}
+/// Most steps of k in a block: a panel block of 384 × 16 floats is three quarters of a 32 KiB first-level
+/// cache, and what a tile costs to begin and end is spread over many steps.
+const BLOCK_K: usize = 384;
+/// Most tiles in a block of rows: with `BLOCK_K`, 396 KiB of the second-level cache.
+const BLOCK_TILES: usize = 43;
+/// Panels from which on a block of the left-hand side is gathered.
+const GATHER_PANELS_MIN: usize = 8;
+/// Pieces of a product for each thread: the last ones even out what disturbs a thread.
+const TASKS_PER_THREAD: usize = 1;
+/// Numbers in a cache line.
+const LINE: usize = 16;
 
 /// c\[m, n\] (rows of `c_stride`) = a·b, or c + a·b where `accumulate`; in parallel.
 pub(crate) fn multiply(
@@ -126,7 +37,8 @@ pub(crate) fn multiply(
     }
     check_bounds(c.len(), c_stride, a, b, (m, n, k));
     let panels = n.div_ceil(PANEL);
-    let (row_cuts, panel_cuts) = cuts(m, panels, pool.n_threads(), m * n * k);
+    let (row_cuts, panel_cuts) =
+        cuts(m, panels, pool.n_threads(), m * n * k, matches!(b, Right::Panels { .. }));
     let out = Shards::new(c);
     pool.run(row_cuts * panel_cuts, &|task| {
         let rows = slice_of(m.div_ceil(TILE_ROWS), row_cuts, task % row_cuts);
@@ -158,16 +70,21 @@ struct Region {
     panels: std::ops::Range<usize>,
 }
 
-/// How many pieces rows and panels are cut into: enough for the threads, none too small to pay.
-fn cuts(m: usize, panels: usize, n_threads: usize, work: usize) -> (usize, usize) {
+/// How many pieces rows and panels are cut into: enough for the threads, none too small to pay, and of
+/// those the cut that copies operands least. Each piece of columns gathers all rows, each piece of rows
+/// packs all panels that are not packed yet.
+fn cuts(m: usize, panels: usize, n_threads: usize, work: usize, packed: bool) -> (usize, usize) {
     const WORK_MIN: usize = 1 << 16;
     if n_threads == 1 || work < 2 * WORK_MIN {
         return (1, 1);
     }
-    let wanted = (4 * n_threads).min(work / WORK_MIN).max(1);
-    let rows = (m / (4 * TILE_ROWS)).clamp(1, wanted);
-    let columns = wanted.div_ceil(rows).clamp(1, panels);
-    (rows, columns)
+    let wanted = (TASKS_PER_THREAD * n_threads).min(work / WORK_MIN).max(1);
+    let rows_max = m.div_ceil(TILE_ROWS).min(wanted);
+    let copied = |&(rows, columns): &(usize, usize)| {
+        m * columns + if packed { 0 } else { panels * PANEL * rows } + m * panels * PANEL / (rows * columns)
+    };
+    let cuts = (1..=rows_max).map(|rows| (rows, wanted.div_ceil(rows).min(panels)));
+    cuts.min_by_key(copied).unwrap_or((1, 1))
 }
 
 fn slice_of(n: usize, pieces: usize, i: usize) -> std::ops::Range<usize> {
@@ -178,9 +95,13 @@ fn check_bounds(c_len: usize, c_stride: usize, a: Left<'_>, b: Right<'_>, (m, n,
     assert!(c_stride >= n && c_len >= (m - 1) * c_stride + n, "product output too small");
     if k > 0 {
         assert!(a.data.len() > (m - 1) * a.row_stride + (k - 1) * a.k_stride, "left side too small");
-        let last_panel = (n.div_ceil(PANEL) - 1) * b.panel_stride;
-        assert!(b.data.len() >= last_panel + (k - 1) * b.k_stride + PANEL, "right side too small");
+        assert!(b.covers(n, k), "right side too small");
     }
+}
+
+thread_local! {
+    /// A block of the left-hand side and a block of a panel, of the product that this thread is in.
+    static BLOCKS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 fn multiply_region(
@@ -195,31 +116,141 @@ fn multiply_region(
     if k == 0 && !accumulate {
         clear(c, c_stride, &region, n);
     }
-    for k0 in (0..k).step_by(BLOCK_K) {
-        let depth = BLOCK_K.min(k - k0);
-        for row0 in region.rows.clone().step_by(BLOCK_ROWS) {
-            let row_end = (row0 + BLOCK_ROWS).min(region.rows.end);
-            for p in region.panels.clone() {
-                let columns = PANEL.min(n - p * PANEL);
-                let panel = b.data[p * b.panel_stride + k0 * b.k_stride..].as_ptr();
-                for row in (row0..row_end).step_by(TILE_ROWS) {
-                    let tile = Tile {
-                        a: a.data[row * a.row_stride + k0 * a.k_stride..].as_ptr(),
-                        a_row: a.row_stride,
-                        a_k: a.k_stride,
-                        b: panel,
-                        b_k: b.k_stride,
-                        c: c.wrapping_add(row * c_stride + p * PANEL),
-                        c_row: c_stride,
-                        depth,
-                        columns,
-                        accumulate: accumulate || k0 > 0,
-                    };
-                    tile.run(TILE_ROWS.min(row_end - row));
-                }
+    let tiles = region.rows.len().div_ceil(TILE_ROWS);
+    let row_blocks = tiles.div_ceil(BLOCK_TILES);
+    BLOCKS.with_borrow_mut(|(left, panel)| {
+        left.resize(BLOCK_TILES * TILE_ROWS * BLOCK_K + SPILL, 0.0);
+        panel.resize(PANEL * BLOCK_K, 0.0);
+        let k_blocks = k.div_ceil(BLOCK_K);
+        for steps in (0..k_blocks).map(|i| slice_of(k, k_blocks, i)) {
+            let (k0, depth) = (steps.start, steps.len());
+            for i in 0..row_blocks {
+                let tiles = slice_of(tiles, row_blocks, i);
+                let end = (region.rows.start + tiles.end * TILE_ROWS).min(region.rows.end);
+                let rows = region.rows.start + tiles.start * TILE_ROWS..end;
+                let left = left_block(left, a, b, region.panels.len(), rows.clone(), (k0, depth));
+                let block = Block { left, rows, k0, depth, accumulate: accumulate || k0 > 0 };
+                multiply_block(c, c_stride, &block, b, panel, region.panels.clone(), n);
+            }
+        }
+    });
+}
+
+/// The left-hand side's block, gathered where that is repaid by many panels.
+fn left_block<'a>(
+    gathered: &'a mut [f32],
+    a: Left<'a>,
+    b: Right<'_>,
+    n_panels: usize,
+    rows: std::ops::Range<usize>,
+    (k0, depth): (usize, usize),
+) -> LeftBlock<'a> {
+    let strided = matches!(b, Right::Panels { k_stride, .. } if k_stride != PANEL);
+    if !strided && (a.k_stride != 1 || n_panels >= GATHER_PANELS_MIN) {
+        gather_left(gathered, a, rows, k0, depth);
+        return LeftBlock { start: gathered, tile_stride: TILE_ROWS * depth, strides: None };
+    }
+    let start = &a.data[rows.start * a.row_stride + k0 * a.k_stride..];
+    LeftBlock { start, tile_stride: TILE_ROWS * a.row_stride, strides: Some((a.row_stride, a.k_stride)) }
+}
+
+/// A block of the left-hand side where its tiles read it.
+struct LeftBlock<'a> {
+    start: &'a [f32],
+    tile_stride: usize,
+    /// Of rows and of k; gathered where there are none.
+    strides: Option<(usize, usize)>,
+}
+
+/// Rows and a range of k of one product.
+struct Block<'a> {
+    left: LeftBlock<'a>,
+    rows: std::ops::Range<usize>,
+    k0: usize,
+    depth: usize,
+    accumulate: bool,
+}
+
+fn multiply_block(
+    c: *mut f32,
+    c_stride: usize,
+    block: &Block<'_>,
+    b: Right<'_>,
+    packed: &mut [f32],
+    panels: std::ops::Range<usize>,
+    n: usize,
+) {
+    let Block { left, rows, .. } = block;
+    // Each tile fetches its share of the next panel, which the first would else wait for.
+    let share = block.depth.div_ceil(rows.len().div_ceil(TILE_ROWS));
+    for p in panels {
+        let (panel, b_k) = match b {
+            Right::Panels { data, panel_stride, k_stride } => {
+                (data[p * panel_stride + block.k0 * k_stride..].as_ptr(), k_stride)
+            }
+            Right::Rows { .. } | Right::Transposed { .. } => {
+                let packed = &mut packed[..block.depth * PANEL];
+                pack_block(packed, b, (block.k0, block.depth), n, p);
+                (packed.as_ptr(), PANEL)
+            }
+        };
+        for (i, row) in rows.clone().step_by(TILE_ROWS).enumerate() {
+            let tile = Tile {
+                a: left.start[i * left.tile_stride..].as_ptr(),
+                a_strides: left.strides.unwrap_or((1, TILE_ROWS)),
+                b: panel,
+                b_k,
+                c: c.wrapping_add(row * c_stride + p * PANEL),
+                c_row: c_stride,
+                depth: block.depth,
+                columns: PANEL.min(n - p * PANEL),
+                accumulate: block.accumulate,
+            };
+            // What the next tile writes, and a part of the next panel.
+            (TILE_ROWS..2 * TILE_ROWS).for_each(|r| prefetch(tile.c.wrapping_add(r * c_stride)));
+            prefetch_panel(b, block, p + 1, i * share..(i + 1) * share);
+            let height = TILE_ROWS.min(rows.end - row);
+            match left.strides {
+                None => tile.run::<true>(height),
+                Some(_) => tile.run::<false>(height),
             }
         }
     }
+}
+
+/// Asks for steps `steps` of panel `p`, which need not exist.
+fn prefetch_panel(b: Right<'_>, block: &Block<'_>, p: usize, steps: std::ops::Range<usize>) {
+    match b {
+        Right::Panels { data, panel_stride, k_stride } => {
+            let start = data.as_ptr().wrapping_add(p * panel_stride + block.k0 * k_stride);
+            steps.for_each(|k| prefetch(start.wrapping_add(k * k_stride)));
+        }
+        Right::Rows { data, stride } => {
+            let start = data.as_ptr().wrapping_add(block.k0 * stride + p * PANEL);
+            steps.for_each(|k| prefetch(start.wrapping_add(k * stride)));
+        }
+        Right::Transposed { data, stride } => {
+            let start = data.as_ptr().wrapping_add(p * PANEL * stride + block.k0);
+            // As many lines: column by column, `LINE` steps of k in each.
+            let per_column = block.depth.div_ceil(LINE);
+            steps.for_each(|line| {
+                prefetch(start.wrapping_add(line / per_column * stride + line % per_column * LINE));
+            });
+        }
+    }
+}
+
+/// Asks for the cache line at an address, which need not be valid, in the second-level cache: the
+/// first is full of the panel in use.
+#[inline(always)]
+fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing and faults on nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 fn clear(c: *mut f32, c_stride: usize, region: &Region, n: usize) {
@@ -238,8 +269,8 @@ fn clear(c: *mut f32, c_stride: usize, region: &Region, n: usize) {
 /// One tile of the output: up to 6 rows and 16 columns, over `depth` steps of k.
 struct Tile {
     a: *const f32,
-    a_row: usize,
-    a_k: usize,
+    /// Of rows and of k.
+    a_strides: (usize, usize),
     b: *const f32,
     b_k: usize,
     c: *mut f32,
@@ -250,24 +281,28 @@ struct Tile {
 }
 
 impl Tile {
-    fn run(&self, rows: usize) {
+    /// With `GATHERED` both sides lie as a tile reads them, and their strides are constants.
+    fn run<const GATHERED: bool>(&self, rows: usize) {
         match rows {
-            6 => self.run_rows::<6>(),
-            5 => self.run_rows::<5>(),
-            4 => self.run_rows::<4>(),
-            3 => self.run_rows::<3>(),
-            2 => self.run_rows::<2>(),
-            _ => self.run_rows::<1>(),
+            6 => self.run_rows::<6, GATHERED>(),
+            5 => self.run_rows::<5, GATHERED>(),
+            4 => self.run_rows::<4, GATHERED>(),
+            3 => self.run_rows::<3, GATHERED>(),
+            2 => self.run_rows::<2, GATHERED>(),
+            _ => self.run_rows::<1, GATHERED>(),
         }
     }
 
-    fn run_rows<const R: usize>(&self) {
+    fn run_rows<const R: usize, const GATHERED: bool>(&self) {
         // SAFETY: `check_bounds` covered every address that the tile reads and writes (a padded
         // panel is read whole), the region is this task's own, and the features were detected.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             if crate::cpu::has_avx2_fma() {
-                return self.avx2::<R>();
+                return match self.columns {
+                    PANEL => self.avx2::<R, GATHERED>(),
+                    _ => self.avx2_edge::<R, GATHERED>(),
+                };
             }
             self.portable::<R>();
         }
@@ -281,7 +316,7 @@ impl Tile {
                     let c = self.c.add(r * self.c_row + j);
                     let mut sum = if self.accumulate { *c } else { 0.0 };
                     for k in 0..self.depth {
-                        let a = *self.a.add(r * self.a_row + k * self.a_k);
+                        let a = *self.a.add(r * self.a_strides.0 + k * self.a_strides.1);
                         sum = a.mul_add(*self.b.add(k * self.b_k + j), sum);
                     }
                     *c = sum;
@@ -290,21 +325,32 @@ impl Tile {
         }
     }
 
+    /// A tile with fewer columns than a panel goes through one that is whole.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2<const R: usize>(&self) {
-        use std::arch::x86_64::*;
+    unsafe fn avx2_edge<const R: usize, const GATHERED: bool>(&self) {
         let mut spare = [0.0f32; TILE_ROWS * PANEL];
-        let whole = self.columns == PANEL;
         // SAFETY: see `run_rows`; `spare` holds 6 × 16 numbers.
         unsafe {
-            let (c, c_row) = if whole { (self.c, self.c_row) } else { (spare.as_mut_ptr(), PANEL) };
-            if !whole && self.accumulate {
-                for r in 0..R {
-                    let from = self.c.add(r * self.c_row);
-                    std::ptr::copy_nonoverlapping(from, c.add(r * c_row), self.columns);
-                }
+            for r in 0..R {
+                let from = self.c.add(r * self.c_row);
+                std::ptr::copy_nonoverlapping(from, spare.as_mut_ptr().add(r * PANEL), self.columns);
             }
+            Tile { c: spare.as_mut_ptr(), c_row: PANEL, columns: PANEL, ..*self }.avx2::<R, GATHERED>();
+            for r in 0..R {
+                let to = self.c.add(r * self.c_row);
+                std::ptr::copy_nonoverlapping(spare.as_ptr().add(r * PANEL), to, self.columns);
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2<const R: usize, const GATHERED: bool>(&self) {
+        use std::arch::x86_64::*;
+        // SAFETY: see `run_rows`.
+        unsafe {
+            let (c, c_row) = (self.c, self.c_row);
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
             if self.accumulate {
                 for (r, sum) in sums.iter_mut().enumerate() {
@@ -313,26 +359,22 @@ impl Tile {
                 }
             }
             let (mut a, mut b) = (self.a, self.b);
+            let ((a_row, a_k), b_k) =
+                if GATHERED { ((1, TILE_ROWS), PANEL) } else { (self.a_strides, self.b_k) };
             for _ in 0..self.depth {
                 let b0 = _mm256_loadu_ps(b);
                 let b1 = _mm256_loadu_ps(b.add(8));
                 for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm256_broadcast_ss(&*a.add(r * self.a_row));
+                    let x = _mm256_broadcast_ss(&*a.add(r * a_row));
                     sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
                     sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
                 }
-                a = a.wrapping_add(self.a_k);
-                b = b.wrapping_add(self.b_k);
+                a = a.wrapping_add(a_k);
+                b = b.wrapping_add(b_k);
             }
             for (r, sum) in sums.iter().enumerate() {
                 _mm256_storeu_ps(c.add(r * c_row), sum[0]);
                 _mm256_storeu_ps(c.add(r * c_row + 8), sum[1]);
-            }
-            if !whole {
-                for r in 0..R {
-                    let to = self.c.add(r * self.c_row);
-                    std::ptr::copy_nonoverlapping(c.add(r * c_row), to, self.columns);
-                }
             }
         }
     }

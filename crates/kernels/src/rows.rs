@@ -288,9 +288,9 @@ pub(crate) fn embedding_backward(pool: &Pool, dtable: &mut [f32], dy: &[f32], id
 }
 
 multiversion! {
-    fn adamw_piece(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep, keep: f32, rate: f32, root: f32) {
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * step.gradient_scale;
+    fn adamw_piece(p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep, keep: f32, rate: f32, root: f32) {
+        for (((p, gradient), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = std::mem::take(gradient) * step.gradient_scale;
             *m = step.beta1 * *m + (1.0 - step.beta1) * g;
             *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
             *p = *p * keep - rate * *m / (v.sqrt() / root + step.eps);
@@ -298,19 +298,27 @@ multiversion! {
     }
 }
 
-/// See [`crate::reference::adamw`].
-pub(crate) fn adamw(pool: &Pool, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+/// See [`crate::reference::adamw`]; g becomes zero in the same pass.
+pub(crate) fn adamw(
+    pool: &Pool,
+    p: &mut [f32],
+    g: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    step: &AdamWStep,
+) {
     let correction = |beta: f32| 1.0 - f64::from(beta).powi(step.step as i32);
     let rate = (f64::from(step.learning_rate) / correction(step.beta1)) as f32;
     let root = correction(step.beta2).sqrt() as f32;
     let keep = 1.0 - step.learning_rate * step.weight_decay;
     let n = p.len();
-    let (p, m, v) = (Shards::new(p), Shards::new(m), Shards::new(v));
+    let (p, g, m, v) = (Shards::new(p), Shards::new(g), Shards::new(m), Shards::new(v));
     pool.run(n.div_ceil(ELEMENTS_PER_TASK), &|task| {
         let (from, len) = (task * ELEMENTS_PER_TASK, ELEMENTS_PER_TASK.min(n - task * ELEMENTS_PER_TASK));
         // SAFETY: tasks own disjoint ranges of each tensor.
-        let (p, m, v) = unsafe { (p.piece(from, len), m.piece(from, len), v.piece(from, len)) };
-        adamw_piece(p, &g[from..from + len], m, v, step, keep, rate, root);
+        let (p, g, m, v) =
+            unsafe { (p.piece(from, len), g.piece(from, len), m.piece(from, len), v.piece(from, len)) };
+        adamw_piece(p, g, m, v, step, keep, rate, root);
     });
 }
 

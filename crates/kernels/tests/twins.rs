@@ -4,7 +4,9 @@ mod common;
 
 use common::{bits, close, numbers};
 use proptest::prelude::*;
-use stillroom_kernels::{AdamWStep, AttentionShape, Device, RopeScaling, RopeTable, Segment, reference};
+use stillroom_kernels::{
+    AdamWStep, AttentionShape, Device, RopeScaling, RopeTable, Segment, Weight, reference,
+};
 
 /// Runs `f` on one, two and three threads; the bits must agree. Returns them.
 fn on_threads(f: impl Fn(&Device) -> Vec<f32>) -> Vec<f32> {
@@ -28,6 +30,14 @@ proptest! {
             let mut y = dev.zeros(n * o);
             let packed = dev.pack(&dev.upload(&w), o, i);
             dev.linear_forward(&mut y, &dev.upload(&x), &packed, Some(&dev.upload(&b)), n);
+            dev.download(&y)
+        });
+        prop_assert_eq!(bits(&fast), bits(&y));
+        let fast = on_threads(|dev| {
+            let mut y = dev.zeros(n * o);
+            let w = dev.upload(&w);
+            let plain = Weight::Plain { w: &w, n_out: o, n_in: i };
+            dev.linear_forward(&mut y, &dev.upload(&x), plain, Some(&dev.upload(&b)), n);
             dev.download(&y)
         });
         prop_assert_eq!(bits(&fast), bits(&y));
@@ -131,7 +141,9 @@ proptest! {
         reference::adamw(&mut plain.0, &g, &mut plain.1, &mut plain.2, &step);
         let fast = on_threads(|dev| {
             let (mut p, mut m, mut v) = (dev.upload(&p), dev.upload(&m), dev.upload(&v));
-            dev.adamw(&mut p, &dev.upload(&g), &mut m, &mut v, &step);
+            let mut g = dev.upload(&g);
+            dev.adamw(&mut p, &mut g, &mut m, &mut v, &step);
+            assert!(dev.download(&g).iter().all(|&g| g == 0.0), "the gradient is used up");
             [dev.download(&p), dev.download(&m), dev.download(&v)].concat()
         });
         prop_assert_eq!(bits(&fast), bits(&[plain.0, plain.1, plain.2].concat()));

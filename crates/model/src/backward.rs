@@ -2,7 +2,7 @@
 //!
 //! Shapes and names as in `forward`; dX stands for ∂loss/∂X.
 
-use stillroom_kernels::{Buf, HeadLosses, HeadWeights, PackedWeight, RopeTable};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights, RopeTable};
 
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
@@ -24,8 +24,14 @@ struct Backward<'a> {
     rope: &'a RopeTable,
 }
 
+/// Tokens whose activations are held at once. Documents do not see each other, so a few at a time give
+/// what the whole batch gives; their activations stay near the cache and take little memory.
+const TOKENS_PER_GROUP: usize = 512;
+
 /// Forward and backward over one batch; `gradients[i]` += ∂loss/∂weight i. Returns each supervised
 /// row's losses, unweighted.
+///
+/// Documents go through in groups of [`TOKENS_PER_GROUP`], each forward and backward.
 pub(crate) fn accumulate(
     decoder: &Decoder,
     gradients: &mut [Buf],
@@ -33,21 +39,47 @@ pub(crate) fn accumulate(
     targets: &Targets,
     weights: &HeadWeights,
 ) -> HeadLosses {
+    batch.check();
     targets.check(batch.n_tokens(), decoder.config.vocab_size);
-    if targets.rows.is_empty() {
-        return HeadLosses::default();
+    let mut losses = HeadLosses::default();
+    for documents in batch.groups(TOKENS_PER_GROUP) {
+        let start = documents.first().map_or(0, |s| s.start);
+        let end = documents.last().map_or(0, |s| s.start + s.len);
+        let place = |row: usize| targets.rows.partition_point(|&r| (r as usize) < row);
+        let supervised = place(start)..place(end);
+        if supervised.is_empty() {
+            continue;
+        }
+        let part = batch.part(documents);
+        let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start as u32).collect();
+        let head = targets.head_of(supervised);
+        let HeadLosses { hard_label, forward_kl } =
+            accumulate_group(decoder, gradients, &part, &rows, &head, weights);
+        losses.hard_label.extend(hard_label);
+        losses.forward_kl.extend(forward_kl);
     }
+    losses
+}
+
+fn accumulate_group(
+    decoder: &Decoder,
+    gradients: &mut [Buf],
+    batch: &Batch,
+    rows: &[u32],
+    targets: &HeadTargets<'_>,
+    weights: &HeadWeights,
+) -> HeadLosses {
     let positions = batch.positions();
     let pass = decoder.documents(batch, &positions);
     let rope = pass.rope.clone();
     let mut kept = Vec::with_capacity(decoder.config.num_hidden_layers);
-    let x = decoder.layers_forward(&batch.ids, pass, Some(&targets.rows), Some(&mut kept));
+    let x = decoder.layers_forward(&batch.ids, pass, Some(rows), Some(&mut kept));
 
     let mut backward = Backward { decoder, gradients, batch, positions: &positions, rope: &rope };
-    let (losses, mut dx) = backward.head(x, targets, weights);
-    let mut rows = Some(&targets.rows[..]).filter(|rows| rows.len() < batch.n_tokens());
+    let (losses, mut dx) = backward.head(x, rows.len(), targets, weights);
+    let mut narrowed = Some(rows).filter(|rows| rows.len() < batch.n_tokens());
     for (layer, kept) in kept.into_iter().enumerate().rev() {
-        dx = backward.layer(layer, dx, kept, rows.take());
+        dx = backward.layer(layer, dx, kept, narrowed.take());
     }
     let width = decoder.config.hidden_size;
     decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &batch.ids, width);
@@ -57,9 +89,15 @@ pub(crate) fn accumulate(
 
 impl Backward<'_> {
     /// Final norm and divergence head on the supervised rows; gives dx of those rows.
-    fn head(&mut self, x: Buf, targets: &Targets, weights: &HeadWeights) -> (HeadLosses, Buf) {
+    fn head(
+        &mut self,
+        x: Buf,
+        n: usize,
+        targets: &HeadTargets<'_>,
+        weights: &HeadWeights,
+    ) -> (HeadLosses, Buf) {
         let (d, layout) = (self.decoder, &self.decoder.layout);
-        let (n, width) = (targets.rows.len(), d.config.hidden_size);
+        let width = d.config.hidden_size;
         let hidden = d.norm(&x, layout.final_norm, n);
         let mut dhidden = d.take(n * width);
         let id = layout.head_or_embedding();
@@ -67,10 +105,9 @@ impl Backward<'_> {
             &mut dhidden,
             &mut self.gradients[id],
             &hidden,
-            &d.packed().head,
             d.weight(id),
             n,
-            &targets.head(),
+            targets,
             weights,
         );
         let mut dx = hidden;
@@ -88,19 +125,18 @@ impl Backward<'_> {
         let dx = self.feed_forward(layer, dx, x_mid, gate_up, rows.map_or(n, <[u32]>::len));
 
         let shape = d.attention_shape();
-        let packed = &d.packed().layers[layer];
         let ids = &d.layout.layers[layer];
         let out = Linear { weight: ids.o, bias: ids.o_bias };
         let (mut dx, dattention) = match rows {
             None => {
-                let dattention = self.linear(out, &packed.o, &dx, &attention, n);
+                let dattention = self.linear(out, &dx, &attention, n);
                 (dx, dattention)
             }
             Some(rows) => {
-                let narrow = d.gather(&attention, rows, packed.o.n_in());
-                let dnarrow = self.linear(out, &packed.o, &dx, &narrow, rows.len());
-                let mut dattention = d.take(n * packed.o.n_in());
-                d.device.scatter_rows(&mut dattention, &dnarrow, rows, packed.o.n_in());
+                let narrow = d.gather(&attention, rows, d.product(ids.o).n_in());
+                let dnarrow = self.linear(out, &dx, &narrow, rows.len());
+                let mut dattention = d.take(n * d.product(ids.o).n_in());
+                d.device.scatter_rows(&mut dattention, &dnarrow, rows, d.product(ids.o).n_in());
                 let mut dx_in = d.take(n * width);
                 d.device.scatter_rows(&mut dx_in, &dx, rows, width);
                 d.workspace.give_all([narrow, dnarrow, dx]);
@@ -119,7 +155,7 @@ impl Backward<'_> {
         }
 
         let norm = d.norm(&x_in, ids.input_norm, n);
-        let dnorm = self.linear(Linear { weight: ids.qkv, bias: ids.qkv_bias }, &packed.qkv, &dqkv, &norm, n);
+        let dnorm = self.linear(Linear { weight: ids.qkv, bias: ids.qkv_bias }, &dqkv, &norm, n);
         self.norm(&mut dx, &dnorm, &x_in, ids.input_norm, n);
         d.workspace.give_all([x_in, dqkv, norm, dnorm]);
         dx
@@ -128,27 +164,27 @@ impl Backward<'_> {
     /// dx_out → dx_mid over n rows.
     fn feed_forward(&mut self, layer: usize, mut dx: Buf, x_mid: Buf, gate_up: Buf, n: usize) -> Buf {
         let (d, f) = (self.decoder, self.decoder.config.intermediate_size);
-        let packed = &d.packed().layers[layer];
         let ids = &d.layout.layers[layer];
         let mut hidden = d.take(n * f);
         d.device.swiglu_forward(&mut hidden, &gate_up, n, f);
         let down = Linear { weight: ids.down, bias: ids.down_bias };
-        let dhidden = self.linear(down, &packed.down, &dx, &hidden, n);
+        let dhidden = self.linear(down, &dx, &hidden, n);
         let mut dgate_up = d.take(n * 2 * f);
         d.device.swiglu_backward(&mut dgate_up, &dhidden, &gate_up, n, f);
         d.workspace.give_all([hidden, dhidden, gate_up]);
 
         let norm = d.norm(&x_mid, ids.post_norm, n);
         let map = Linear { weight: ids.gate_up, bias: ids.gate_up_bias };
-        let dnorm = self.linear(map, &packed.gate_up, &dgate_up, &norm, n);
+        let dnorm = self.linear(map, &dgate_up, &norm, n);
         self.norm(&mut dx, &dnorm, &x_mid, ids.post_norm, n);
         d.workspace.give_all([dgate_up, norm, dnorm, x_mid]);
         dx
     }
 
     /// y = x·wᵀ + b over n rows: gradients of w and b are added, dx is returned.
-    fn linear(&mut self, map: Linear, packed: &PackedWeight, dy: &Buf, x: &Buf, n: usize) -> Buf {
-        let (d, n_in, n_out) = (self.decoder, packed.n_in(), packed.n_out());
+    fn linear(&mut self, map: Linear, dy: &Buf, x: &Buf, n: usize) -> Buf {
+        let d = self.decoder;
+        let (n_in, n_out) = (d.product(map.weight).n_in(), d.product(map.weight).n_out());
         d.device.linear_backward_weight(&mut self.gradients[map.weight], dy, x, n, n_in, n_out);
         if let Some(bias) = map.bias {
             d.device.bias_backward(&mut self.gradients[bias], dy, n, n_out);

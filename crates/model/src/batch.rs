@@ -1,5 +1,7 @@
 //! Packed documents and what supervises them.
 
+use std::ops::Range;
+
 use stillroom_core::Tail;
 use stillroom_kernels::{HeadTargets, Segment, SparseTargets, TailMode};
 
@@ -35,6 +37,32 @@ impl Batch {
     /// Position of each row within its document.
     pub fn positions(&self) -> Vec<u32> {
         self.segments.iter().flat_map(|s| 0..s.len as u32).collect()
+    }
+
+    /// The documents in groups of consecutive ones of at most `n_tokens_max` tokens together; a longer
+    /// document is a group of its own.
+    pub(crate) fn groups(&self, n_tokens_max: usize) -> Vec<&[Segment]> {
+        let (mut groups, mut first) = (Vec::new(), 0);
+        for (i, segment) in self.segments.iter().enumerate() {
+            if i > first && segment.start + segment.len - self.segments[first].start > n_tokens_max {
+                groups.push(&self.segments[first..i]);
+                first = i;
+            }
+        }
+        groups.push(&self.segments[first..]);
+        groups
+    }
+
+    /// A batch of some of the documents.
+    pub(crate) fn part(&self, segments: &[Segment]) -> Batch {
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+            return Batch::default();
+        };
+        let moved = |s: &Segment| Segment { start: s.start - first.start, len: s.len };
+        Batch {
+            ids: self.ids[first.start..last.start + last.len].to_vec(),
+            segments: segments.iter().map(moved).collect(),
+        }
     }
 
     pub(crate) fn check(&self) {
@@ -117,13 +145,18 @@ impl Targets {
     }
 
     pub(crate) fn head(&self) -> HeadTargets<'_> {
+        self.head_of(0..self.rows.len())
+    }
+
+    /// What supervises `rows[range]`.
+    pub(crate) fn head_of(&self, range: Range<usize>) -> HeadTargets<'_> {
         HeadTargets {
-            hard_labels: (!self.hard_labels.is_empty()).then_some(&self.hard_labels[..]),
+            hard_labels: (!self.hard_labels.is_empty()).then(|| &self.hard_labels[range.clone()]),
             sparse: self.sparse.as_ref().map(|s| SparseTargets {
-                offsets: &s.offsets,
+                offsets: &s.offsets[range.start..=range.end],
                 ids: &s.ids,
                 probs: &s.probs,
-                teacher_entropy: &s.teacher_entropy,
+                teacher_entropy: &s.teacher_entropy[range.clone()],
                 tail: tail_mode(s.tail),
             }),
         }
@@ -150,6 +183,17 @@ mod tests {
         assert_eq!(batch.segments, [Segment { start: 0, len: 3 }, Segment { start: 3, len: 1 }]);
         assert_eq!(batch.positions(), [0, 1, 2, 0]);
         batch.check();
+    }
+
+    #[test]
+    fn groups_hold_whole_documents_and_keep_their_order() {
+        let batch = Batch::from_documents(&[&[1; 3], &[2; 4], &[3; 9], &[4; 1], &[5; 7]]);
+        let sizes = |max| batch.groups(max).iter().map(|g| g.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(7), [2, 1, 1, 1]);
+        assert_eq!(sizes(8), [2, 1, 2]);
+        assert_eq!(sizes(100), [5]);
+        let part = batch.part(batch.groups(8)[2]);
+        assert_eq!(part, Batch::from_documents(&[&[4; 1], &[5; 7]]));
     }
 
     #[test]

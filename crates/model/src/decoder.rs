@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stillroom_core::{CounterRng, Digest, Digester};
 use stillroom_formats::{DecoderConfig, Encoding, NamedTensor, TensorSource, TensorView};
 use stillroom_kernels::{
-    AttentionShape, BlockFormat, Buf, Device, PackedWeight, RopeScaling, RopeTable, dequantise,
+    AttentionShape, BlockFormat, Buf, Device, PackedWeight, RopeScaling, RopeTable, Weight, dequantise,
 };
 
 use crate::error::ModelError;
@@ -24,23 +24,10 @@ pub struct Decoder {
     pub(crate) config: DecoderConfig,
     pub(crate) layout: Arc<Layout>,
     pub(crate) weights: Vec<Buf>,
-    /// Laid out for products; made when first needed.
-    packed: OnceLock<Packed>,
+    /// Weights of products laid out for few rows, by parameter; made when generation first needs them.
+    packed: OnceLock<Vec<Option<PackedWeight>>>,
     rope: Mutex<Arc<RopeTable>>,
     pub(crate) workspace: Workspace,
-}
-
-/// Packed weights of the products.
-pub(crate) struct Packed {
-    pub(crate) layers: Vec<PackedLayer>,
-    pub(crate) head: PackedWeight,
-}
-
-pub(crate) struct PackedLayer {
-    pub(crate) qkv: PackedWeight,
-    pub(crate) o: PackedWeight,
-    pub(crate) gate_up: PackedWeight,
-    pub(crate) down: PackedWeight,
 }
 
 impl Decoder {
@@ -182,35 +169,33 @@ impl Decoder {
         &self.weights[id]
     }
 
-    pub(crate) fn packed(&self) -> &Packed {
-        self.packed.get_or_init(|| {
-            let pack = |id: usize| {
+    /// Weight `id` as the right-hand side of a product.
+    pub(crate) fn product(&self, id: usize) -> Weight<'_> {
+        match self.packed.get().and_then(|packed| packed[id].as_ref()) {
+            Some(packed) => Weight::Packed(packed),
+            None => {
                 let p = &self.layout.parameters[id];
-                self.device.pack(&self.weights[id], p.rows, p.cols)
-            };
-            let layers = self.layout.layers.iter().map(|ids| PackedLayer {
-                qkv: pack(ids.qkv),
-                o: pack(ids.o),
-                gate_up: pack(ids.gate_up),
-                down: pack(ids.down),
-            });
-            Packed { layers: layers.collect(), head: pack(self.layout.head_or_embedding()) }
-        })
+                Weight::Plain { w: &self.weights[id], n_out: p.rows, n_in: p.cols }
+            }
+        }
     }
 
-    /// Changes the weights, and lays them out for products again where they were before.
+    /// Lays the weights of products out for few rows, if they are not yet.
+    pub(crate) fn pack(&self) {
+        self.packed.get_or_init(|| {
+            let of_layers = self.layout.layers.iter().flat_map(|ids| [ids.qkv, ids.o, ids.gate_up, ids.down]);
+            let products: Vec<usize> = of_layers.chain([self.layout.head_or_embedding()]).collect();
+            let packed = self.layout.parameters.iter().enumerate().map(|(id, p)| {
+                products.contains(&id).then(|| self.device.pack(&self.weights[id], p.rows, p.cols))
+            });
+            packed.collect()
+        });
+    }
+
+    /// Changes the weights; what was laid out from them is dropped.
     pub(crate) fn change_weights(&mut self, change: impl FnOnce(&mut [Buf])) {
+        self.packed.take();
         change(&mut self.weights);
-        let Some(packed) = self.packed.get_mut() else {
-            return;
-        };
-        for (ids, layer) in self.layout.layers.iter().zip(&mut packed.layers) {
-            self.device.repack(&mut layer.qkv, &self.weights[ids.qkv]);
-            self.device.repack(&mut layer.o, &self.weights[ids.o]);
-            self.device.repack(&mut layer.gate_up, &self.weights[ids.gate_up]);
-            self.device.repack(&mut layer.down, &self.weights[ids.down]);
-        }
-        self.device.repack(&mut packed.head, &self.weights[self.layout.head_or_embedding()]);
     }
 
     /// cos and sin for at least `n_positions` positions.

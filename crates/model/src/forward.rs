@@ -98,7 +98,7 @@ impl Decoder {
     }
 
     fn layer_forward(&self, layer: usize, x: Buf, pass: &mut Pass<'_>, rows: Option<&[u32]>) -> (Buf, Kept) {
-        let (device, ids, packed) = (&self.device, &self.layout.layers[layer], &self.packed().layers[layer]);
+        let (device, ids) = (&self.device, &self.layout.layers[layer]);
         let n = pass.positions.len();
         let width = self.config.hidden_size;
         let (qkv_raw, qkv) = self.qkv_forward(layer, &x, pass);
@@ -109,12 +109,12 @@ impl Decoder {
         let bias = ids.o_bias.map(|id| self.weight(id));
         match rows {
             None => {
-                device.linear_forward(&mut x_mid, &attention, &packed.o, bias, n);
+                device.linear_forward(&mut x_mid, &attention, self.product(ids.o), bias, n);
                 device.add_assign(&mut x_mid, &x);
             }
             Some(rows) => {
-                let narrow = self.gather(&attention, rows, packed.o.n_in());
-                device.linear_forward(&mut x_mid, &narrow, &packed.o, bias, n_mid);
+                let narrow = self.gather(&attention, rows, self.product(ids.o).n_in());
+                device.linear_forward(&mut x_mid, &narrow, self.product(ids.o), bias, n_mid);
                 let residual = self.gather(&x, rows, width);
                 device.add_assign(&mut x_mid, &residual);
                 self.workspace.give_all([narrow, residual]);
@@ -125,12 +125,12 @@ impl Decoder {
         let norm = self.norm(&x_mid, ids.post_norm, n_mid);
         let mut gate_up = self.take(n_mid * 2 * f);
         let bias = ids.gate_up_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut gate_up, &norm, &packed.gate_up, bias, n_mid);
+        device.linear_forward(&mut gate_up, &norm, self.product(ids.gate_up), bias, n_mid);
         let mut hidden = self.take(n_mid * f);
         device.swiglu_forward(&mut hidden, &gate_up, n_mid, f);
         let mut x_out = norm;
         let bias = ids.down_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut x_out, &hidden, &packed.down, bias, n_mid);
+        device.linear_forward(&mut x_out, &hidden, self.product(ids.down), bias, n_mid);
         device.add_assign(&mut x_out, &x_mid);
         self.workspace.give(hidden);
         (x_out, Kept { x_in: x, qkv_raw, qkv, attention, lse, x_mid, gate_up })
@@ -138,12 +138,12 @@ impl Decoder {
 
     /// q, k and v after rope, and before QK-norm where there is one.
     fn qkv_forward(&self, layer: usize, x: &Buf, pass: &Pass<'_>) -> (Option<Buf>, Buf) {
-        let (device, ids, packed) = (&self.device, &self.layout.layers[layer], &self.packed().layers[layer]);
+        let (device, ids) = (&self.device, &self.layout.layers[layer]);
         let (n, shape) = (pass.positions.len(), self.attention_shape());
         let norm = self.norm(x, ids.input_norm, n);
         let mut qkv = self.take(n * shape.qkv_width());
         let bias = ids.qkv_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut qkv, &norm, &packed.qkv, bias, n);
+        device.linear_forward(&mut qkv, &norm, self.product(ids.qkv), bias, n);
         self.workspace.give(norm);
         let mut raw = None;
         if let Some((q_norm, k_norm)) = ids.q_norm.zip(ids.k_norm) {

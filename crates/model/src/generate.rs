@@ -90,6 +90,7 @@ impl Decoder {
     ) -> Result<(), ModelError> {
         check_sampling(sampling)?;
         requests.iter().enumerate().try_for_each(|(i, request)| self.check_request(i, request))?;
+        self.pack();
         let longest = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
         let capacity = longest.saturating_add(sampling.max_tokens).min(self.config.max_position_embeddings);
         let (shape, n_layers) = (self.attention_shape(), self.config.num_hidden_layers);

@@ -36,7 +36,7 @@ impl Decoder {
             let labels: Vec<u32> = chunk.owners.iter().map(|&(d, t)| documents[d][t + 1]).collect();
             let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
             let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
-            let head = &self.packed().head;
+            let head = self.product(self.layout.head_or_embedding());
             let losses = self.device.divergence_head_forward(&hidden, head, chunk.rows.len(), &targets, 1.0);
             self.workspace.give(hidden);
             for (&(d, _), loss) in chunk.owners.iter().zip(losses.hard_label) {
@@ -111,8 +111,8 @@ impl Decoder {
             for (student, kl) in students.iter().zip(&mut kl) {
                 let s = student.hidden_rows(&chunk.batch, &chunk.rows);
                 let rows = teacher.device.dense_forward_kl(
-                    (&t, &teacher.packed().head),
-                    (&s, &student.packed().head),
+                    (&t, teacher.product(teacher.layout.head_or_embedding())),
+                    (&s, student.product(student.layout.head_or_embedding())),
                     chunk.rows.len(),
                 );
                 student.workspace.give(s);
@@ -132,7 +132,7 @@ impl Decoder {
             return HeadLosses::default();
         }
         let hidden = self.hidden_rows(batch, &targets.rows);
-        let (head, n) = (&self.packed().head, targets.rows.len());
+        let (head, n) = (self.product(self.layout.head_or_embedding()), targets.rows.len());
         let losses = self.device.divergence_head_forward(&hidden, head, n, &targets.head(), loss_temperature);
         self.workspace.give(hidden);
         losses
@@ -168,7 +168,8 @@ impl Decoder {
         f: impl Fn(usize, &mut [f32]) -> T + Sync,
     ) -> Vec<T> {
         let results: Vec<OnceLock<T>> = (0..n_rows).map(|_| OnceLock::new()).collect();
-        self.device.for_each_logits_row(hidden, &self.packed().head, n_rows, &|row, logits| {
+        let head = self.product(self.layout.head_or_embedding());
+        self.device.for_each_logits_row(hidden, head, n_rows, &|row, logits| {
             let fresh = results[row].set(f(row, logits)).is_ok();
             assert!(fresh, "row {row} was visited twice");
         });

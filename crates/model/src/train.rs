@@ -84,14 +84,15 @@ impl TrainState {
         if grad_norm.is_finite() {
             self.n_steps += 1;
             self.update(opt, scale as f32);
+        } else {
+            self.gradients.iter_mut().for_each(|g| device.fill_zero(g));
         }
-        self.gradients.iter_mut().for_each(|g| device.fill_zero(g));
         StepReport { grad_norm, clipped: scale < 1.0 }
     }
 
     fn update(&mut self, opt: &AdamW, gradient_scale: f32) {
         let (device, layout) = (self.decoder.device.clone(), self.decoder.layout.clone());
-        let (n_steps, gradients) = (self.n_steps, &self.gradients);
+        let (n_steps, gradients) = (self.n_steps, &mut self.gradients);
         let moments = self.m.iter_mut().zip(&mut self.v);
         self.decoder.change_weights(|weights| {
             let tensors = weights.iter_mut().zip(gradients).zip(moments);
