@@ -70,7 +70,8 @@ def targets_of(loss, n, vocab):
         labels[: n // 3] = heads.IGNORED
         return n - n // 3, [labels]
     if loss == "dense_kd":
-        return n, [torch.softmax(torch.randn(n, vocab), dim=-1)]
+        p = torch.softmax(torch.randn(n, vocab), dim=-1)
+        return n, [p, torch.special.xlogy(p, p).sum(dim=-1)]
     ids = torch.stack([torch.randperm(vocab)[:7] for _ in range(n)])
     p = torch.softmax(torch.randn(n, 7), dim=-1)
     return n, [ids, p, torch.special.xlogy(p, p).sum(dim=-1)]

@@ -8,6 +8,7 @@ A script is one process and one measurement. It prints one JSON object whose fie
   peak_resident_bytes          VmHWM of the whole process: imports, loading and compiling included
   steady_peak_resident_bytes   the same over the timed steps alone (the mark is reset before them);
                                never above the former, so the kinder figure of the two
+  imports_resident_bytes       resident once the libraries were imported, before there was any model
 """
 import argparse
 import json
@@ -55,10 +56,14 @@ def start(args):
         os.execve(sys.executable, [sys.executable, "-B", *sys.argv], {**os.environ, **wanted})
 
 
-def peak_resident_bytes():
-    """VmHWM, in bytes."""
+def resident_bytes(field="VmRSS"):
+    """What /proc/self/status says, in bytes."""
     with open("/proc/self/status") as status:
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read()).group(1))
+        return 1024 * int(re.search(field + r":\s+(\d+) kB", status.read()).group(1))
+
+
+def peak_resident_bytes():
+    return resident_bytes("VmHWM")
 
 
 def reset_peak():
@@ -92,6 +97,8 @@ def cpu_name():
 def report(args, work, peer, versions, tokens_per_step, step_seconds, memory, **more):
     """Prints the measurement."""
     configuration = {key: value for key, value in vars(args).items() if value is not None}
+    for path in configuration.keys() & {"hf", "gguf", "llama_cpp"}:
+        configuration[path] = os.path.basename(configuration[path].rstrip("/"))
     print(
         json.dumps(
             {

@@ -87,9 +87,11 @@ def make_data(vocab):
     elif args.loss == "dense_kd":
         # Filled in chunks, so that the peak of memory is the training's and not this preparation's.
         p = torch.empty(supervised.numel(), vocab)
-        for rows in p.split(64):
-            rows.copy_(torch.softmax(3.0 * torch.randn(len(rows), vocab), dim=-1))
-        targets = [p]
+        p_log_p = torch.empty(supervised.numel())
+        for rows, sums in zip(p.split(64), p_log_p.split(64)):
+            torch.softmax(3.0 * torch.randn_like(rows), dim=-1, out=rows)
+            sums.copy_(torch.special.xlogy(rows, rows).sum(dim=-1))
+        targets = [p, p_log_p]
     else:
         at, p = teacher_ids(supervised.numel(), vocab)
         targets = [at, p, torch.special.xlogy(p, p).sum(dim=-1)]
@@ -119,8 +121,10 @@ def main():
     torch.manual_seed(1)
     if args.loss != "ce" and args.masked:
         raise SystemExit("--masked goes with --loss ce")
+    imports = common.resident_bytes()
     model, vocab, hidden, head_weight = make_model()
     parameters = list(model.parameters())
+    torch.manual_seed(2)
     ids, supervised, targets = make_data(vocab)
     n = int(supervised.sum())
     head = heads.make_head(args.head, args.loss, args.chunk, args.compile)
@@ -154,6 +158,7 @@ def main():
         args.batch * args.sequence,
         seconds,
         memory,
+        imports_resident_bytes=imports,
         parameters=sum(p.numel() for p in parameters),
         supervised_tokens_per_step=n,
         first_loss=losses[0],
