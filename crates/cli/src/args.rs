@@ -49,6 +49,9 @@ pub(crate) enum Verb {
     Convert(Convert),
     /// Check that a run or release is what its manifest says
     Verify(Verify),
+    /// Time the engine on this machine, on random tokens
+    #[command(subcommand)]
+    Bench(Bench),
     /// Ask the licence register
     #[command(alias = "license", subcommand)]
     Licence(Licence),
@@ -250,6 +253,110 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Optimiser steps: forward, backward, clipping and AdamW
+    Train(BenchTrain),
+    /// The log-probability of each token of given sequences
+    Score(BenchScore),
+    /// New tokens, one at a time for each sequence of a batch
+    Decode(BenchDecode),
+}
+
+/// What every kind of work is timed on.
+#[derive(Debug, Args)]
+pub(crate) struct BenchSetting {
+    /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache; without it,
+    /// a random Llama of the sizes below
+    #[arg(
+        long,
+        value_name = "MODEL",
+        conflicts_with_all = ["hidden", "layers", "heads", "kv_heads", "ffn", "vocab", "tied"]
+    )]
+    pub(crate) model: Option<String>,
+    /// Width
+    #[arg(long, value_name = "N", default_value = "384", value_parser = count)]
+    pub(crate) hidden: usize,
+    #[arg(long, value_name = "N", default_value = "6", value_parser = count)]
+    pub(crate) layers: usize,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value = "6", value_parser = count)]
+    pub(crate) heads: usize,
+    /// Key and value heads (default: as many as query heads)
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) kv_heads: Option<usize>,
+    /// Width of the feed-forward part
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = count)]
+    pub(crate) ffn: usize,
+    #[arg(long, value_name = "N", default_value = "8192", value_parser = count)]
+    pub(crate) vocab: usize,
+    /// The embedding is the head too
+    #[arg(long)]
+    pub(crate) tied: bool,
+    /// Sequences that are computed together
+    #[arg(long, value_name = "N", default_value = "8", value_parser = count)]
+    pub(crate) batch: usize,
+    /// Steps that are timed, after two that are not
+    #[arg(long, value_name = "N", default_value = "8", value_parser = count)]
+    pub(crate) steps: usize,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchLoss {
+    Ce,
+    #[value(name = "sparse_kd")]
+    SparseKd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrain {
+    #[command(flatten)]
+    pub(crate) setting: BenchSetting,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
+    pub(crate) sequence: usize,
+    /// Cross-entropy on the text's own tokens, or KL from sparse teacher distributions
+    #[arg(long, value_name = "LOSS", default_value = "ce")]
+    pub(crate) loss: BenchLoss,
+    /// Share of each sequence, from its front, that is prompt and not supervised
+    #[arg(long, value_name = "FRACTION", default_value = "0", value_parser = below_one)]
+    pub(crate) masked: f64,
+    /// Teacher ids per position of `sparse_kd` (default: 50)
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) draws: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchScore {
+    #[command(flatten)]
+    pub(crate) setting: BenchSetting,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
+    pub(crate) sequence: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecode {
+    #[command(flatten)]
+    pub(crate) setting: BenchSetting,
+    #[arg(long, value_name = "N", default_value = "16", value_parser = count)]
+    pub(crate) prompt_tokens: usize,
+    /// New tokens of each sequence that are timed; one more, which the prompt's own pass gives, is not
+    #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
+    pub(crate) tokens: usize,
+    /// Prompt and timed tokens together, instead of `--tokens`
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "tokens")]
+    pub(crate) sequence: Option<usize>,
+    /// 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    pub(crate) temperature: f32,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Licence {
     /// May this student learn from this teacher?
     Check(LicenceCheck),
@@ -319,6 +426,22 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(seconds) if (1.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         Ok(_) => Err("the time must lie between 1 s and 7 days".into()),
         Err(_) => Err("write a time such as `90s`, `2m` or `1h`".into()),
+    }
+}
+
+/// Sizes and counts of a benchmark.
+fn count(text: &str) -> Result<usize, String> {
+    const COUNT_MAX: usize = 1 << 22;
+    match text.parse::<usize>() {
+        Ok(n) if (1..=COUNT_MAX).contains(&n) => Ok(n),
+        _ => Err(format!("write a whole number from 1 to {COUNT_MAX}")),
+    }
+}
+
+fn below_one(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
+        _ => Err("the share is a number from 0 to below 1".into()),
     }
 }
 

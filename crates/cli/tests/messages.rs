@@ -67,6 +67,10 @@ fn help_of_every_verb() {
         ("help-score", &["score", "--help"]),
         ("help-convert", &["convert", "--help"]),
         ("help-verify", &["verify", "--help"]),
+        ("help-bench", &["bench", "--help"]),
+        ("help-bench-train", &["bench", "train", "--help"]),
+        ("help-bench-score", &["bench", "score", "--help"]),
+        ("help-bench-decode", &["bench", "decode", "--help"]),
         ("help-licence", &["licence", "--help"]),
         ("help-licence-check", &["license", "check", "--help"]),
     ];
@@ -122,5 +126,26 @@ fn errors_name_cause_place_fix_and_next_command() {
             Some(SMALL),
             78,
         ),
+    ]);
+}
+
+#[test]
+fn what_cannot_be_timed_is_said_before_anything_is_computed() {
+    let case = |name, args, exit| Case { name, args, recipe: None, exit };
+    check(&[
+        case("error-bench-model", &["bench", "score", "--model", "x", "--hidden", "64"], 2),
+        case("error-bench-heads", &["bench", "train", "--hidden", "100"], 2),
+        case("error-bench-kv-heads", &["bench", "train", "--kv-heads", "4"], 2),
+        case("error-bench-loss", &["bench", "score", "--loss", "ce"], 2),
+        case("error-bench-draws", &["bench", "train", "--draws", "9"], 2),
+        case(
+            "error-bench-draws-vocab",
+            &["bench", "train", "--loss", "sparse_kd", "--vocab", "40", "--hidden", "8", "--heads", "2"],
+            2,
+        ),
+        case("error-bench-masked", &["bench", "train", "--masked", "1"], 2),
+        case("error-bench-tokens", &["bench", "score", "--batch", "9000"], 2),
+        case("error-bench-prompt", &["bench", "decode", "--sequence", "16"], 2),
+        case("error-bench-no-model", &["bench", "score", "--model", "nowhere"], 74),
     ]);
 }

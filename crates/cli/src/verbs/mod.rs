@@ -1,5 +1,6 @@
 //! One module per verb.
 
+mod bench;
 mod convert;
 mod doctor;
 mod generate;
@@ -42,6 +43,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Score(args) => score::score(&args),
         Verb::Convert(args) => convert::convert(&args),
         Verb::Verify(args) => verify::verify(&args),
+        Verb::Bench(work) => bench::bench(&work),
         Verb::Licence(verb) => licence::licence(&verb),
     }
 }
