@@ -68,7 +68,7 @@ pub(super) struct Report<'a> {
     /// The same over the timed steps alone.
     steady_peak_resident_bytes: Option<u64>,
     algorithmic_flops_per_step: u64,
-    /// The larger of what was measured before the work and after it.
+    /// The largest of what was measured before the work and after each timed step.
     fma_peak_flops: f64,
     /// `algorithmic_flops_per_step` / median of `step_seconds` / `fma_peak_flops`.
     fma_share: f64,
@@ -112,7 +112,6 @@ impl<'a> ModelFacts<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// The work is done: the FMA peak is measured again.
     pub(super) fn new(
         work: &'static str,
         setting: &'a BenchSetting,
@@ -120,8 +119,8 @@ impl<'a> Report<'a> {
         device: &Device,
         fma_peak_before: f64,
     ) -> Report<'a> {
-        let fma_peak_flops = fma_peak_before.max(device.fma_peak());
-        let Timed { steps, memory } = &outcome.timed;
+        let Timed { steps, memory, fma_peak } = &outcome.timed;
+        let fma_peak_flops = fma_peak.max(fma_peak_before);
         let step = median(steps).expect("at least one step is timed");
         Report {
             work,

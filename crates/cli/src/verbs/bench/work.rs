@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use stillroom_core::statistics::{mean, median};
+use stillroom_kernels::Device;
 use stillroom_model::{AdamW, Decoder, GenerationRequest, HeadWeights, SamplingParams, TrainState};
 
 use super::memory::{Mark, MemoryPeaks};
@@ -32,10 +33,13 @@ pub(super) struct Sizes {
     pub(super) steps: usize,
 }
 
-/// What one step said, for each of the timed steps, and the memory that they took.
+/// What each of the timed steps said, the memory that they took, and what the machine could do meanwhile.
 pub(super) struct Timed<T> {
     pub(super) steps: Vec<T>,
     pub(super) memory: MemoryPeaks,
+    /// The largest FMA peak that was found after a step, in operations per second: a measurement takes
+    /// milliseconds, and one while the machine is busy elsewhere finds half of it.
+    pub(super) fma_peak: f64,
 }
 
 /// Training steps: wall-clock seconds of each.
@@ -61,9 +65,10 @@ pub(super) fn train(
         loss_temperature: 1.0,
         scale: 1.0 / targets.rows.len() as f32,
     };
+    let device = decoder.device().clone();
     let mut state = TrainState::new(decoder);
     let mut losses = Vec::new();
-    let timed = repeat(sizes.steps, |step| {
+    let timed = repeat(sizes.steps, &device, |step| {
         let began = Instant::now();
         let of_rows = state.accumulate(&batch, &targets, &weights);
         let report = state.step(&ADAMW);
@@ -93,7 +98,7 @@ pub(super) fn score(decoder: &Decoder, sizes: Sizes) -> Result<Scored> {
     let ids = sequences(sizes.batch, sizes.sequence + 1, decoder.config().vocab_size);
     let documents: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let mut logprobs = Vec::new();
-    let timed = repeat(sizes.steps, |_| {
+    let timed = repeat(sizes.steps, decoder.device(), |_| {
         let began = Instant::now();
         logprobs = decoder.token_logprobs(&documents);
         Ok(began.elapsed().as_secs_f64())
@@ -137,8 +142,8 @@ pub(super) fn decode(
         assert_eq!(n_written, batch * max_tokens, "every sequence is written in full");
         Ok(seconds)
     };
-    let Timed { steps, memory } = repeat(sizes.steps, |_| Ok((write(1)?, write(1 + tokens)?)))?;
-    let (prefills, wholes): (Vec<f64>, Vec<f64>) = steps.into_iter().unzip();
+    let both = repeat(sizes.steps, decoder.device(), |_| Ok((write(1)?, write(1 + tokens)?)))?;
+    let (prefills, wholes): (Vec<f64>, Vec<f64>) = both.steps.into_iter().unzip();
     let prefill_seconds = median(&prefills).expect("at least one step is timed");
     let steps: Vec<f64> = wholes.iter().map(|whole| whole - prefill_seconds).collect();
     if steps.iter().any(|&seconds| seconds <= 0.0) {
@@ -147,15 +152,19 @@ pub(super) fn decode(
             .at("--tokens")
             .fix("write more tokens, or give shorter prompts"));
     }
-    Ok(Decoded { timed: Timed { steps, memory }, prefill_seconds })
+    Ok(Decoded { timed: Timed { steps, memory: both.memory, fma_peak: both.fma_peak }, prefill_seconds })
 }
 
 /// What `steps` calls say, after [`WARM_UP_STEPS`] whose word does not count; steps count from 1.
-fn repeat<T>(steps: usize, mut step: impl FnMut(usize) -> Result<T>) -> Result<Timed<T>> {
+fn repeat<T>(steps: usize, device: &Device, mut step: impl FnMut(usize) -> Result<T>) -> Result<Timed<T>> {
     for n in 1..=WARM_UP_STEPS {
         step(n)?;
     }
     let mark = Mark::set();
-    let timed = (1..=steps).map(|n| step(WARM_UP_STEPS + n)).collect::<Result<Vec<T>>>()?;
-    Ok(Timed { steps: timed, memory: mark.peaks() })
+    let (mut said, mut fma_peak) = (Vec::with_capacity(steps), 0.0f64);
+    for n in 1..=steps {
+        said.push(step(WARM_UP_STEPS + n)?);
+        fma_peak = fma_peak.max(device.fma_peak());
+    }
+    Ok(Timed { steps: said, memory: mark.peaks(), fma_peak })
 }
