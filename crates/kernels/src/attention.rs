@@ -11,6 +11,7 @@ use crate::panels::{Left, PANEL, Right, pack_panel, pack_panel_transposed, packe
 use crate::pool::{Pool, Shards};
 use crate::reference::chain;
 use crate::rows::{exp_row, softmax_row, softmax_row_backward};
+use crate::thin::{self, Numbers};
 
 /// Queries whose scores are held together.
 const QUERIES: usize = 48;
@@ -283,20 +284,19 @@ pub(crate) fn decode(
         let n = positions[r] as usize + 1;
         let row = n.next_multiple_of(PANEL);
         let (keys, values) = cache.head(slots[r] as usize, kv);
-        with_scratch([group * row, group * d], |[scores, mixed]| {
+        with_scratch([group * row, group], |[scores, sums]| {
             let queries = &qkv[r * cache.shape().qkv_width() + kv * group * d..][..group * d];
-            let keys = Right::Panels { data: keys, panel_stride: PANEL * d, k_stride: PANEL };
-            multiply_serial(scores, row, Left::rows(queries, d), keys, (group, n, d), false);
-            let mut sums = vec![0.0; group];
-            for (s, sum) in scores.chunks_exact_mut(row).zip(&mut sums) {
+            let keys = Numbers { data: keys, panel_stride: PANEL * d, k_stride: PANEL, n };
+            thin::multiply_serial(scores, row, (queries, d), &keys, (group, d));
+            for (s, sum) in scores.chunks_exact_mut(row).zip(sums.iter_mut()) {
                 *sum = softmax_row(&mut s[..n], cache.shape().scale()).1;
             }
-            let values = Right::Panels { data: values, panel_stride: PANEL, k_stride: cache.value_stride() };
-            multiply_serial(mixed, d, Left::rows(scores, row), values, (group, d, n), false);
             // SAFETY: a row's group of query heads belongs to one task.
             let o = unsafe { out.piece((r * n_q_heads + kv * group) * d, group * d) };
-            for ((o, m), sum) in o.chunks_exact_mut(d).zip(mixed.chunks_exact(d)).zip(&sums) {
-                o.iter_mut().zip(m).for_each(|(o, v)| *o = v / sum);
+            let values = Numbers { data: values, panel_stride: PANEL, k_stride: cache.value_stride(), n: d };
+            thin::multiply_serial(o, d, (scores, row), &values, (group, n));
+            for (o, sum) in o.chunks_exact_mut(d).zip(sums.iter()) {
+                o.iter_mut().for_each(|o| *o /= sum);
             }
         });
     });

@@ -32,4 +32,4 @@ pub use device::{AttentionShape, Buf, Device, KvCache, RopeScaling, RopeTable, S
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
-pub use soften::{SUM_BLOCK, Softened, log_sum_exp, soften};
+pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, soften_again};

@@ -9,7 +9,7 @@ pub const SUM_BLOCK: usize = 256;
 const LANES: usize = 8;
 
 /// What is known of p = e / Σe, where a row of logits has become e = exp((z − max z)/τ).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Softened {
     /// Σe of each [`SUM_BLOCK`] ids, in f64.
     pub block_sums: Vec<f64>,
@@ -21,16 +21,38 @@ pub struct Softened {
 
 /// Turns logits into exp((z − max z)/τ) in place. Sums are f64, in fixed order.
 pub fn soften(z: &mut [f32], temperature: f32) -> Softened {
+    let mut softened = Softened::default();
+    soften_again(z, temperature, &mut softened);
+    softened
+}
+
+/// [`soften`] with what it found in place of what was found before; no new memory for as long a row.
+pub fn soften_again(z: &mut [f32], temperature: f32, softened: &mut Softened) {
     let top = maximum(z);
-    let mut block_sums = Vec::with_capacity(z.len().div_ceil(SUM_BLOCK));
+    softened.block_sums.clear();
     let mut weighted = 0.0f64;
     for block in z.chunks_mut(SUM_BLOCK) {
         let (sum, dot) = soften_block(block, top, 1.0 / temperature);
-        block_sums.push(sum);
+        softened.block_sums.push(sum);
         weighted += dot;
     }
-    let sum: f64 = block_sums.iter().sum();
-    Softened { block_sums, sum, entropy: (sum.ln() - weighted / sum).max(0.0) }
+    softened.sum = softened.block_sums.iter().sum();
+    softened.entropy = (softened.sum.ln() - weighted / softened.sum).max(0.0);
+}
+
+/// The largest number and where it stands first; NaN is passed over.
+pub fn first_maximum(z: &[f32]) -> (usize, f32) {
+    let top = maximum(z);
+    let block = z.chunks(SUM_BLOCK).position(|block| holds(block, top)).unwrap_or(0) * SUM_BLOCK;
+    let within = z.get(block..).and_then(|rest| rest.iter().position(|&v| v == top));
+    (block + within.unwrap_or(0), top)
+}
+
+multiversion! {
+    /// Whether a number stands anywhere in `z`; all of it is looked at, eight numbers at a time.
+    fn holds(z: &[f32], number: f32) -> bool {
+        z.iter().fold(0u32, |found, &v| found | u32::from(v == number)) != 0
+    }
 }
 
 /// log Σ eᶻ as the divergence head computes it; not finite where a logit is NaN or +∞.
@@ -91,6 +113,19 @@ mod tests {
                 assert!(blocks.zip(&found.block_sums).all(|(a, b)| (a - b).abs() < 1e-9));
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_equal_maxima_is_found() {
+        for n in [1, 2, 255, 256, 257, 1000] {
+            for at in [0, n / 2, n - 1] {
+                let mut z = vec![-1.0; n];
+                z[at..].iter_mut().step_by(3).for_each(|v| *v = 0.5);
+                assert_eq!(first_maximum(&z), (at, 0.5));
+            }
+        }
+        assert_eq!(first_maximum(&[f32::NAN, -2.0, f32::NAN, -1.0]), (3, -1.0));
+        assert_eq!(first_maximum(&[f32::NEG_INFINITY; 3]), (0, f32::NEG_INFINITY));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use stillroom_core::{CounterRng, Digest, Digester};
 use stillroom_formats::{DecoderConfig, Encoding, NamedTensor, TensorSource, TensorView};
 use stillroom_kernels::{
-    AttentionShape, BlockFormat, Buf, Device, PackedWeight, RopeScaling, RopeTable, Weight, dequantise,
+    AttentionShape, BlockFormat, Buf, Device, PackedWeight, RopeScaling, RopeTable, StoredRows, Weight,
+    dequantise,
 };
 
 use crate::error::ModelError;
@@ -15,6 +16,16 @@ use crate::workspace::Workspace;
 /// Rotary tables grow by doubling from this many positions.
 const ROPE_POSITIONS_MIN: usize = 256;
 
+/// How a loaded decoder holds the matrices among its weights. What it computes has the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// As f32, to be trained; generation lays them out a second time.
+    F32,
+    /// Laid out for products alone, in the blocks or halves of the file where the kernels take them
+    /// (see [`Device::pack_stored`]), else as f32: for scoring and generating in the least memory.
+    AsStored,
+}
+
 /// Weights of one decoder on a [`Device`].
 ///
 /// q, k and v are fused into one weight \[(n_q + 2·n_kv)·head_dim, D\], gate and up into one
@@ -23,8 +34,11 @@ pub struct Decoder {
     pub(crate) device: Arc<Device>,
     pub(crate) config: DecoderConfig,
     pub(crate) layout: Arc<Layout>,
+    storage: WeightStorage,
+    /// By parameter; matrices that are held as they are stored are empty here.
     pub(crate) weights: Vec<Buf>,
-    /// Weights of products laid out for few rows, by parameter; made when generation first needs them.
+    /// Weights of products laid out for few rows, by parameter. With [`WeightStorage::F32`] they are made
+    /// when generation first needs them.
     packed: OnceLock<Vec<Option<PackedWeight>>>,
     rope: Mutex<Arc<RopeTable>>,
     pub(crate) workspace: Workspace,
@@ -64,9 +78,30 @@ impl Decoder {
         config: DecoderConfig,
         source: &dyn TensorSource,
     ) -> Result<Decoder, ModelError> {
+        Decoder::load_as(WeightStorage::F32, device, config, source)
+    }
+
+    /// [`Decoder::load`] with a choice of how weights are held.
+    pub fn load_as(
+        storage: WeightStorage,
+        device: Arc<Device>,
+        config: DecoderConfig,
+        source: &dyn TensorSource,
+    ) -> Result<Decoder, ModelError> {
         let layout = Layout::new(&config)?;
         check_names(&layout, &source.names())?;
-        Decoder::assemble(device, config, layout, |slot, out| read_tensor(source, &slot.name, slot, out))
+        if storage == WeightStorage::F32 {
+            let read = |slot: &TensorSlot, out: &mut [f32]| read_tensor(source, &slot.name, slot, out);
+            return Decoder::assemble(device, config, layout, read);
+        }
+        let (mut weights, mut packed) = (Vec::new(), Vec::new());
+        for id in 0..layout.parameters.len() {
+            let (plain, laid_out) = load_stored(&device, &layout, id, source)?;
+            weights.push(plain);
+            packed.push(laid_out);
+        }
+        let decoder = Decoder::from_parts(device, config, Arc::new(layout), weights);
+        Ok(Decoder { storage, packed: OnceLock::from(packed), ..decoder })
     }
 
     fn assemble(
@@ -90,6 +125,7 @@ impl Decoder {
             device,
             config,
             layout,
+            storage: WeightStorage::F32,
             weights,
             packed: OnceLock::new(),
             rope,
@@ -105,6 +141,11 @@ impl Decoder {
         &self.device
     }
 
+    /// How the matrices are held.
+    pub fn storage(&self) -> WeightStorage {
+        self.storage
+    }
+
     /// Numbers in all weights; a tied head is counted once.
     pub fn n_parameters(&self) -> u64 {
         self.layout.parameters.iter().map(|p| p.len() as u64).sum()
@@ -112,7 +153,7 @@ impl Decoder {
 
     /// All weights under Hugging Face's names, in the order of transformers' modules.
     pub fn tensors(&self) -> impl Iterator<Item = NamedTensor> + '_ {
-        export(&self.device, &self.layout, &self.weights, "")
+        export_from(&self.layout, |id| self.device.download(&self.plain(id)), "")
     }
 
     /// SHA-256 over every tensor's name, shape and f32 bits, in the order of [`Decoder::tensors`].
@@ -147,7 +188,7 @@ impl Decoder {
         let chosen = std::iter::once(self.layout.embedding)
             .chain(layers.iter().flat_map(of_layer))
             .chain(self.layout.final_norm..self.weights.len());
-        let weights: Vec<Buf> = chosen.map(|i| copy(&self.device, &self.weights[i])).collect();
+        let weights: Vec<Buf> = chosen.map(|id| self.plain(id)).collect();
         assert_eq!(weights.len(), layout.parameters.len(), "every parameter has its weight");
         Ok(Decoder::from_parts(self.device.clone(), config, Arc::new(layout), weights))
     }
@@ -165,8 +206,31 @@ impl Decoder {
         attention_shape(&self.config)
     }
 
+    /// A vector, or a matrix of a decoder that holds them as f32.
     pub(crate) fn weight(&self, id: usize) -> &Buf {
         &self.weights[id]
+    }
+
+    /// A copy of weight `id` as f32, however it is held.
+    fn plain(&self, id: usize) -> Buf {
+        let packed = self.packed.get().and_then(|packed| packed[id].as_ref());
+        match packed.filter(|_| self.storage == WeightStorage::AsStored) {
+            Some(packed) => self.device.unpack(packed),
+            None => copy(&self.device, &self.weights[id]),
+        }
+    }
+
+    /// x\[n\] = the embedding of ids\[n\].
+    pub(crate) fn embed(&self, x: &mut Buf, ids: &[u32]) {
+        match self.product(self.layout.embedding) {
+            Weight::Packed(packed) if self.storage == WeightStorage::AsStored => {
+                self.device.packed_rows(x, packed, ids);
+            }
+            _ => {
+                let table = self.weight(self.layout.embedding);
+                self.device.embedding_forward(x, table, ids, self.config.hidden_size);
+            }
+        }
     }
 
     /// Weight `id` as the right-hand side of a product.
@@ -192,8 +256,9 @@ impl Decoder {
         });
     }
 
-    /// Changes the weights; what was laid out from them is dropped.
+    /// Changes the weights, which must be held as f32; what was laid out from them is dropped.
     pub(crate) fn change_weights(&mut self, change: impl FnOnce(&mut [Buf])) {
+        assert_eq!(self.storage, WeightStorage::F32, "weights that are held as stored do not change");
         self.packed.take();
         change(&mut self.weights);
     }
@@ -212,7 +277,12 @@ impl Clone for Decoder {
     /// A second decoder with its own copy of the weights on the same device.
     fn clone(&self) -> Decoder {
         let weights = self.weights.iter().map(|w| copy(&self.device, w)).collect();
-        Decoder::from_parts(self.device.clone(), self.config.clone(), self.layout.clone(), weights)
+        let (config, layout) = (self.config.clone(), self.layout.clone());
+        let decoder = Decoder::from_parts(self.device.clone(), config, layout, weights);
+        match self.storage {
+            WeightStorage::F32 => decoder,
+            storage @ WeightStorage::AsStored => Decoder { storage, packed: self.packed.clone(), ..decoder },
+        }
     }
 }
 
@@ -244,13 +314,22 @@ pub(crate) fn export<'a>(
     buffers: &'a [Buf],
     prefix: &'a str,
 ) -> impl Iterator<Item = NamedTensor> + 'a {
+    export_from(layout, |id| device.download(&buffers[id]), prefix)
+}
+
+/// Tensors of the parameters that `read` gives.
+fn export_from<'a>(
+    layout: &'a Layout,
+    read: impl Fn(usize) -> Vec<f32> + 'a,
+    prefix: &'a str,
+) -> impl Iterator<Item = NamedTensor> + 'a {
     layout.groups.iter().flat_map(move |group| {
         let mut downloaded: Vec<(usize, Vec<f32>)> = Vec::new();
         let slots = layout.tensors[group.clone()].iter();
         let tensors: Vec<NamedTensor> = slots
             .map(|slot| {
                 if !downloaded.iter().any(|(id, _)| *id == slot.parameter) {
-                    downloaded.push((slot.parameter, device.download(&buffers[slot.parameter])));
+                    downloaded.push((slot.parameter, read(slot.parameter)));
                 }
                 let found = downloaded.iter().find(|(id, _)| *id == slot.parameter);
                 let data = found.map_or(&[][..], |(_, data)| &data[slot.offset..slot.offset + slot.len()]);
@@ -324,6 +403,37 @@ fn check_names(layout: &Layout, names: &[String]) -> Result<(), ModelError> {
     }
 }
 
+/// Parameter `id` from a file: a vector as f32, or a matrix laid out as it is stored.
+fn load_stored(
+    device: &Device,
+    layout: &Layout,
+    id: usize,
+    source: &dyn TensorSource,
+) -> Result<(Buf, Option<PackedWeight>), ModelError> {
+    let parameter = &layout.parameters[id];
+    let slots = layout.tensors.iter().filter(|slot| slot.parameter == id);
+    if !parameter.is_matrix() {
+        let mut host = vec![0.0; parameter.len()];
+        for slot in slots {
+            read_tensor(source, &slot.name, slot, &mut host[slot.offset..slot.offset + slot.len()])?;
+        }
+        return Ok((device.upload(&host), None));
+    }
+    let mut views = Vec::new();
+    for slot in slots {
+        let view = view_of(source, &slot.name, slot)?;
+        check_stored_finite(&slot.name, &view)?;
+        views.push(view);
+    }
+    let rows = views.iter().map(|view| StoredRows {
+        format: block_format(view.encoding),
+        bytes: &view.bytes,
+        n_out: view.shape[0],
+    });
+    let rows: Vec<StoredRows<'_>> = rows.collect();
+    Ok((device.zeros(0), Some(device.pack_stored(&rows, parameter.cols))))
+}
+
 /// Reads tensor `name` in the shape of `slot` as f32.
 pub(crate) fn read_tensor(
     source: &dyn TensorSource,
@@ -331,6 +441,17 @@ pub(crate) fn read_tensor(
     slot: &TensorSlot,
     out: &mut [f32],
 ) -> Result<(), ModelError> {
+    let view = view_of(source, name, slot)?;
+    dequantise(block_format(view.encoding), &view.bytes, out);
+    check_finite(name, 0, out)
+}
+
+/// Tensor `name`, which has the shape of `slot` and as many bytes as that takes.
+fn view_of<'a>(
+    source: &'a dyn TensorSource,
+    name: &str,
+    slot: &TensorSlot,
+) -> Result<TensorView<'a>, ModelError> {
     let view = source.tensor(name)?;
     if view.shape != slot.shape {
         return Err(ModelError::TensorShape {
@@ -339,21 +460,31 @@ pub(crate) fn read_tensor(
             found: view.shape,
         });
     }
-    decode(name, &view, out)?;
-    match out.iter().position(|v| !v.is_finite()) {
-        Some(index) => Err(ModelError::TensorNotFinite { name: name.to_owned(), index }),
+    let expected = view.encoding.n_bytes(&view.shape).unwrap_or(0);
+    if view.bytes.len() != expected {
+        return Err(ModelError::TensorBytes { name: name.to_owned(), expected, found: view.bytes.len() });
+    }
+    Ok(view)
+}
+
+/// An error for a number that is not finite; `numbers` are those of tensor `name` from `start` on.
+fn check_finite(name: &str, start: usize, numbers: &[f32]) -> Result<(), ModelError> {
+    match numbers.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(ModelError::TensorNotFinite { name: name.to_owned(), index: start + index }),
         None => Ok(()),
     }
 }
 
-fn decode(name: &str, view: &TensorView<'_>, out: &mut [f32]) -> Result<(), ModelError> {
+/// As [`check_finite`] of a tensor as it is stored, some rows of which are decoded at a time.
+fn check_stored_finite(name: &str, view: &TensorView<'_>) -> Result<(), ModelError> {
     let format = block_format(view.encoding);
     let (block_len, block_bytes) = format.block();
-    let expected = (out.len() / block_len).saturating_mul(block_bytes);
-    if !out.len().is_multiple_of(block_len) || view.bytes.len() != expected {
-        return Err(ModelError::TensorBytes { name: name.to_owned(), expected, found: view.bytes.len() });
+    let mut numbers = vec![0.0; block_len * 64];
+    for (i, bytes) in view.bytes.chunks(block_bytes * 64).enumerate() {
+        let numbers = &mut numbers[..bytes.len() / block_bytes * block_len];
+        dequantise(format, bytes, numbers);
+        check_finite(name, i * block_len * 64, numbers)?;
     }
-    dequantise(format, &view.bytes, out);
     Ok(())
 }
 

@@ -79,12 +79,7 @@ impl Decoder {
         assert!(ids.iter().all(|&id| (id as usize) < vocab_size), "token id outside the vocabulary");
         let rows = rows.filter(|rows| rows.len() < ids.len());
         let mut x = self.take(ids.len() * self.config.hidden_size);
-        self.device.embedding_forward(
-            &mut x,
-            self.weight(self.layout.embedding),
-            ids,
-            self.config.hidden_size,
-        );
+        self.embed(&mut x, ids);
         for layer in 0..self.config.num_hidden_layers {
             let last = layer + 1 == self.config.num_hidden_layers;
             let (x_out, kept) = self.layer_forward(layer, x, &mut pass, rows.filter(|_| last));

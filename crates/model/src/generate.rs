@@ -6,6 +6,7 @@
 //! only, so neither `max_in_flight` nor the other requests change it.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 use stillroom_core::{CounterRng, FinishReason};
 use stillroom_kernels::{Buf, KvCache};
@@ -65,6 +66,13 @@ struct Sequence {
     logprobs: Vec<f32>,
 }
 
+impl Sequence {
+    /// Tokens of the prompt and those written.
+    fn length(&self, requests: &[GenerationRequest]) -> usize {
+        requests[self.request].prompt_ids.len() + self.token_ids.len()
+    }
+}
+
 struct Generator<'a> {
     decoder: &'a Decoder,
     requests: &'a [GenerationRequest],
@@ -73,7 +81,17 @@ struct Generator<'a> {
     waiting: VecDeque<usize>,
     free: Vec<u32>,
     active: Vec<Sequence>,
+    step: Step,
     on_done: &'a mut dyn FnMut(usize, Generation),
+}
+
+/// What a step takes, per active sequence; the memory serves every step.
+#[derive(Default)]
+struct Step {
+    ids: Vec<u32>,
+    slots: Vec<u32>,
+    positions: Vec<u32>,
+    picked: Vec<OnceLock<(u32, f32)>>,
 }
 
 impl Decoder {
@@ -105,6 +123,7 @@ impl Decoder {
             waiting: (0..requests.len()).collect(),
             free: (0..n_slots as u32).rev().collect(),
             active: Vec::new(),
+            step: Step::default(),
             on_done,
         };
         while !generator.waiting.is_empty() || !generator.active.is_empty() {
@@ -133,7 +152,8 @@ impl Generator<'_> {
     /// Prefills the prompts of the next requests into free slots and draws their first tokens.
     fn admit(&mut self) -> Result<(), ModelError> {
         let d = self.decoder;
-        let (mut batch, mut rows, mut newcomers) = (Batch::default(), Vec::new(), Vec::new());
+        let first = self.active.len();
+        let (mut batch, mut rows, mut slots) = (Batch::default(), Vec::new(), Vec::new());
         while let Some(&request) = self.waiting.front() {
             let prompt = &self.requests[request].prompt_ids;
             let fits = batch.ids.is_empty() || batch.n_tokens() + prompt.len() <= TOKENS_PER_CHUNK;
@@ -150,47 +170,59 @@ impl Generator<'_> {
             self.waiting.pop_front();
             batch.push(prompt);
             rows.push(batch.n_tokens() as u32 - 1);
-            newcomers.push(Sequence { request, slot, token_ids: vec![], logprobs: vec![] });
+            slots.push(slot);
+            self.active.push(Sequence { request, slot, token_ids: vec![], logprobs: vec![] });
         }
-        if newcomers.is_empty() {
+        if slots.is_empty() {
             return Ok(());
         }
-        let slots: Vec<u32> = newcomers.iter().map(|s| s.slot).collect();
         let positions = batch.positions();
         let mut pass = d.documents(&batch, &positions);
         pass.attend = Attend::Prefill { segments: &batch.segments, slots: &slots, caches: &mut self.caches };
         let x = d.layers_forward(&batch.ids, pass, Some(&rows), None);
         let hidden = d.final_norm(x, rows.len());
-        self.advance(newcomers, hidden)
+        self.advance(first, hidden)
     }
 
     /// One more token for every active sequence.
     fn decode(&mut self) -> Result<(), ModelError> {
         let d = self.decoder;
-        let mut active = std::mem::take(&mut self.active);
-        active.sort_unstable_by_key(|s| s.slot);
-        let ids: Vec<u32> = active.iter().filter_map(|s| s.token_ids.last().copied()).collect();
-        let slots: Vec<u32> = active.iter().map(|s| s.slot).collect();
-        let positions: Vec<u32> = active.iter().map(|s| self.length(s) as u32 - 1).collect();
+        self.active.sort_unstable_by_key(|s| s.slot);
+        let Step { mut ids, mut slots, mut positions, picked } = std::mem::take(&mut self.step);
+        for sequence in &self.active {
+            ids.extend(sequence.token_ids.last());
+            slots.push(sequence.slot);
+            positions.push(sequence.length(self.requests) as u32 - 1);
+        }
         let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
         let attend = Attend::Decode { slots: &slots, caches: &mut self.caches };
         let pass = Pass { positions: &positions, rope: d.rope(longest), attend };
         let x = d.layers_forward(&ids, pass, None, None);
         let hidden = d.final_norm(x, ids.len());
-        self.advance(active, hidden)
+        [&mut ids, &mut slots, &mut positions].into_iter().for_each(Vec::clear);
+        self.step = Step { ids, slots, positions, picked };
+        self.advance(0, hidden)
     }
 
-    /// Draws the next token of each sequence from its row of `hidden`.
-    fn advance(&mut self, sequences: Vec<Sequence>, hidden: Buf) -> Result<(), ModelError> {
+    /// Draws the next token of each active sequence from `first` on, from its row of `hidden`.
+    fn advance(&mut self, first: usize, hidden: Buf) -> Result<(), ModelError> {
         let (d, sampling) = (self.decoder, self.sampling);
-        let lengths: Vec<usize> = sequences.iter().map(|s| self.length(s)).collect();
-        let picked = d.for_each_row(&hidden, sequences.len(), |row, logits| {
-            let request = &self.requests[sequences[row].request];
-            let parts = [sampling.seed, request.key, u64::from(request.sample), lengths[row] as u64];
-            pick(logits, sampling, &mut CounterRng::new(&parts))
+        let mut picked = std::mem::take(&mut self.step.picked);
+        picked.resize_with(self.active.len() - first, OnceLock::new);
+        let (active, requests) = (&self.active[first..], self.requests);
+        let head = d.product(d.layout.head_or_embedding());
+        d.device.for_each_logits_row(&hidden, head, picked.len(), &|row, logits| {
+            let request = &requests[active[row].request];
+            let length = active[row].length(requests) as u64;
+            let parts = [sampling.seed, request.key, u64::from(request.sample), length];
+            let fresh = picked[row].set(pick(logits, sampling, &mut CounterRng::new(&parts))).is_ok();
+            assert!(fresh, "row {row} was visited twice");
         });
         d.workspace.give(hidden);
-        for ((mut sequence, length), (id, logprob)) in sequences.into_iter().zip(lengths).zip(picked) {
+        let mut at = first;
+        for (id, logprob) in picked.iter_mut().filter_map(OnceLock::take) {
+            let length = self.active[at].length(self.requests);
+            let sequence = &mut self.active[at];
             if logprob.is_nan() {
                 return Err(ModelError::NotFinite { request: sequence.request, position: length });
             }
@@ -199,25 +231,21 @@ impl Generator<'_> {
             let full = sequence.token_ids.len() == sampling.max_tokens
                 || length + 1 >= d.config.max_position_embeddings;
             if sampling.stop_token_ids.contains(&id) {
-                self.finish(sequence, FinishReason::Stop);
+                self.finish(at, FinishReason::Stop);
             } else if full {
-                self.finish(sequence, FinishReason::Length);
+                self.finish(at, FinishReason::Length);
             } else {
-                self.active.push(sequence);
+                at += 1;
             }
         }
+        self.step.picked = picked;
         Ok(())
     }
 
-    fn finish(&mut self, sequence: Sequence, finish_reason: FinishReason) {
-        let Sequence { request, slot, token_ids, logprobs } = sequence;
+    fn finish(&mut self, at: usize, finish_reason: FinishReason) {
+        let Sequence { request, slot, token_ids, logprobs } = self.active.remove(at);
         self.free.push(slot);
         (self.on_done)(request, Generation { token_ids, logprobs, finish_reason });
-    }
-
-    /// Tokens of the prompt and those written.
-    fn length(&self, sequence: &Sequence) -> usize {
-        self.requests[sequence.request].prompt_ids.len() + sequence.token_ids.len()
     }
 }
 

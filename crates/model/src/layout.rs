@@ -33,6 +33,11 @@ impl Parameter {
     pub(crate) fn len(&self) -> usize {
         self.rows * self.cols
     }
+
+    /// Whether it is the right-hand side of a product, or a table of embeddings.
+    pub(crate) fn is_matrix(&self) -> bool {
+        self.decays
+    }
 }
 
 /// How a random decoder starts.

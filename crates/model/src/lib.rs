@@ -21,7 +21,7 @@ mod train;
 mod workspace;
 
 pub use batch::{Batch, SparseBatch, Targets};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use train::{AdamW, StepReport, TrainState};

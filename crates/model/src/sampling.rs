@@ -1,13 +1,30 @@
 //! From one row of logits to a token, to draws, to the most probable ids.
 
+use std::cell::RefCell;
+
 use stillroom_core::{CounterRng, SparseRow};
-use stillroom_kernels::{SUM_BLOCK, Softened, log_sum_exp, soften};
+use stillroom_kernels::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, soften_again};
 
 use crate::generate::SamplingParams;
 
+/// What one thread needs to draw from a row; kept from token to token.
+#[derive(Default)]
+struct Scratch {
+    /// exp((z − max z)/τ).
+    e: Vec<f32>,
+    softened: Softened,
+    /// Mass of weights that begin with the same bits.
+    bins: Vec<f64>,
+    nucleus: Vec<(u32, f32)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// The next token and its log-probability under the model (temperature 1, nothing cut off), which is
 /// not finite where a logit is NaN or +∞.
-pub(crate) fn pick(z: &mut [f32], sampling: &SamplingParams, rng: &mut CounterRng) -> (u32, f32) {
+pub(crate) fn pick(z: &[f32], sampling: &SamplingParams, rng: &mut CounterRng) -> (u32, f32) {
     let lse = log_sum_exp(z);
     if !lse.is_finite() {
         return (0, f32::NAN);
@@ -16,21 +33,17 @@ pub(crate) fn pick(z: &mut [f32], sampling: &SamplingParams, rng: &mut CounterRn
         let (id, top) = first_maximum(z);
         return (id as u32, top - lse);
     }
-    let logits = z.to_vec();
-    let softened = soften(z, sampling.temperature);
-    let id = if sampling.top_p < 1.0 {
-        draw_from_nucleus(z, softened.sum, f64::from(sampling.top_p), rng.uniform())
-    } else {
-        let mut walk = Walk::new(z, &softened);
-        walk.find(rng.uniform() * softened.sum) as u32
-    };
-    (id, logits[id as usize] - lse)
-}
-
-fn first_maximum(z: &[f32]) -> (usize, f32) {
-    z.iter()
-        .enumerate()
-        .fold((0, f32::NEG_INFINITY), |best, (id, &v)| if v > best.1 { (id, v) } else { best })
+    let id = SCRATCH.with_borrow_mut(|scratch| {
+        scratch.e.clear();
+        scratch.e.extend_from_slice(z);
+        soften_again(&mut scratch.e, sampling.temperature, &mut scratch.softened);
+        if sampling.top_p < 1.0 {
+            return draw_from_nucleus(scratch, f64::from(sampling.top_p), rng.uniform());
+        }
+        let target = rng.uniform() * scratch.softened.sum;
+        Walk::new(&scratch.e, &scratch.softened).find(target) as u32
+    });
+    (id, z[id as usize] - lse)
 }
 
 /// Finds ids by the running sum of their weights; targets come in ascending order.
@@ -70,25 +83,51 @@ impl<'a> Walk<'a> {
 
 /// Draws from the smallest set of most probable tokens with at least `top_p` of the mass; among equals
 /// lower ids come first. Source: Holtzman et al. 2020, section 3.1.
-fn draw_from_nucleus(e: &[f32], sum: f64, top_p: f64, uniform: f64) -> u32 {
+fn draw_from_nucleus(scratch: &mut Scratch, top_p: f64, uniform: f64) -> u32 {
+    let Scratch { e, softened, bins, nucleus } = scratch;
     // Tokens below this share hold less than 1 − top_p together, so the set closes before them.
-    let floor = (sum * (1.0 - top_p) / e.len() as f64) as f32;
-    let above = e.iter().enumerate().filter(|(_, e)| **e >= floor);
-    let mut candidates: Vec<(u32, f32)> = above.map(|(id, &e)| (id as u32, e)).collect();
-    candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let floor = (softened.sum * (1.0 - top_p) / e.len() as f64) as f32;
+    let floor = floor.max(least_of_nucleus(e, floor, top_p * softened.sum, bins));
+    nucleus.clear();
+    for (block, start) in e.chunks(SUM_BLOCK).zip((0..).step_by(SUM_BLOCK)) {
+        if block.iter().fold(false, |any, &e| any | (e >= floor)) {
+            let above = block.iter().zip(start..).filter(|(e, _)| **e >= floor);
+            nucleus.extend(above.map(|(&e, id)| (id, e)));
+        }
+    }
+    nucleus.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let mut mass = 0.0f64;
-    let closing = candidates.iter().position(|(_, e)| {
+    let closing = nucleus.iter().position(|(_, e)| {
         mass += f64::from(*e);
-        mass >= top_p * sum
+        mass >= top_p * softened.sum
     });
-    candidates.truncate(closing.map_or(candidates.len(), |n| n + 1));
+    nucleus.truncate(closing.map_or(nucleus.len(), |n| n + 1));
     let target = uniform * mass;
     let mut running = 0.0f64;
-    let found = candidates.iter().find(|(_, e)| {
+    let found = nucleus.iter().find(|(_, e)| {
         running += f64::from(*e);
         running > target
     });
-    found.or(candidates.last()).map_or(0, |(id, _)| *id)
+    found.or(nucleus.last()).map_or(0, |(id, _)| *id)
+}
+
+/// A weight such that those from it on hold at least `mass`, and not many more than needed: so only these
+/// must be sorted. Weights are counted by their first bits, whose order is theirs.
+fn least_of_nucleus(e: &[f32], floor: f32, mass: f64, bins: &mut Vec<f64>) -> f32 {
+    /// Leaves the exponent and four bits of the mantissa.
+    const SHIFT: u32 = 19;
+    /// Sums in another order differ by less than this share.
+    const ROUNDING: f64 = 1e-9;
+    let bin = |e: f32| (e.to_bits() >> SHIFT) as usize;
+    bins.clear();
+    bins.resize(bin(1.0) + 1, 0.0);
+    e.iter().filter(|e| **e >= floor).for_each(|&e| bins[bin(e)] += f64::from(e));
+    let mut above = 0.0;
+    let closing = bins.iter().rposition(|bin| {
+        above += bin;
+        above >= mass * (1.0 + ROUNDING)
+    });
+    f32::from_bits((closing.unwrap_or(0) as u32) << SHIFT)
 }
 
 /// `n` draws from softmax(z/τ), as unique ids with count/n, and the exact entropy.
@@ -148,7 +187,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_of_equal_ids_with_its_log_probability() {
-        let (id, logprob) = pick(&mut Z.to_vec(), &params(0.0, 1.0), &mut CounterRng::new(&[1]));
+        let (id, logprob) = pick(&Z, &params(0.0, 1.0), &mut CounterRng::new(&[1]));
         assert_eq!(id, 2);
         assert!((f64::from(logprob) - probabilities(&Z, 1.0)[2].ln()).abs() < 1e-6);
     }
@@ -158,7 +197,7 @@ mod tests {
         let p = probabilities(&Z, 0.7);
         let mut counts = [0u32; 6];
         for n in 0..20_000 {
-            let (id, _) = pick(&mut Z.to_vec(), &params(0.7, 1.0), &mut CounterRng::new(&[n]));
+            let (id, _) = pick(&Z, &params(0.7, 1.0), &mut CounterRng::new(&[n]));
             counts[id as usize] += 1;
         }
         for (&count, &p) in counts.iter().zip(&p) {
@@ -171,9 +210,7 @@ mod tests {
     fn the_nucleus_is_the_smallest_set_that_holds_top_p() {
         // Ids 2 and 3 hold 0.415 each, id 0 holds 0.093.
         let draw_all = |top_p| -> std::collections::BTreeSet<u32> {
-            (0..500)
-                .map(|n| pick(&mut Z.to_vec(), &params(1.0, top_p), &mut CounterRng::new(&[n])).0)
-                .collect()
+            (0..500).map(|n| pick(&Z, &params(1.0, top_p), &mut CounterRng::new(&[n])).0).collect()
         };
         assert_eq!(draw_all(0.3), [2].into());
         assert_eq!(draw_all(0.5), [2, 3].into());
@@ -183,7 +220,7 @@ mod tests {
     #[test]
     fn logits_that_are_not_finite_are_told_by_the_log_probability() {
         for bad in [f32::NAN, f32::INFINITY] {
-            let (_, logprob) = pick(&mut [0.0, bad], &params(1.0, 1.0), &mut CounterRng::new(&[1]));
+            let (_, logprob) = pick(&[0.0, bad], &params(1.0, 1.0), &mut CounterRng::new(&[1]));
             assert!(logprob.is_nan());
         }
     }
@@ -250,7 +287,7 @@ mod tests {
         fn a_token_of_the_nucleus_has_less_than_top_p_before_it(
             z in rows(), top_p in 0.01f32..0.99, temperature in 0.3f32..3.0, key: u64
         ) {
-            let (id, _) = pick(&mut z.clone(), &params(temperature, top_p), &mut CounterRng::new(&[key]));
+            let (id, _) = pick(&z, &params(temperature, top_p), &mut CounterRng::new(&[key]));
             let p = probabilities(&z, f64::from(temperature));
             let before: f64 =
                 descending(&z).iter().take_while(|&&other| other != id).map(|&other| p[other as usize]).sum();
@@ -258,8 +295,30 @@ mod tests {
         }
 
         #[test]
+        fn the_nucleus_is_that_of_all_weights_sorted(
+            z in rows(), top_p in 0.01f32..0.99, temperature in 0.3f32..3.0, key: u64
+        ) {
+            let (id, _) = pick(&z, &params(temperature, top_p), &mut CounterRng::new(&[key]));
+            let mut e = z.clone();
+            let sum = soften(&mut e, temperature).sum;
+            let ids = descending(&z);
+            let mut mass = 0.0;
+            let closing = ids.iter().position(|&id| {
+                mass += f64::from(e[id as usize]);
+                mass >= f64::from(top_p) * sum
+            });
+            let target = CounterRng::new(&[key]).uniform() * mass;
+            let mut running = 0.0;
+            let drawn = ids[..=closing.unwrap_or(ids.len() - 1)].iter().find(|id| {
+                running += f64::from(e[**id as usize]);
+                running > target
+            });
+            prop_assert_eq!(Some(&id), drawn.or(ids.get(closing.unwrap_or(0))));
+        }
+
+        #[test]
         fn a_draw_is_where_the_running_sum_passes_the_uniform_number(z in rows(), key: u64) {
-            let (id, logprob) = pick(&mut z.clone(), &params(1.0, 1.0), &mut CounterRng::new(&[key]));
+            let (id, logprob) = pick(&z, &params(1.0, 1.0), &mut CounterRng::new(&[key]));
             let p = probabilities(&z, 1.0);
             let uniform = CounterRng::new(&[key]).uniform();
             let before: f64 = p[..id as usize].iter().sum();

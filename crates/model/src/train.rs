@@ -5,7 +5,7 @@ use stillroom_kernels::{AdamWStep, Buf, HeadLosses, HeadWeights};
 
 use crate::backward;
 use crate::batch::{Batch, Targets};
-use crate::decoder::{Decoder, export, read_tensor, upload_tensors};
+use crate::decoder::{Decoder, WeightStorage, export, read_tensor, upload_tensors};
 use crate::error::ModelError;
 
 /// Settings of one optimiser step (Loshchilov and Hutter 2019, algorithm 2).
@@ -48,7 +48,15 @@ const SECOND_MOMENT: &str = "exp_avg_sq.";
 
 impl TrainState {
     /// Gradients and moments of zero.
+    ///
+    /// # Panics
+    /// Where the weights are held as they are stored.
     pub fn new(decoder: Decoder) -> TrainState {
+        assert_eq!(
+            decoder.storage(),
+            WeightStorage::F32,
+            "a decoder in training has its weights held as f32"
+        );
         let zeros = || decoder.weights.iter().map(|w| decoder.device.zeros(w.len())).collect();
         TrainState { gradients: zeros(), m: zeros(), v: zeros(), n_steps: 0, decoder }
     }

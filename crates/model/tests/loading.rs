@@ -9,6 +9,7 @@ use stillroom_formats::{Family, ModelFiles};
 use stillroom_kernels::Device;
 use stillroom_model::{
     AdamW, Batch, Decoder, GenerationRequest, HeadWeights, ModelError, SamplingParams, Targets, TrainState,
+    WeightStorage,
 };
 
 const HARD: HeadWeights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
@@ -51,6 +52,50 @@ fn halves_and_shards_have_the_logits_of_transformers() {
         let difference = pairs.fold(0.0, |max, (a, b)| f32::max(max, (a - b).abs()));
         assert!(difference <= 1e-4, "{name}: {difference:e}");
     }
+}
+
+/// What a decoder writes after each of some prompts, with log-probabilities.
+fn written(decoder: &Decoder) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let prompts = documents(&[3, 1, 9, 40], decoder.config().vocab_size, 5);
+    let request = |prompt_ids| GenerationRequest { prompt_ids, key: 1, sample: 0 };
+    let requests: Vec<GenerationRequest> = prompts.into_iter().map(request).collect();
+    let sampling =
+        SamplingParams { max_tokens: 12, temperature: 0.9, top_p: 0.8, seed: 3, stop_token_ids: vec![] };
+    let mut written = vec![(vec![], vec![]); requests.len()];
+    let mut done = |i: usize, g: stillroom_model::Generation| written[i] = (g.token_ids, bits(&g.logprobs));
+    decoder.generate(&requests, &sampling, 3, &mut done).unwrap();
+    written
+}
+
+#[test]
+fn weights_held_as_they_are_stored_give_the_bits_of_weights_held_as_f32() {
+    for name in ["llama-tied", "llama-tied-bf16", "llama-tied-f16", "llama-untied-bias", "qwen2", "qwen3"] {
+        let open = || ModelFiles::open(&common::golden_dir(name)).unwrap();
+        let load = |storage, files: ModelFiles| {
+            Decoder::load_as(storage, Arc::new(Device::cpu(2)), files.config, &*files.tensors).unwrap()
+        };
+        let (plain, stored) = (load(WeightStorage::F32, open()), load(WeightStorage::AsStored, open()));
+        assert_eq!(stored.storage(), WeightStorage::AsStored);
+        assert_eq!(stored.digest(), plain.digest(), "{name}");
+        assert_eq!(stored.keep_layers(&[1]).unwrap().digest(), plain.keep_layers(&[1]).unwrap().digest());
+        let documents = documents(&[70, 5, 1], plain.config().vocab_size, 6);
+        let batch = Batch::from_documents(&slices(&documents));
+        let hidden = |decoder: &Decoder| bits(&decoder.device().download(&decoder.hidden_states(&batch)));
+        assert_eq!(hidden(&stored), hidden(&plain), "{name}");
+        let logprobs = |decoder: &Decoder| decoder.token_logprobs(&slices(&documents));
+        assert_eq!(logprobs(&stored), logprobs(&plain), "{name}");
+        assert_eq!(written(&stored), written(&plain), "{name}");
+        assert_eq!(written(&stored.clone()), written(&plain), "{name}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "held as f32")]
+fn weights_held_as_they_are_stored_are_not_trained() {
+    let files = ModelFiles::open(&common::golden_dir("llama-tied-bf16")).unwrap();
+    let device = Arc::new(Device::cpu(1));
+    let decoder = Decoder::load_as(WeightStorage::AsStored, device, files.config, &*files.tensors).unwrap();
+    TrainState::new(decoder);
 }
 
 #[test]

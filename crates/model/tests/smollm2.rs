@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use stillroom_formats::ModelFiles;
 use stillroom_kernels::Device;
-use stillroom_model::{Decoder, GenerationRequest, SamplingParams};
+use stillroom_model::{Decoder, GenerationRequest, SamplingParams, WeightStorage};
 
 const FILE: &str = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -50,6 +50,31 @@ fn perplexity_and_greedy_text_are_those_of_transformers() {
     let golden: Value = serde_json::from_str(text).unwrap();
     perplexities(&decoder, &golden);
     continuations(&decoder, golden["greedy"].as_array().unwrap());
+    kept_in_blocks(&decoder, &path, &ids(&golden["perplexity"]["ids"]));
+}
+
+/// The weights in the file's blocks give the bits of the weights as f32.
+fn kept_in_blocks(decoder: &Decoder, path: &Path, text: &[u32]) {
+    let files = ModelFiles::open(path).unwrap();
+    let device = decoder.device().clone();
+    let kept = Decoder::load_as(WeightStorage::AsStored, device, files.config, &*files.tensors).unwrap();
+    let logprobs = |decoder: &Decoder| decoder.token_logprobs(&[&text[..70], &text[..3]]);
+    assert_eq!(logprobs(&kept), logprobs(decoder));
+    let requests = [&text[..20], &text[30..33], &text[..1]].map(|ids| GenerationRequest {
+        prompt_ids: ids.to_vec(),
+        key: 0,
+        sample: 0,
+    });
+    let sampling =
+        SamplingParams { max_tokens: 8, temperature: 0.8, top_p: 0.95, seed: 1, stop_token_ids: vec![] };
+    let written = |decoder: &Decoder, in_flight| {
+        let mut written = vec![None; requests.len()];
+        decoder.generate(&requests, &sampling, in_flight, &mut |i, g| written[i] = Some(g)).unwrap();
+        written
+    };
+    let expected = written(decoder, 3);
+    assert_eq!(written(&kept, 3), expected);
+    assert_eq!(written(&kept, 1), expected);
 }
 
 fn perplexities(decoder: &Decoder, golden: &Value) {
