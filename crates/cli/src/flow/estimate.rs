@@ -20,6 +20,13 @@ const ITEMS: usize = 64;
 /// Distinct ids of a position's random samples, and bytes that each takes.
 const UNIQUE_SHARE: f64 = 0.25;
 const BYTES_PER_ID: f64 = 4.0;
+/// Tokens whose activations training holds at once, and of a pass that scores.
+const TOKENS_PER_GROUP: usize = 512;
+const TOKENS_PER_CHUNK: usize = 2048;
+/// Logits that are held at once.
+const LOGITS_NUMBERS: usize = 12 << 20;
+/// The program itself, its threads and its tables.
+const PROGRAM_BYTES: u64 = 24 << 20;
 /// Watts of one busy thread, where nothing measures them.
 const WATTS_PER_THREAD: f64 = 10.0;
 
@@ -192,17 +199,42 @@ fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
     }
 }
 
-/// The larger of the teacher's stages and the student's training.
+/// The largest of training, scoring the held-out text with every model, and writing.
 fn peak_memory(recipe: &Recipe, teacher: Option<&DecoderConfig>, student: &DecoderConfig) -> u64 {
-    let numbers = |config: &DecoderConfig| config.n_parameters();
-    // Weights twice: as they are, and laid out for products.
-    let teaching = teacher.map_or(0, |config| 2 * numbers(config) + 2 * numbers(student));
-    let rows = (recipe.train.per_device_train_batch_size * recipe.train.max_length) as u64;
-    let heads = (student.num_attention_heads + 2 * student.num_key_value_heads) * student.head_dim;
-    let per_row = 6 * student.hidden_size + 2 * heads + 4 * student.intermediate_size;
-    let activations = rows * (student.num_hidden_layers * per_row) as u64;
-    let training = 5 * numbers(student) + activations;
-    4 * teaching.max(training) + (64 << 20)
+    let students = 2 + recipe.evaluate.controls.len() as u64;
+    let batch = recipe.train.per_device_train_batch_size * recipe.train.max_length;
+    let training = 4 * student.n_parameters()
+        + kept_numbers(student, batch.min(TOKENS_PER_GROUP.max(recipe.train.max_length)));
+    let models = teacher.map_or(0, DecoderConfig::n_parameters) + students * student.n_parameters();
+    let larger = teacher.unwrap_or(student);
+    let scoring = models + passing_numbers(larger, TOKENS_PER_CHUNK);
+    let in_flight = recipe.teacher.as_ref().map_or(0, |teacher| teacher.max_in_flight);
+    let positions = in_flight * larger.max_position_embeddings.min(2 * recipe.train.max_length);
+    let per_position = 2 * larger.num_hidden_layers * larger.num_key_value_heads * larger.head_dim;
+    let writing = larger.n_parameters() + (positions * per_position) as u64;
+    4 * training.max(scoring).max(writing) + PROGRAM_BYTES
+}
+
+/// Numbers of activations that one pass forward and backward over `rows` holds, and a chunk of logits.
+fn kept_numbers(config: &DecoderConfig, rows: usize) -> u64 {
+    let (width, f) = (config.hidden_size, config.intermediate_size);
+    let heads = config.num_attention_heads * config.head_dim;
+    let qkv = heads + 2 * config.num_key_value_heads * config.head_dim;
+    let kept = 2 * width + qkv + heads + 2 * f;
+    let passing = 6 * width + 2 * qkv + 4 * f;
+    (rows * (config.num_hidden_layers * kept + passing) + logits_numbers(config, rows)) as u64
+}
+
+/// Numbers of activations that one pass forward over `rows` holds, and a chunk of logits.
+fn passing_numbers(config: &DecoderConfig, rows: usize) -> u64 {
+    let (width, f) = (config.hidden_size, config.intermediate_size);
+    let heads = config.num_attention_heads * config.head_dim;
+    let qkv = heads + 2 * config.num_key_value_heads * config.head_dim;
+    (rows * (4 * width + 2 * qkv + heads + 3 * f) + logits_numbers(config, rows)) as u64
+}
+
+fn logits_numbers(config: &DecoderConfig, rows: usize) -> usize {
+    LOGITS_NUMBERS.min(rows * config.vocab_size)
 }
 
 fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
@@ -240,7 +272,7 @@ fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec
             sizes.prompt_tokens, sizes.reply_tokens
         ),
         format!("energy at {WATTS_PER_THREAD:.0} W per thread; nothing is measured beforehand"),
-        "memory of the larger of teaching and training, weights held twice, activations of one micro-batch"
+        "memory of the largest of training (weights, gradients and two moments), scoring with every model, and writing"
             .to_owned(),
     ];
     if matches!(recipe.prompts.source, PromptSource::Chat { .. }) {
