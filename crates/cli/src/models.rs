@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use stillroom_formats::{ModelFiles, Tokenizer};
 use stillroom_kernels::Device;
-use stillroom_model::Decoder;
+use stillroom_model::{Decoder, WeightStorage};
 use stillroom_net::hub::{RepositoryId, check_revision, is_commit};
 
 use crate::args::Machine;
 use crate::failure::{Exit, Failure, Result};
 
-/// A model ready to compute.
+/// A model ready to score and to write, its weights held as they are stored.
 pub(crate) struct Model {
     pub(crate) decoder: Decoder,
     pub(crate) tokenizer: Tokenizer,
@@ -117,7 +117,7 @@ pub(crate) fn load_files(files: ModelFiles, device: Arc<Device>) -> Result<Model
         Failure::new(Exit::BadData, format!("`{}` has no tokenizer", path.display()))
             .fix("put its `tokenizer.json` beside `config.json`")
     })?;
-    let decoder = Decoder::load(device, config, tensors.as_ref())
+    let decoder = Decoder::load_as(WeightStorage::AsStored, device, config, tensors.as_ref())
         .map_err(|e| Failure::from(e).at(path.display().to_string()))?;
     Ok(Model { decoder, tokenizer })
 }

@@ -1,17 +1,16 @@
-//! Causal attention over packed documents, forward, backward and with a cache.
+//! Causal attention over packed documents, forward and backward; with a cache: see `kv_cache`.
 //!
 //! Work is split by document and KV head. Scores exist for a block of queries at a time, so
 //! memory is linear in the document's length.
 
 use std::cell::RefCell;
 
-use crate::device::{AttentionShape, KvCache, Segment};
+use crate::device::{AttentionShape, Segment};
 use crate::gemm::multiply_serial;
 use crate::panels::{Left, PANEL, Right, pack_panel, pack_panel_transposed, packed_len};
 use crate::pool::{Pool, Shards};
 use crate::reference::chain;
 use crate::rows::{exp_row, softmax_row, softmax_row_backward};
-use crate::thin::{self, Numbers};
 
 /// Queries whose scores are held together.
 const QUERIES: usize = 48;
@@ -21,7 +20,7 @@ thread_local! {
 }
 
 /// Lends this thread's scratch memory in pieces of the given lengths (contents unspecified).
-fn with_scratch<const N: usize>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
+pub(crate) fn with_scratch<const N: usize>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
     SCRATCH.with_borrow_mut(|scratch| {
         let total = lens.iter().sum();
         if scratch.len() < total {
@@ -265,39 +264,4 @@ fn score_gradient_row(
     softmax_row_backward(&mut ds[..seen], &p[..seen], delta, at.shape.scale());
     p[seen..].fill(0.0);
     ds[seen..].fill(0.0);
-}
-
-/// One new row per sequence against its cache; see [`crate::Device::attention_decode`].
-pub(crate) fn decode(
-    pool: &Pool,
-    out: &mut [f32],
-    qkv: &[f32],
-    cache: &KvCache,
-    slots: &[u32],
-    positions: &[u32],
-) {
-    let AttentionShape { n_q_heads, n_kv_heads, head_dim: d } = cache.shape();
-    let group = n_q_heads / n_kv_heads;
-    let out = Shards::new(out);
-    pool.run(slots.len() * n_kv_heads, &|task| {
-        let (r, kv) = (task / n_kv_heads, task % n_kv_heads);
-        let n = positions[r] as usize + 1;
-        let row = n.next_multiple_of(PANEL);
-        let (keys, values) = cache.head(slots[r] as usize, kv);
-        with_scratch([group * row, group], |[scores, sums]| {
-            let queries = &qkv[r * cache.shape().qkv_width() + kv * group * d..][..group * d];
-            let keys = Numbers { data: keys, panel_stride: PANEL * d, k_stride: PANEL, n };
-            thin::multiply_serial(scores, row, (queries, d), &keys, (group, d));
-            for (s, sum) in scores.chunks_exact_mut(row).zip(sums.iter_mut()) {
-                *sum = softmax_row(&mut s[..n], cache.shape().scale()).1;
-            }
-            // SAFETY: a row's group of query heads belongs to one task.
-            let o = unsafe { out.piece((r * n_q_heads + kv * group) * d, group * d) };
-            let values = Numbers { data: values, panel_stride: PANEL, k_stride: cache.value_stride(), n: d };
-            thin::multiply_serial(o, d, (scores, row), &values, (group, n));
-            for (o, sum) in o.chunks_exact_mut(d).zip(sums.iter()) {
-                o.iter_mut().for_each(|o| *o /= sum);
-            }
-        });
-    });
 }

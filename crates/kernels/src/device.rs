@@ -5,9 +5,10 @@ use std::sync::{Mutex, MutexGuard};
 use crate::attention;
 use crate::gemm;
 use crate::head::{self, HeadLosses, HeadTargets, HeadWeights};
+use crate::kv_cache::KvCache;
 use crate::memory;
 use crate::packed::{PackedWeight, StoredRows};
-use crate::panels::{Left, PANEL, Right, TILE_ROWS};
+use crate::panels::{Left, Right, TILE_ROWS};
 use crate::pool::{Pool, Shards};
 use crate::reference::AdamWStep;
 use crate::rows::{self, Heads, for_row_pieces};
@@ -165,49 +166,6 @@ fn scaled_frequency(frequency: f32, scaling: RopeScaling) -> f32 {
     } else {
         let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
         (1.0 - smooth) * frequency / factor + smooth * frequency
-    }
-}
-
-/// Keys and values of sequences that are being decoded, one slot per sequence, for one layer.
-///
-/// Keys lie in panels of 16 positions, \[slot, kv head, position / 16, head_dim, 16\], so that a
-/// score is the same chain over head_dim as in [`Device::attention_forward`]; values in rows,
-/// \[slot, kv head, position, head_dim rounded up to 16\].
-pub struct KvCache {
-    shape: AttentionShape,
-    capacity: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl KvCache {
-    pub(crate) fn shape(&self) -> AttentionShape {
-        self.shape
-    }
-
-    pub(crate) fn value_stride(&self) -> usize {
-        self.shape.head_dim.next_multiple_of(PANEL)
-    }
-
-    /// Keys and values of one head of one slot.
-    pub(crate) fn head(&self, slot: usize, kv: usize) -> (&[f32], &[f32]) {
-        let i = slot * self.shape.n_kv_heads + kv;
-        let (k, v) = (self.capacity * self.shape.head_dim, self.capacity * self.value_stride());
-        (&self.keys[i * k..(i + 1) * k], &self.values[i * v..(i + 1) * v])
-    }
-
-    fn put(&mut self, qkv: &[f32], row: usize, slot: usize, position: usize) {
-        assert!(position < self.capacity, "position {position} beyond the cache's {}", self.capacity);
-        let AttentionShape { n_q_heads, n_kv_heads, head_dim: d } = self.shape;
-        let stride = self.value_stride();
-        for kv in 0..n_kv_heads {
-            let i = slot * n_kv_heads + kv;
-            let key = &qkv[row * self.shape.qkv_width() + (n_q_heads + kv) * d..][..d];
-            let panel = i * self.capacity * d + position / PANEL * PANEL * d + position % PANEL;
-            self.keys[panel..].iter_mut().step_by(PANEL).zip(key).for_each(|(slot, v)| *slot = *v);
-            let value = &qkv[row * self.shape.qkv_width() + (n_q_heads + n_kv_heads + kv) * d..][..d];
-            self.values[(i * self.capacity + position) * stride..][..d].copy_from_slice(value);
-        }
     }
 }
 
@@ -499,17 +457,12 @@ impl Device {
 
     /// Room for `n_slots` sequences of up to `capacity` positions, for one layer.
     pub fn kv_cache(&self, shape: AttentionShape, n_slots: usize, capacity: usize) -> KvCache {
-        let capacity = capacity.next_multiple_of(PANEL);
-        let heads = n_slots * capacity * shape.n_kv_heads;
-        let values = vec![0.0; heads * shape.head_dim.next_multiple_of(PANEL)];
-        KvCache { shape, capacity, keys: vec![0.0; heads * shape.head_dim], values }
+        KvCache::new(shape, n_slots, capacity)
     }
 
     /// Stores the k and v heads of rows `segment` at positions `0..` of `slot` (prefill).
     pub fn kv_store(&self, cache: &mut KvCache, qkv: &Buf, slot: usize, segment: Segment) {
-        for (position, row) in (segment.start..segment.start + segment.len).enumerate() {
-            cache.put(&qkv.data, row, slot, position);
-        }
+        cache.store(&qkv.data, slot, segment);
     }
 
     /// One new token per sequence: row r of `qkv` belongs to `slots[r]` at `positions[r]`. Its k and v
@@ -522,10 +475,7 @@ impl Device {
         slots: &[u32],
         positions: &[u32],
     ) {
-        for (r, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
-            cache.put(&qkv.data, r, slot as usize, position as usize);
-        }
-        attention::decode(&self.pool, &mut out.data, &qkv.data, cache, slots, positions);
+        cache.decode(&self.pool, &mut out.data, &qkv.data, slots, positions);
     }
 
     /// y\[n,f\] = silu(gate)·up; rows of `gate_up` hold gate then up.

@@ -121,9 +121,9 @@ fn multiply_region(
     BLOCKS.with_borrow_mut(|(left, panel)| {
         left.resize(BLOCK_TILES * TILE_ROWS * BLOCK_K + SPILL, 0.0);
         panel.resize(PANEL * BLOCK_K, 0.0);
-        let k_blocks = k.div_ceil(BLOCK_K);
-        for steps in (0..k_blocks).map(|i| slice_of(k, k_blocks, i)) {
-            let (k0, depth) = (steps.start, steps.len());
+        let (k_blocks, unit) = (k.div_ceil(BLOCK_K), b.step_unit());
+        for steps in (0..k_blocks).map(|i| slice_of(k / unit, k_blocks, i)) {
+            let (k0, depth) = (steps.start * unit, steps.len() * unit);
             for i in 0..row_blocks {
                 let tiles = slice_of(tiles, row_blocks, i);
                 let end = (region.rows.start + tiles.end * TILE_ROWS).min(region.rows.end);
@@ -188,7 +188,7 @@ fn multiply_block(
             Right::Panels { data, panel_stride, k_stride } => {
                 (data[p * panel_stride + block.k0 * k_stride..].as_ptr(), k_stride)
             }
-            Right::Rows { .. } | Right::Transposed { .. } => {
+            Right::Rows { .. } | Right::Transposed { .. } | Right::Blocks(_) => {
                 let packed = &mut packed[..block.depth * PANEL];
                 pack_block(packed, b, (block.k0, block.depth), n, p);
                 (packed.as_ptr(), PANEL)
@@ -236,6 +236,10 @@ fn prefetch_panel(b: Right<'_>, block: &Block<'_>, p: usize, steps: std::ops::Ra
             steps.for_each(|line| {
                 prefetch(start.wrapping_add(line / per_column * stride + line % per_column * LINE));
             });
+        }
+        Right::Blocks(blocks) => {
+            let (start, step_bytes) = blocks.place(p, block.k0);
+            steps.for_each(|k| prefetch(start.wrapping_add(k * step_bytes).cast()));
         }
     }
 }

@@ -14,6 +14,7 @@ mod dequantise;
 mod device;
 mod gemm;
 mod head;
+mod kv_cache;
 mod math;
 mod memory;
 mod packed;
@@ -28,8 +29,9 @@ mod thin;
 
 pub use cpu::cpu_features;
 pub use dequantise::{BlockFormat, dequantise};
-pub use device::{AttentionShape, Buf, Device, KvCache, RopeScaling, RopeTable, Segment, Weight};
+pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight};
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
+pub use kv_cache::KvCache;
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
 pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, soften_again};

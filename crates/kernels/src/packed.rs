@@ -10,7 +10,7 @@ use crate::pool::{Pool, Shards};
 use crate::quantised::Quantised;
 use crate::thin::{self, Numbers};
 
-/// With more rows than this, f32 panels are shared by enough rows that the products of training are faster.
+/// With more rows than this, panels are shared by enough rows that the products of training are faster.
 const THIN_ROWS_MAX: usize = 48;
 
 /// A weight \[outputs, inputs\] laid out in panels for products with many or few rows: as f32, or in the
@@ -100,17 +100,27 @@ impl PackedWeight {
             return;
         }
         for part in &self.parts {
-            let y = &mut y[part.outputs.start..];
-            let n = part.outputs.len();
+            let (y, shape) = (&mut y[part.outputs.start..], (n_rows, part.outputs.len(), self.n_in));
+            #[cfg(target_arch = "x86_64")]
+            if let (PartPanels::Blocks(blocks), 1, true) = (&part.panels, n_rows, Quantised::has_row_kernel())
+            {
+                blocks.multiply_row(pool, &mut y[..shape.1], &x[..self.n_in]);
+                continue;
+            }
+            if n_rows > THIN_ROWS_MAX {
+                let right = match &part.panels {
+                    PartPanels::Numbers(numbers) => Right::packed(numbers, self.n_in),
+                    PartPanels::Blocks(blocks) => Right::Blocks(blocks),
+                };
+                gemm::multiply(pool, y, self.n_out, Left::rows(x, self.n_in), right, shape, false);
+                continue;
+            }
+            let shape = (n_rows, self.n_in);
             match &part.panels {
-                PartPanels::Blocks(blocks) => blocks.multiply(pool, y, self.n_out, x, n_rows),
-                PartPanels::Numbers(numbers) if n_rows <= THIN_ROWS_MAX => {
-                    let w = Numbers::packed(numbers, self.n_in, n);
-                    thin::multiply(pool, y, self.n_out, x, &w, (n_rows, self.n_in));
-                }
+                PartPanels::Blocks(blocks) => thin::multiply(pool, y, self.n_out, x, blocks, shape),
                 PartPanels::Numbers(numbers) => {
-                    let (left, right) = (Left::rows(x, self.n_in), Right::packed(numbers, self.n_in));
-                    gemm::multiply(pool, y, self.n_out, left, right, (n_rows, n, self.n_in), false);
+                    let w = Numbers::packed(numbers, self.n_in, part.outputs.len());
+                    thin::multiply(pool, y, self.n_out, x, &w, shape);
                 }
             }
         }

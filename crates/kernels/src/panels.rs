@@ -4,6 +4,7 @@
 //! A matrix along which k runs is transposed on the way, eight by eight.
 
 use crate::pool::{Pool, Shards};
+use crate::quantised::Quantised;
 
 /// Columns in a panel of the right-hand side.
 pub(crate) const PANEL: usize = 16;
@@ -42,6 +43,8 @@ pub(crate) enum Right<'a> {
     Rows { data: &'a [f32], stride: usize },
     /// The transpose of rows of `stride` numbers: k runs along them.
     Transposed { data: &'a [f32], stride: usize },
+    /// The transpose of a matrix in the blocks of its file.
+    Blocks(&'a Quantised),
 }
 
 impl<'a> Right<'a> {
@@ -58,7 +61,13 @@ impl<'a> Right<'a> {
             }
             Right::Rows { data, stride } => stride >= n && data.len() >= (k - 1) * stride + n,
             Right::Transposed { data, stride } => stride >= k && data.len() >= (n - 1) * stride + k,
+            Right::Blocks(blocks) => (blocks.n_out(), blocks.n_in()) == (n, k),
         }
+    }
+
+    /// k is cut into pieces of a multiple of so many steps only.
+    pub(crate) fn step_unit(self) -> usize {
+        if matches!(self, Right::Blocks(_)) { Quantised::STEPS } else { 1 }
     }
 }
 
@@ -134,6 +143,7 @@ pub(crate) fn pack_block(
         Right::Transposed { data, stride } => {
             pack_panel_transposed(panel, &data[k0..], stride, depth, n, p);
         }
+        Right::Blocks(blocks) => blocks.decode_panel(p, k0..k0 + depth, panel),
     }
 }
 

@@ -4,6 +4,9 @@
 //! numbers in the order in which a product takes them. Each weight becomes the very f32 that
 //! [`dequantise`] gives, so a product has the bits of the same product with f32 weights.
 
+#[cfg(target_arch = "x86_64")]
+mod simd;
+
 use std::ops::Range;
 
 use crate::dequantise::{BlockFormat, dequantise};
@@ -183,6 +186,14 @@ impl Quantised {
         Quantised { layout, lines, n_out, n_in }
     }
 
+    pub(crate) fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    pub(crate) fn n_in(&self) -> usize {
+        self.n_in
+    }
+
     pub(crate) fn n_bytes(&self) -> usize {
         size_of_val(&self.lines[..])
     }
@@ -201,17 +212,18 @@ impl Quantised {
         }
     }
 
-    /// y\[n_rows, n_out\] (rows of `y_stride`) = x\[n_rows, n_in\]·wᵀ, in parallel over outputs.
-    pub(crate) fn multiply(&self, pool: &Pool, y: &mut [f32], y_stride: usize, x: &[f32], n_rows: usize) {
+    /// Whether rows of the left-hand side are best multiplied one by one, with [`Quantised::multiply_row`].
+    pub(crate) fn has_row_kernel() -> bool {
         #[cfg(target_arch = "x86_64")]
-        if n_rows == 1 && crate::cpu::has_avx2_fma_f16c() {
-            return self.multiply_row(pool, &mut y[..self.n_out], &x[..self.n_in]);
-        }
-        thin::multiply(pool, y, y_stride, x, self, (n_rows, self.n_in));
+        return crate::cpu::has_avx2_fma_f16c();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 
+    /// y = x·wᵀ of one row, in parallel over outputs. The weights pass through registers only.
     #[cfg(target_arch = "x86_64")]
-    fn multiply_row(&self, pool: &Pool, y: &mut [f32], x: &[f32]) {
+    pub(crate) fn multiply_row(&self, pool: &Pool, y: &mut [f32], x: &[f32]) {
+        assert!(Quantised::has_row_kernel() && x.len() == self.n_in && y.len() == self.n_out);
         let out = Shards::new(y);
         thin::for_panels(pool, self.n_out, &|panels| {
             let columns = panels.start * PANEL..(panels.end * PANEL).min(self.n_out);
@@ -222,6 +234,25 @@ impl Quantised {
             }
         });
     }
+
+    /// The unit in which k can be cut.
+    pub(crate) const STEPS: usize = STEPS;
+
+    /// Outputs 16·`p`.. at some steps of k as f32, \[k\]\[16\]; steps are whole tablets.
+    pub(crate) fn decode_panel(&self, p: usize, steps: Range<usize>, out: &mut [f32]) {
+        assert!(steps.start.is_multiple_of(STEPS) && steps.len().is_multiple_of(STEPS));
+        let tablets = self.tablets(p / 2, steps.start).chunks_exact(self.layout.tablet_bytes());
+        for (tablet, out) in tablets.zip(out[..steps.len() * PANEL].chunks_exact_mut(STEPS * PANEL)) {
+            decode_half(self.layout, tablet, p % 2, out);
+        }
+    }
+
+    /// Where panel `p` is stored from step `k` on, to be fetched ahead, and how many bytes a step takes.
+    pub(crate) fn place(&self, p: usize, k: usize) -> (*const u8, usize) {
+        let first = p / 2 * (self.n_in / STEPS) + k / STEPS;
+        let bytes = self.layout.tablet_bytes();
+        (Line::bytes(&self.lines).as_ptr().wrapping_add(first * bytes), bytes / STEPS)
+    }
 }
 
 impl Panels for Quantised {
@@ -229,365 +260,36 @@ impl Panels for Quantised {
         self.n_out
     }
 
-    /// Tablets are decoded whole: two panels at once.
-    fn together(&self, _: usize) -> usize {
-        2
-    }
-
-    fn block<'a>(&'a self, first: usize, _: usize, steps: Range<usize>, scratch: &'a mut [f32]) -> Block<'a> {
-        let n_bytes = steps.len() / STEPS * self.layout.tablet_bytes();
-        let (tablets, next) = self.tablets(first / 2, steps.start).split_at(n_bytes);
-        let tablets = tablets.chunks_exact(self.layout.tablet_bytes());
-        for (i, tablet) in tablets.enumerate() {
-            decode_tablet(self.layout, tablet, &mut scratch[i * STEPS * PANEL..], SCRATCH_STRIDE);
+    fn block<'a>(
+        &'a self,
+        first: usize,
+        count: usize,
+        steps: Range<usize>,
+        scratch: &'a mut [f32],
+    ) -> Block<'a> {
+        for p in 0..count {
+            self.decode_panel(first + p, steps.clone(), &mut scratch[p * SCRATCH_STRIDE..]);
         }
-        Block { data: scratch, panel_stride: SCRATCH_STRIDE, k_stride: PANEL, next: (next.as_ptr(), n_bytes) }
+        let (next, step_bytes) = self.place(first, steps.end);
+        let next = (next, steps.len() * step_bytes);
+        Block { data: scratch, panel_stride: SCRATCH_STRIDE, k_stride: PANEL, next }
     }
 }
 
-/// A tablet as two panels of f32, \[panel\]\[k\]\[16\], `stride` numbers apart.
-fn decode_tablet(layout: Layout, tablet: &[u8], out: &mut [f32], stride: usize) {
+/// One of the two panels of a tablet as f32, \[k\]\[16\].
+fn decode_half(layout: Layout, tablet: &[u8], half: usize, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if crate::cpu::has_avx2_fma_f16c() {
-        return simd::decode_tablet(layout, tablet, out, stride);
+        return simd::decode_half(layout, tablet, half, out);
     }
-    decode_tablet_plainly(layout, tablet, out, stride);
+    decode_half_plainly(layout, tablet, half, out);
 }
 
-fn decode_tablet_plainly(layout: Layout, tablet: &[u8], out: &mut [f32], stride: usize) {
+fn decode_half_plainly(layout: Layout, tablet: &[u8], half: usize, out: &mut [f32]) {
     let mut numbers = [0.0; STEPS];
-    for lane in 0..WIDE {
-        layout.decode(tablet, lane, &mut numbers);
-        let panel = &mut out[lane / PANEL * stride + lane % PANEL..];
-        panel.iter_mut().step_by(PANEL).zip(&numbers).for_each(|(slot, &v)| *slot = v);
-    }
-}
-
-/// Decoding in registers, eight outputs in each.
-#[cfg(target_arch = "x86_64")]
-mod simd {
-    use std::arch::asm;
-    use std::arch::x86_64::*;
-
-    use super::{BlockFormat, Layout, PANEL, STEPS, WIDE};
-    use crate::thin::store_eight;
-
-    /// Weights of a tablet's 32 outputs at one step.
-    type Wide = [__m256; 4];
-
-    /// Takes the weights of a tablet step by step.
-    trait Sink {
-        /// # Safety
-        /// AVX2 and FMA are there; further, what the implementation says.
-        unsafe fn take(&mut self, k: usize, w: Wide);
-    }
-
-    /// One format's way from a tablet to weights.
-    trait Decode {
-        /// Gives the weights at all 32 steps, in order, to `sink`.
-        ///
-        /// # Safety
-        /// A whole tablet of this format can be read; AVX2, FMA and F16C are there.
-        unsafe fn decode(tablet: *const u8, sink: &mut impl Sink);
-    }
-
-    /// d·u + m with unsigned u of so many bits, m stored or −d·`MIDDLE`. The product is exact (8 by 11
-    /// bits), so that one rounding is left as in ggml, and none where m is not stored.
-    struct Affine<const BITS: usize, const MIDDLE: i32>;
-    struct F16;
-    struct BF16;
-
-    #[inline(always)]
-    fn each(f: impl Fn(usize) -> __m256) -> Wide {
-        [f(0), f(1), f(2), f(3)]
-    }
-
-    /// Halves `i`·8.. as f32.
-    #[inline(always)]
-    unsafe fn halves(at: *const u8, i: usize) -> __m256 {
-        // SAFETY: by the promise of `Decode::decode`.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * i).cast())) }
-    }
-
-    /// Word `j` of eight outputs, where words start at `at`.
-    #[inline(always)]
-    unsafe fn word(at: *const u8, j: usize, eight: usize) -> __m256i {
-        // SAFETY: by the promise of `Decode::decode`.
-        unsafe { _mm256_loadu_si256(at.add(4 * WIDE * j + 32 * eight).cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn scaled(v: Wide, by: f32) -> Wide {
-        // SAFETY: AVX is there.
-        unsafe { each(|e| _mm256_mul_ps(v[e], _mm256_set1_ps(by))) }
-    }
-
-    impl<const BITS: usize, const MIDDLE: i32> Affine<BITS, MIDDLE> {
-        /// Pieces of a word.
-        const PIECES: usize = 32 / BITS;
-
-        /// What one piece further multiplies u by, if it stays where it is in its word.
-        const STEP: f32 = (1u32 << BITS) as f32;
-
-        /// d, m, and where words start.
-        #[inline(always)]
-        unsafe fn begin(tablet: *const u8) -> (Wide, Wide, *const u8) {
-            // SAFETY: by the promise of `Decode::decode`.
-            unsafe {
-                let d = each(|e| halves(tablet, e));
-                match MIDDLE {
-                    0 => (d, each(|e| halves(tablet, 4 + e)), tablet.add(4 * WIDE)),
-                    middle => (d, scaled(d, -middle as f32), tablet.add(2 * WIDE)),
-                }
-            }
-        }
-    }
-
-    impl<const BITS: usize, const MIDDLE: i32> Decode for Affine<BITS, MIDDLE> {
-        /// Piece i is taken from its word as u·2^(i·BITS), which is exact in f32, and met with
-        /// d·2^(−i·BITS); so no shift is needed but for the last one, which reaches into the sign.
-        #[inline(always)]
-        unsafe fn decode(tablet: *const u8, sink: &mut impl Sink) {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                let (mut d, m, words) = Self::begin(tablet);
-                let mut mask = _mm256_set1_epi32((1 << BITS) - 1);
-                let shift = _mm_cvtsi32_si128(BITS as i32);
-                for piece in 0..Self::PIECES - 1 {
-                    for j in 0..BITS {
-                        let u = |e| _mm256_cvtepi32_ps(_mm256_and_si256(word(words, j, e), mask));
-                        sink.take(piece * BITS + j, each(|e| _mm256_fmadd_ps(u(e), d[e], m[e])));
-                    }
-                    mask = _mm256_sll_epi32(mask, shift);
-                    d = scaled(d, 1.0 / Self::STEP);
-                }
-                let d = each(|e| halves(tablet, e));
-                let shift = _mm_cvtsi32_si128(32 - BITS as i32);
-                for j in 0..BITS {
-                    let u = |e| _mm256_cvtepi32_ps(_mm256_srl_epi32(word(words, j, e), shift));
-                    sink.take(32 - BITS + j, each(|e| _mm256_fmadd_ps(u(e), d[e], m[e])));
-                }
-            }
-        }
-    }
-
-    impl Decode for F16 {
-        #[inline(always)]
-        unsafe fn decode(tablet: *const u8, sink: &mut impl Sink) {
-            for k in 0..STEPS {
-                // SAFETY: by the caller's promise.
-                unsafe { sink.take(k, each(|e| halves(tablet, 4 * k + e))) };
-            }
-        }
-    }
-
-    impl Decode for BF16 {
-        /// The upper halves of f32.
-        #[inline(always)]
-        unsafe fn decode(tablet: *const u8, sink: &mut impl Sink) {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                for j in 0..16 {
-                    let low = each(|e| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(word(tablet, j, e))));
-                    sink.take(j, low);
-                }
-                let mask = _mm256_set1_epi32(0xffff << 16);
-                for j in 0..16 {
-                    let high = each(|e| _mm256_castsi256_ps(_mm256_and_si256(word(tablet, j, e), mask)));
-                    sink.take(16 + j, high);
-                }
-            }
-        }
-    }
-
-    /// Sums of one row of x with 32 outputs.
-    struct Row {
-        x: *const f32,
-        sums: Wide,
-    }
-
-    impl Sink for Row {
-        /// # Safety
-        /// x can be read at `k`.
-        #[inline(always)]
-        unsafe fn take(&mut self, k: usize, w: Wide) {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                let x = _mm256_broadcast_ss(&*self.x.add(k));
-                self.sums = each(|e| _mm256_fmadd_ps(x, w[e], self.sums[e]));
-            }
-        }
-    }
-
-    /// Stores two panels, \[panel\]\[k\]\[16\].
-    struct Store {
-        out: *mut f32,
-        stride: usize,
-    }
-
-    impl Sink for Store {
-        /// # Safety
-        /// 16 numbers can be written at step `k` of both panels.
-        #[inline(always)]
-        unsafe fn take(&mut self, k: usize, w: Wide) {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                let panels = [self.out.add(k * PANEL), self.out.add(self.stride + k * PANEL)];
-                _mm256_storeu_ps(panels[0], w[0]);
-                _mm256_storeu_ps(panels[0].add(8), w[1]);
-                _mm256_storeu_ps(panels[1], w[2]);
-                _mm256_storeu_ps(panels[1].add(8), w[3]);
-            }
-        }
-    }
-
-    /// y = x·wᵀ for the up to 32 outputs whose tablets these are; AVX2, FMA and F16C must be there.
-    pub(super) fn multiply_row(layout: Layout, tablets: &[u8], x: &[f32], y: &mut [f32]) {
-        let (n, n_bytes) = (x.len() / STEPS, layout.tablet_bytes());
-        assert!(x.len() == n * STEPS && tablets.len() >= n * n_bytes && y.len() <= WIDE);
-        let (at, x) = (tablets.as_ptr(), x.as_ptr());
-        // SAFETY: as many whole tablets as pieces of x; the caller has found the features.
-        let sums = unsafe {
-            match layout.format {
-                BlockFormat::Q4_0 => affine_row::<4, 8>(at, (n, n_bytes), x),
-                BlockFormat::Q4_1 => affine_row::<4, 0>(at, (n, n_bytes), x),
-                BlockFormat::Q8_0 => affine_row::<8, 128>(at, (n, n_bytes), x),
-                BlockFormat::F16 => row_of::<F16>(at, (n, n_bytes), x),
-                BlockFormat::BF16 => row_of::<BF16>(at, (n, n_bytes), x),
-                other => unreachable!("{other:?} is not kept in blocks"),
-            }
-        };
-        for (y, sum) in y.chunks_mut(8).zip(sums) {
-            // SAFETY: at most eight numbers.
-            unsafe { store_eight(y.as_mut_ptr(), sum, y.len()) };
-        }
-    }
-
-    /// How far ahead of the sums tablets are fetched.
-    const AHEAD: usize = 4096;
-
-    /// Fetches what lies `AHEAD` of a tablet; reads nothing.
-    #[inline(always)]
-    fn fetch_ahead(tablet: *const u8, n_bytes: usize) {
-        for line in (0..n_bytes).step_by(64) {
-            // SAFETY: no memory is accessed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(tablet.wrapping_add(AHEAD + line).cast()) };
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn row_of<F: Decode>(tablets: *const u8, (n, n_bytes): (usize, usize), x: *const f32) -> Wide {
-        let mut row = Row { x, sums: [_mm256_setzero_ps(); 4] };
-        for i in 0..n {
-            let tablet = tablets.wrapping_add(i * n_bytes);
-            fetch_ahead(tablet, n_bytes);
-            // SAFETY: by the caller's promise.
-            unsafe { F::decode(tablet, &mut row) };
-            row.x = row.x.wrapping_add(STEPS);
-        }
-        row.sums
-    }
-
-    /// sums += x·(d·u + m) at one step: u is what `$load` with an address and `$then` leave in `{t}`.
-    ///
-    /// Sums, d and m of 32 outputs take 12 of the 16 registers, and no compiler was found to keep them
-    /// there: left to itself it moved some of them to and from memory, at a third of the speed.
-    macro_rules! affine_step {
-        ($load:literal, $then:literal, $row:expr, $words:expr, $x:expr, $($operand:tt)*) => {
-            asm!(
-                "vbroadcastss {x}, dword ptr [{xs}]",
-                affine_step!(@eight $load, $then, "", "{d0}", "{m0}", "{s0}"),
-                affine_step!(@eight $load, $then, " + 32", "{d1}", "{m1}", "{s1}"),
-                affine_step!(@eight $load, $then, " + 64", "{d2}", "{m2}", "{s2}"),
-                affine_step!(@eight $load, $then, " + 96", "{d3}", "{m3}", "{s3}"),
-                x = out(ymm_reg) _,
-                t = out(ymm_reg) _,
-                w = in(reg) $words,
-                xs = in(reg) $x,
-                d0 = in(ymm_reg) $row.d[0], d1 = in(ymm_reg) $row.d[1],
-                d2 = in(ymm_reg) $row.d[2], d3 = in(ymm_reg) $row.d[3],
-                m0 = in(ymm_reg) $row.m[0], m1 = in(ymm_reg) $row.m[1],
-                m2 = in(ymm_reg) $row.m[2], m3 = in(ymm_reg) $row.m[3],
-                s0 = inout(ymm_reg) $row.sums[0], s1 = inout(ymm_reg) $row.sums[1],
-                s2 = inout(ymm_reg) $row.sums[2], s3 = inout(ymm_reg) $row.sums[3],
-                $($operand)*,
-                options(readonly, nostack, preserves_flags)
-            )
-        };
-        (@eight $load:literal, $then:literal, $at:literal, $d:literal, $m:literal, $sum:literal) => {
-            concat!(
-                $load, " ymmword ptr [{w}", $at, "]\n", $then, "\n",
-                "vcvtdq2ps {t}, {t}\n",
-                "vfmadd213ps {t}, ", $d, ", ", $m, "\n",
-                "vfmadd231ps ", $sum, ", {x}, {t}"
-            )
-        };
-    }
-
-    struct AffineRow {
-        d: Wide,
-        m: Wide,
-        sums: Wide,
-    }
-
-    /// As [`row_of`] with [`Affine::decode`].
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn affine_row<const BITS: usize, const MIDDLE: i32>(
-        tablets: *const u8,
-        (n, n_bytes): (usize, usize),
-        x: *const f32,
-    ) -> Wide {
-        let zero = [_mm256_setzero_ps(); 4];
-        let mut row = AffineRow { d: zero, m: zero, sums: zero };
-        let shift = _mm_cvtsi32_si128(BITS as i32);
-        for i in 0..n {
-            let tablet = tablets.wrapping_add(i * n_bytes);
-            fetch_ahead(tablet, n_bytes);
-            let x = x.wrapping_add(i * STEPS);
-            // SAFETY: words and x are inside what the caller promises.
-            unsafe {
-                let words;
-                (row.d, row.m, words) = Affine::<BITS, MIDDLE>::begin(tablet);
-                let mut mask = _mm256_set1_epi32((1 << BITS) - 1);
-                for piece in 0..Affine::<BITS, MIDDLE>::PIECES - 1 {
-                    for j in 0..BITS {
-                        let (words, x) = (words.add(4 * WIDE * j), x.add(piece * BITS + j));
-                        affine_step!("vpand {t}, {mask},", "", row, words, x, mask = in(ymm_reg) mask);
-                    }
-                    mask = _mm256_sll_epi32(mask, shift);
-                    row.d = scaled(row.d, 1.0 / Affine::<BITS, MIDDLE>::STEP);
-                }
-                row.d = each(|e| halves(tablet, e));
-                for j in 0..BITS {
-                    let (words, x) = (words.add(4 * WIDE * j), x.add(32 - BITS + j));
-                    affine_step!("vmovdqa {t},", "vpsrld {t}, {t}, {shift}", row, words, x, shift = const 32 - BITS);
-                }
-            }
-        }
-        row.sums
-    }
-
-    /// A tablet as two panels of f32; AVX2, FMA and F16C must be there.
-    pub(super) fn decode_tablet(layout: Layout, tablet: &[u8], out: &mut [f32], stride: usize) {
-        assert!(tablet.len() == layout.tablet_bytes() && out.len() >= stride + STEPS * PANEL);
-        let (tablet, store) = (tablet.as_ptr(), Store { out: out.as_mut_ptr(), stride });
-        // SAFETY: a whole tablet, and room for two panels; the caller has found the features.
-        unsafe {
-            match layout.format {
-                BlockFormat::Q4_0 => store_of::<Affine<4, 8>>(tablet, store),
-                BlockFormat::Q4_1 => store_of::<Affine<4, 0>>(tablet, store),
-                BlockFormat::Q8_0 => store_of::<Affine<8, 128>>(tablet, store),
-                BlockFormat::F16 => store_of::<F16>(tablet, store),
-                BlockFormat::BF16 => store_of::<BF16>(tablet, store),
-                other => unreachable!("{other:?} is not kept in blocks"),
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_of<F: Decode>(tablet: *const u8, mut store: Store) {
-        // SAFETY: by the caller's promise.
-        unsafe { F::decode(tablet, &mut store) };
+    for lane in 0..PANEL {
+        layout.decode(tablet, half * PANEL + lane, &mut numbers);
+        out[lane..].iter_mut().step_by(PANEL).zip(&numbers).for_each(|(slot, &v)| *slot = v);
     }
 }
 
@@ -619,10 +321,12 @@ mod tests {
     #[test]
     fn every_path_decodes_alike() {
         for layout in FORMATS.map(|format| Layout::of(format).expect("a kept format")) {
-            let stride = STEPS * PANEL + 5;
-            let (mut plain, mut fast) = (vec![0.0; 2 * stride], vec![0.0; 2 * stride]);
-            decode_tablet_plainly(layout, &tablet(layout), &mut plain, stride);
-            decode_tablet(layout, &tablet(layout), &mut fast, stride);
+            let (mut plain, mut fast) = ([0.0; 2 * STEPS * PANEL], [0.0; 2 * STEPS * PANEL]);
+            let halves = plain.as_chunks_mut::<{ STEPS * PANEL }>().0.iter_mut();
+            for (half, (plain, fast)) in halves.zip(fast.as_chunks_mut::<{ STEPS * PANEL }>().0).enumerate() {
+                decode_half_plainly(layout, &tablet(layout), half, plain);
+                decode_half(layout, &tablet(layout), half, fast);
+            }
             assert!(plain.iter().all(|v| v.is_finite()) && plain.iter().any(|v| *v != 0.0));
             assert_eq!(plain, fast, "{:?}", layout.format);
         }

@@ -20,10 +20,6 @@ const BLOCK_K: usize = 128;
 /// Numbers between panels that are decoded on the way; a little more than they hold, since addresses a
 /// multiple of 4 KiB apart share their places in the cache.
 pub(crate) const SCRATCH_STRIDE: usize = BLOCK_K * PANEL + PANEL;
-/// Panels that are decoded at a time at most.
-const SCRATCH_PANELS: usize = 2;
-/// Numbers of the left side per pass over the panels: they stay in the second-level cache.
-const PASS_NUMBERS: usize = 64 << 10;
 /// Panels of a task at least: whole groups of panels, and enough work to pay for a second thread.
 const TASK_PANELS_MIN: usize = 4;
 
@@ -31,9 +27,6 @@ const TASK_PANELS_MIN: usize = 4;
 pub(crate) trait Panels: Sync {
     /// Columns, the last panel's padding not counted.
     fn n(&self) -> usize;
-
-    /// Panels to take at once with so many rows.
-    fn together(&self, n_rows: usize) -> usize;
 
     /// The `count` panels from `first` on at some steps of k, in place or decoded into `scratch`.
     fn block<'a>(
@@ -73,14 +66,6 @@ impl<'a> Numbers<'a> {
 impl Panels for Numbers<'_> {
     fn n(&self) -> usize {
         self.n
-    }
-
-    fn together(&self, n_rows: usize) -> usize {
-        match n_rows {
-            1 => TILE_PANELS,
-            2 | 3 => 2,
-            _ => 1,
-        }
     }
 
     fn block<'a>(&'a self, first: usize, count: usize, steps: Range<usize>, _: &'a mut [f32]) -> Block<'a> {
@@ -172,23 +157,23 @@ fn multiply_panels(
     panels: Range<usize>,
     (n_rows, k): (usize, usize),
 ) {
-    let passes = n_rows.div_ceil((PASS_NUMBERS / k).clamp(8 * TILE_ROWS, 20 * TILE_ROWS));
+    let together = match n_rows {
+        1 => TILE_PANELS,
+        2 | 3 => 2,
+        _ => 1,
+    };
     DECODED.with_borrow_mut(|scratch| {
-        scratch.resize(SCRATCH_PANELS * SCRATCH_STRIDE, 0.0);
-        for pass in 0..passes {
-            let rows = slice_of(0..n_rows, passes, pass);
-            let together = w.together(rows.len());
-            let mut first = panels.start;
-            while first < panels.end {
-                let left = panels.end - first;
-                let count = if left >= together { together } else { left.min(2) };
-                for k0 in (0..k).step_by(BLOCK_K) {
-                    let steps = k0..(k0 + BLOCK_K).min(k);
-                    let block = w.block(first, count, steps.clone(), scratch);
-                    multiply_block(y, x, &block, rows.clone(), (first, count, w.n()), steps);
-                }
-                first += count;
+        scratch.resize(TILE_PANELS * SCRATCH_STRIDE, 0.0);
+        let mut first = panels.start;
+        while first < panels.end {
+            let left = panels.end - first;
+            let count = if left >= together { together } else { left.min(2) };
+            for k0 in (0..k).step_by(BLOCK_K) {
+                let steps = k0..(k0 + BLOCK_K).min(k);
+                let block = w.block(first, count, steps.clone(), scratch);
+                multiply_block(y, x, &block, n_rows, (first, count, w.n()), steps);
             }
+            first += count;
         }
     });
 }
@@ -203,35 +188,30 @@ fn multiply_block(
     y: Output,
     x: Left<'_>,
     block: &Block<'_>,
-    rows: Range<usize>,
+    n_rows: usize,
     (first, count, n): (usize, usize, usize),
     steps: Range<usize>,
 ) {
-    let tiles = rows.len().div_ceil(TILE_ROWS);
-    // Up to three rows leave registers for several panels.
-    let per_tile = if rows.len() <= 3 { count } else { 1 };
-    let share = block.next.1.div_ceil(tiles * count / per_tile);
-    for (i, p) in (0..count).step_by(per_tile).enumerate() {
-        for t in 0..tiles {
-            let rows = slice_of(rows.clone(), tiles, t);
-            let column = (first + p) * PANEL;
-            let tile = Tile {
-                x: x.start[rows.start * x.stride + steps.start..].as_ptr(),
-                x_stride: x.stride,
-                w: block.data[p * block.panel_stride..].as_ptr(),
-                panel_stride: block.panel_stride,
-                k_stride: block.k_stride,
-                y: y.start.wrapping_add(rows.start * y.stride + column),
-                y_stride: y.stride,
-                columns: (per_tile * PANEL).min(n.saturating_sub(column)),
-                depth: steps.len(),
-                continues: steps.start > 0,
-                ahead: block.next.0.wrapping_add((i * tiles + t) * share),
-                // Alone, a tile reads in the very order of memory, which the processor sees for itself.
-                ahead_step: if tiles > 1 { share / steps.len() } else { 0 },
-            };
-            tile.run(rows.len(), per_tile);
-        }
+    let tiles = n_rows.div_ceil(TILE_ROWS);
+    let share = block.next.1.div_ceil(tiles);
+    for t in 0..tiles {
+        let rows = slice_of(0..n_rows, tiles, t);
+        let tile = Tile {
+            x: x.start[rows.start * x.stride + steps.start..].as_ptr(),
+            x_stride: x.stride,
+            w: block.data.as_ptr(),
+            panel_stride: block.panel_stride,
+            k_stride: block.k_stride,
+            y: y.start.wrapping_add(rows.start * y.stride + first * PANEL),
+            y_stride: y.stride,
+            columns: (count * PANEL).min(n - first * PANEL),
+            depth: steps.len(),
+            continues: steps.start > 0,
+            ahead: block.next.0.wrapping_add(t * share),
+            // Alone, a tile reads in the very order of memory, which the processor sees for itself.
+            ahead_step: if tiles > 1 { share / steps.len() } else { 0 },
+        };
+        tile.run(rows.len(), count);
     }
 }
 

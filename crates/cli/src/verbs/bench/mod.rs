@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use stillroom_formats::{DecoderConfig, Family, ModelFiles, RopeScaling};
 use stillroom_kernels::Device;
-use stillroom_model::Decoder;
+use stillroom_model::{Decoder, WeightStorage};
 
 use self::report::{Detail, Outcome, Report};
 use self::synthetic::Supervision;
@@ -60,7 +60,7 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
     // At least one position of each sequence is left to learn from.
     let masked = ((args.masked * sequence as f64).round() as usize).min(sequence - 1);
     let sizes = Sizes { batch, sequence, steps: args.setting.steps };
-    let trained = work::train(model.load(device)?, sizes, masked, supervision)?;
+    let trained = work::train(model.load(device, WeightStorage::F32)?, sizes, masked, supervision)?;
     let loss = match supervision {
         Supervision::HardLabels => "ce",
         Supervision::Sparse { .. } => "sparse_kd",
@@ -83,7 +83,7 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
 fn score(args: &BenchScore, device: Arc<Device>) -> Result<Outcome> {
     let (batch, sequence) = (args.setting.batch, args.sequence);
     check_tokens(batch, sequence)?;
-    let decoder = Model::open(&args.setting, sequence)?.load(device)?;
+    let decoder = Model::open(&args.setting, sequence)?.load(device, WeightStorage::AsStored)?;
     let scored = work::score(&decoder, Sizes { batch, sequence, steps: args.setting.steps })?;
     Ok(Outcome {
         algorithmic_flops_per_step: flops::score(decoder.config(), batch, sequence),
@@ -100,7 +100,7 @@ fn decode(args: &BenchDecode, device: Arc<Device>) -> Result<Outcome> {
     let sequence = prompt_tokens + tokens;
     check_tokens(batch, sequence)?;
     // The last token written takes a place in the context too, though nothing is computed from it.
-    let decoder = Model::open(&args.setting, sequence + 1)?.load(device)?;
+    let decoder = Model::open(&args.setting, sequence + 1)?.load(device, WeightStorage::AsStored)?;
     let sizes = Sizes { batch, sequence, steps: args.setting.steps };
     let decoded = work::decode(&decoder, sizes, prompt_tokens, args.temperature)?;
     Ok(Outcome {
@@ -191,10 +191,10 @@ impl Model {
         }
     }
 
-    fn load(self, device: Arc<Device>) -> Result<Decoder> {
+    fn load(self, device: Arc<Device>, storage: WeightStorage) -> Result<Decoder> {
         match self {
             Model::Random(config) => Ok(Decoder::random(device, config, SEED)),
-            Model::OnDisk(files) => Decoder::load(device, files.config, files.tensors.as_ref())
+            Model::OnDisk(files) => Decoder::load_as(storage, device, files.config, files.tensors.as_ref())
                 .map_err(|e| Failure::from(e).at(files.path.display().to_string())),
         }
     }
