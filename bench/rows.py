@@ -64,8 +64,18 @@ def train(name, what, work, variants, peer_only="", ours_only="", **more):
     return Row(name, what, ours, "train_torch.py", (*words(work), *words(peer_only)), variants, **more)
 
 
+def llamacpp_score(name, what, outputs, **more):
+    """A row of our scoring against llama.cpp, which makes logits of `outputs` rows."""
+    variants = (
+        variant("llama.cpp, Q4_1", f"--gguf {{gguf}} --outputs {outputs}"),
+        variant("llama.cpp, F32", f"--gguf {{gguf_f32}} --outputs {outputs} --micro-batch 2048"),
+    )
+    return Row(name, what, words(SCORE_135M), "score_llamacpp.py", (), variants, **more)
+
+
 V49K = "--vocab 49152 --tied"
 SPARSE = f"{V49K} --loss sparse_kd --draws 50"
+SCORE_135M = "score --model {hf} --batch 4 --sequence 512"
 FEW_TOKENS = "--prompt-tokens 16 --tokens 128"
 BASE = torch_variants(
     "compiled, PyTorch's chunked head",
@@ -144,7 +154,7 @@ TABLE = [
     Row(
         "score_transformers",
         "scoring SmolLM2-135M in f32, 4 x 512",
-        words("score --model {hf} --batch 4 --sequence 512"),
+        words(SCORE_135M),
         "score_transformers.py",
         words("--hf {hf}"),
         (
@@ -157,29 +167,17 @@ TABLE = [
         ratio=1.5,
         steps=4,
     ),
-    Row(
+    llamacpp_score(
         "score_llamacpp",
         "the same; llama.cpp with every row's logits and their log-softmax",
-        words("score --model {hf} --batch 4 --sequence 512"),
-        "score_llamacpp.py",
-        (),
-        (
-            variant("llama.cpp, Q4_1", "--gguf {gguf} --outputs all"),
-            variant("llama.cpp, F32", "--gguf {gguf_f32} --outputs all --micro-batch 2048"),
-        ),
+        "all",
         ratio=3.0,
         steps=3,
     ),
-    Row(
+    llamacpp_score(
         "score_llamacpp_prompt",
         "our scoring against llama.cpp's prompt alone: logits of each sequence's last row, less work than ours",
-        words("score --model {hf} --batch 4 --sequence 512"),
-        "score_llamacpp.py",
-        (),
-        (
-            variant("llama.cpp, Q4_1", "--gguf {gguf} --outputs last"),
-            variant("llama.cpp, F32", "--gguf {gguf_f32} --outputs last --micro-batch 2048"),
-        ),
+        "last",
         steps=3,
     ),
     Row(
