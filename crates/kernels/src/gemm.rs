@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use crate::panels::{Left, PANEL, Right, SPILL, TILE_ROWS, gather_left, pack_block};
+use crate::panels::{Left, PANEL, Right, SPILL, TILE_ROWS, even_piece, gather_left, pack_block};
 use crate::pool::{Pool, Shards};
 
 /// Most steps of k in a block: a panel block of 384 × 16 floats is three quarters of a 32 KiB first-level
@@ -41,9 +41,9 @@ pub(crate) fn multiply(
         cuts(m, panels, pool.n_threads(), m * n * k, matches!(b, Right::Panels { .. }));
     let out = Shards::new(c);
     pool.run(row_cuts * panel_cuts, &|task| {
-        let rows = slice_of(m.div_ceil(TILE_ROWS), row_cuts, task % row_cuts);
+        let rows = even_piece(0..m.div_ceil(TILE_ROWS), row_cuts, task % row_cuts);
         let rows = rows.start * TILE_ROWS..(rows.end * TILE_ROWS).min(m);
-        let region = Region { rows, panels: slice_of(panels, panel_cuts, task / row_cuts) };
+        let region = Region { rows, panels: even_piece(0..panels, panel_cuts, task / row_cuts) };
         multiply_region(out.address(0), c_stride, a, b, region, (n, k), accumulate);
     });
 }
@@ -87,10 +87,6 @@ fn cuts(m: usize, panels: usize, n_threads: usize, work: usize, packed: bool) ->
     cuts.min_by_key(copied).unwrap_or((1, 1))
 }
 
-fn slice_of(n: usize, pieces: usize, i: usize) -> std::ops::Range<usize> {
-    n * i / pieces..n * (i + 1) / pieces
-}
-
 fn check_bounds(c_len: usize, c_stride: usize, a: Left<'_>, b: Right<'_>, (m, n, k): (usize, usize, usize)) {
     assert!(c_stride >= n && c_len >= (m - 1) * c_stride + n, "product output too small");
     if k > 0 {
@@ -122,10 +118,10 @@ fn multiply_region(
         left.resize(BLOCK_TILES * TILE_ROWS * BLOCK_K + SPILL, 0.0);
         panel.resize(PANEL * BLOCK_K, 0.0);
         let (k_blocks, unit) = (k.div_ceil(BLOCK_K), b.step_unit());
-        for steps in (0..k_blocks).map(|i| slice_of(k / unit, k_blocks, i)) {
+        for steps in (0..k_blocks).map(|i| even_piece(0..k / unit, k_blocks, i)) {
             let (k0, depth) = (steps.start * unit, steps.len() * unit);
             for i in 0..row_blocks {
-                let tiles = slice_of(tiles, row_blocks, i);
+                let tiles = even_piece(0..tiles, row_blocks, i);
                 let end = (region.rows.start + tiles.end * TILE_ROWS).min(region.rows.end);
                 let rows = region.rows.start + tiles.start * TILE_ROWS..end;
                 let left = left_block(left, a, b, region.panels.len(), rows.clone(), (k0, depth));

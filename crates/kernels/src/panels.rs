@@ -71,6 +71,12 @@ impl<'a> Right<'a> {
     }
 }
 
+/// Piece `i` of `pieces` even ones.
+pub(crate) fn even_piece(range: std::ops::Range<usize>, pieces: usize, i: usize) -> std::ops::Range<usize> {
+    let at = |i: usize| range.start + range.len() * i / pieces;
+    at(i)..at(i + 1)
+}
+
 /// Numbers that the panels of a \[k, n\] right-hand side take.
 pub(crate) fn packed_len(k: usize, n: usize) -> usize {
     n.div_ceil(PANEL) * PANEL * k

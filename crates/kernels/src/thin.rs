@@ -8,11 +8,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::panels::PANEL;
+use crate::panels::{PANEL, TILE_ROWS, even_piece};
 use crate::pool::{Pool, Shards};
 
-/// Rows of a tile.
-const TILE_ROWS: usize = 6;
 /// Panels of a tile.
 const TILE_PANELS: usize = 4;
 /// k per block: 8 KiB of a panel stay in the first-level cache while tiles share them.
@@ -178,12 +176,6 @@ fn multiply_panels(
     });
 }
 
-/// Piece i of `pieces` even ones.
-fn slice_of(range: Range<usize>, pieces: usize, i: usize) -> Range<usize> {
-    let at = |i: usize| range.start + range.len() * i / pieces;
-    at(i)..at(i + 1)
-}
-
 fn multiply_block(
     y: Output,
     x: Left<'_>,
@@ -195,7 +187,7 @@ fn multiply_block(
     let tiles = n_rows.div_ceil(TILE_ROWS);
     let share = block.next.1.div_ceil(tiles);
     for t in 0..tiles {
-        let rows = slice_of(0..n_rows, tiles, t);
+        let rows = even_piece(0..n_rows, tiles, t);
         let tile = Tile {
             x: x.start[rows.start * x.stride + steps.start..].as_ptr(),
             x_stride: x.stride,
