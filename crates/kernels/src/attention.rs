@@ -3,37 +3,16 @@
 //! Work is split by document and KV head. Scores exist for a block of queries at a time, so
 //! memory is linear in the document's length.
 
-use std::cell::RefCell;
-
 use crate::device::{AttentionShape, Segment};
 use crate::gemm::multiply_serial;
 use crate::panels::{Left, PANEL, Right, pack_panel, pack_panel_transposed, packed_len};
 use crate::pool::{Pool, Shards};
 use crate::reference::chain;
 use crate::rows::{exp_row, softmax_row, softmax_row_backward};
+use crate::scratch::{reserve, with_scratch};
 
 /// Queries whose scores are held together.
 const QUERIES: usize = 48;
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Lends this thread's scratch memory in pieces of the given lengths (contents unspecified).
-pub(crate) fn with_scratch<const N: usize>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let total = lens.iter().sum();
-        if scratch.len() < total {
-            scratch.resize(total, 0.0);
-        }
-        let mut rest = &mut scratch[..total];
-        f(lens.map(|len| {
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = after;
-            piece
-        }));
-    });
-}
 
 /// Where a task's heads are.
 struct Place {
@@ -87,16 +66,25 @@ pub(crate) fn forward(
     segments: &[Segment],
 ) {
     let (out, lse) = (Shards::new(out), Shards::new(lse));
+    reserve(pool, forward_lens(longest(segments), shape.head_dim));
     pool.run(segments.len() * shape.n_kv_heads, &|task| {
         forward_task(&out, &lse, qkv, &Place::of(task, shape, segments));
     });
 }
 
+fn longest(segments: &[Segment]) -> usize {
+    segments.iter().map(|s| s.len).max().unwrap_or(0)
+}
+
+/// Scratch of [`forward_task`] on n rows: keys, values, scores, and scores times values.
+fn forward_lens(n: usize, d: usize) -> [usize; 4] {
+    [packed_len(d, n), packed_len(n, d), QUERIES * n.next_multiple_of(PANEL), QUERIES * d]
+}
+
 fn forward_task(out: &Shards<'_, f32>, lse: &Shards<'_, f32>, qkv: &[f32], at: &Place) {
     let (n, d, stride) = (at.segment.len, at.shape.head_dim, at.shape.qkv_width());
     let row = n.next_multiple_of(PANEL);
-    let lens = [packed_len(d, n), packed_len(n, d), QUERIES * row, QUERIES * d];
-    with_scratch(lens, |[keys, values, scores, mixed]| {
+    with_scratch(forward_lens(n, d), |[keys, values, scores, mixed]| {
         pack_all(keys, d, n, |panel, p| pack_panel_transposed(panel, &qkv[at.key(0)..], stride, d, n, p));
         pack_all(values, n, d, |panel, p| pack_panel(panel, &qkv[at.value(0)..], stride, n, d, p));
         for (h, q0, m) in at.blocks() {
@@ -153,28 +141,25 @@ pub(crate) fn backward(
     segments: &[Segment],
 ) {
     let dqkv = Shards::new(dqkv);
+    reserve(pool, backward_lens(longest(segments), shape.head_dim));
     pool.run(segments.len() * shape.n_kv_heads, &|task| {
         backward_task(&dqkv, saved, &Place::of(task, shape, segments));
     });
+}
+
+/// Scratch of [`backward_task`] on n rows: keys both ways, values, dkeys, dvalues, p, ds, dq and a block
+/// of queries.
+fn backward_lens(n: usize, d: usize) -> [usize; 9] {
+    let (laid_out, across, scores) =
+        (packed_len(d, n), packed_len(n, d), QUERIES * n.next_multiple_of(PANEL));
+    [laid_out, across, laid_out, n * d, n * d, scores, scores, QUERIES * d, packed_len(QUERIES, d)]
 }
 
 fn backward_task(dqkv: &Shards<'_, f32>, saved: &Saved<'_>, at: &Place) {
     let (n, d, stride) = (at.segment.len, at.shape.head_dim, at.shape.qkv_width());
     let row = n.next_multiple_of(PANEL);
     let qkv = saved.qkv;
-    let block = packed_len(QUERIES, d);
-    let lens = [
-        packed_len(d, n),
-        packed_len(n, d),
-        packed_len(d, n),
-        n * d,
-        n * d,
-        QUERIES * row,
-        QUERIES * row,
-        QUERIES * d,
-        block,
-    ];
-    with_scratch(lens, |[keys_t, keys, values_t, dkeys, dvalues, p, ds, dq, packed]| {
+    with_scratch(backward_lens(n, d), |[keys_t, keys, values_t, dkeys, dvalues, p, ds, dq, packed]| {
         pack_all(keys_t, d, n, |panel, i| pack_panel_transposed(panel, &qkv[at.key(0)..], stride, d, n, i));
         pack_all(keys, n, d, |panel, i| pack_panel(panel, &qkv[at.key(0)..], stride, n, d, i));
         pack_all(values_t, d, n, |panel, i| {

@@ -12,6 +12,7 @@ use crate::panels::{Left, Right, TILE_ROWS};
 use crate::pool::{Pool, Shards};
 use crate::reference::AdamWStep;
 use crate::rows::{self, Heads, for_row_pieces};
+use crate::scratch::reserve;
 
 /// Numbers that live on a device.
 pub struct Buf {
@@ -508,15 +509,16 @@ impl Device {
         loss_temperature: f32,
     ) -> HeadLosses {
         let weights = HeadWeights { hard_label: 0.0, forward_kl: 0.0, loss_temperature, scale: 0.0 };
-        let mut losses = HeadLosses::for_rows(n_rows, targets);
-        let sink = losses.shards();
+        let mut losses = HeadLosses::default();
+        let sink = losses.append(n_rows, targets);
         self.for_each_logits_row(hidden, w, n_rows, &|r, z| {
             sink.put(r, head::row_losses(z, targets, r, &weights))
         });
         losses
     }
 
-    /// Losses of each row, with dhidden overwritten and dw\[V, width\] += in the same pass. `w` is \[V, width\].
+    /// Losses of each row are appended to `losses`, with dhidden overwritten and dw\[V, width\] += in the same
+    /// pass. `w` is \[V, width\].
     ///
     /// Logits exist for a chunk of rows at a time; in each chunk: logits, losses and their
     /// gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
@@ -530,12 +532,13 @@ impl Device {
         n_rows: usize,
         targets: &HeadTargets<'_>,
         weights: &HeadWeights,
-    ) -> HeadLosses {
+        losses: &mut HeadLosses,
+    ) {
         let width = hidden.len() / n_rows.max(1);
         let vocab = w.len() / width.max(1);
         assert!(hidden.len() == n_rows * width && w.len() == vocab * width, "one width on both sides");
-        let mut losses = HeadLosses::for_rows(n_rows, targets);
-        let sink = losses.shards();
+        reserve(&self.pool, [targets.sparse.map_or(0, |sparse| sparse.n_ids_max())]);
+        let sink = losses.append(n_rows, targets);
         let head = Weight::Plain { w, n_out: vocab, n_in: width };
         self.for_each_logits_chunk(hidden, head, n_rows, &mut |first, z| {
             let rows = z.len() / vocab;
@@ -554,7 +557,6 @@ impl Device {
             let h = Right::Rows { data: h, stride: width };
             gemm::multiply(pool, dw, width, dz, h, (vocab, width, rows), true);
         });
-        losses
     }
 
     /// Calls `f(row, logits)` for every row, holding only a chunk of logits at a time.

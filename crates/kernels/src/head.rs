@@ -2,6 +2,7 @@
 
 use crate::pool::Shards;
 use crate::rows::{log_sum_exp, softmax_mixture};
+use crate::scratch::with_scratch;
 
 /// What becomes of teacher mass outside the stored ids; see [`SparseTargets`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,37 +59,39 @@ pub struct HeadLosses {
 }
 
 impl HeadLosses {
-    pub(crate) fn for_rows(n_rows: usize, targets: &HeadTargets<'_>) -> HeadLosses {
-        let sized = |wanted: bool| vec![0.0; if wanted { n_rows } else { 0 }];
-        HeadLosses {
-            hard_label: sized(targets.hard_labels.is_some()),
-            forward_kl: sized(targets.sparse.is_some()),
-        }
+    /// Forgets all rows and keeps their memory.
+    pub fn clear(&mut self) {
+        self.hard_label.clear();
+        self.forward_kl.clear();
     }
 
-    pub(crate) fn shards(&mut self) -> LossShards<'_> {
-        let present = (!self.hard_label.is_empty(), !self.forward_kl.is_empty());
-        LossShards { hard: Shards::new(&mut self.hard_label), kl: Shards::new(&mut self.forward_kl), present }
+    /// Places for the losses of `n_rows` more rows.
+    pub(crate) fn append(&mut self, n_rows: usize, targets: &HeadTargets<'_>) -> LossShards<'_> {
+        fn places(losses: &mut Vec<f32>, n_rows: usize) -> Shards<'_, f32> {
+            let start = losses.len();
+            losses.resize(start + n_rows, 0.0);
+            Shards::new(&mut losses[start..])
+        }
+        LossShards {
+            hard: targets.hard_labels.map(|_| places(&mut self.hard_label, n_rows)),
+            kl: targets.sparse.map(|_| places(&mut self.forward_kl, n_rows)),
+        }
     }
 }
 
 /// [`HeadLosses`] that several threads fill, each its own rows.
 pub(crate) struct LossShards<'a> {
-    hard: Shards<'a, f32>,
-    kl: Shards<'a, f32>,
-    present: (bool, bool),
+    hard: Option<Shards<'a, f32>>,
+    kl: Option<Shards<'a, f32>>,
 }
 
 impl LossShards<'_> {
     /// Stores the losses of row `r`, which is visited once.
     pub(crate) fn put(&self, r: usize, (hard, kl): (f32, f32)) {
-        // SAFETY: one number per row, each row visited once.
-        unsafe {
-            if self.present.0 {
-                self.hard.piece(r, 1)[0] = hard;
-            }
-            if self.present.1 {
-                self.kl.piece(r, 1)[0] = kl;
+        for (losses, loss) in [(&self.hard, hard), (&self.kl, kl)] {
+            if let Some(losses) = losses {
+                // SAFETY: one number per row, each row visited once.
+                unsafe { losses.piece(r, 1)[0] = loss };
             }
         }
     }
@@ -130,6 +133,11 @@ pub(crate) struct SparseRowRef<'a> {
 }
 
 impl<'a> SparseTargets<'a> {
+    /// Most ids of a row.
+    pub(crate) fn n_ids_max(&self) -> usize {
+        self.offsets.windows(2).map(|at| (at[1] - at[0]) as usize).max().unwrap_or(0)
+    }
+
     pub(crate) fn row(&self, r: usize) -> SparseRowRef<'a> {
         let at = self.offsets[r] as usize..self.offsets[r + 1] as usize;
         SparseRowRef {
@@ -150,10 +158,10 @@ struct SparsePlan {
 }
 
 fn sparse_forward_kl(z: &mut [f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (f32, SparsePlan) {
-    let logits: Vec<f32> = row.ids.iter().map(|&id| z[id as usize] / tau).collect();
+    let logit = |z: &[f32], id: u32| z[id as usize] / tau;
     let mass: f64 = row.probs.iter().map(|&p| f64::from(p)).sum();
-    let kept = row.probs.iter().zip(&logits).filter(|(p, _)| **p > 0.0);
-    let cross: f64 = kept.map(|(&p, &v)| -f64::from(p) * f64::from(v - lse)).sum();
+    let kept = row.probs.iter().zip(row.ids).filter(|(p, _)| **p > 0.0);
+    let cross: f64 = kept.map(|(&p, &id)| -f64::from(p) * f64::from(logit(z, id) - lse)).sum();
     let others = z.len() - row.ids.len();
     // With every id stored, what is missing from one is rounding.
     let rest = if others == 0 { 0.0 } else { (1.0 - mass).max(0.0) };
@@ -183,7 +191,7 @@ fn sparse_forward_kl(z: &mut [f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) 
         TailMode::Uniform => {
             let each = rest / others as f64;
             let all: f64 = z.iter().map(|&v| f64::from(v / tau)).sum();
-            let inside: f64 = logits.iter().map(|&v| f64::from(v)).sum();
+            let inside: f64 = row.ids.iter().map(|&id| f64::from(logit(z, id))).sum();
             let log_q_others = all - inside - others as f64 * f64::from(lse);
             let plan =
                 SparsePlan { mass: (mass + rest) as f32, outside: (mass + rest) as f32, spread: each as f32 };
@@ -196,13 +204,21 @@ fn sparse_forward_kl(z: &mut [f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) 
 /// log of the student's mass outside `ids`, summed there and not by subtraction from one, which
 /// would cancel where the mass is small.
 fn log_q_outside(z: &mut [f32], ids: &[u32], lse: f32, tau: f32) -> f64 {
-    let kept: Vec<f32> =
-        ids.iter().map(|&id| std::mem::replace(&mut z[id as usize], f32::NEG_INFINITY)).collect();
-    let outside = if ids.len() == z.len() { f32::NEG_INFINITY } else { log_sum_exp(z, 1.0 / tau) };
-    ids.iter().zip(kept).for_each(|(&id, v)| z[id as usize] = v);
+    let mut outside = f32::NEG_INFINITY;
+    if ids.len() < z.len() {
+        with_scratch([ids.len()], |[kept]| {
+            let swap_out = |(kept, &id): (&mut f32, &u32)| {
+                *kept = std::mem::replace(&mut z[id as usize], f32::NEG_INFINITY);
+            };
+            kept.iter_mut().zip(ids).for_each(swap_out);
+            outside = log_sum_exp(z, 1.0 / tau);
+            kept.iter().zip(ids).for_each(|(&v, &id)| z[id as usize] = v);
+        });
+    }
     f64::from(outside - lse)
 }
 
+/// ∂(weighted loss)/∂z in place of z, given the labels' and the targets' log Σ exp.
 fn gradient(
     z: &mut [f32],
     hard: Option<(u32, f32)>,
@@ -213,29 +229,33 @@ fn gradient(
     let tau = w.loss_temperature;
     let hard_weight = if hard.is_some() { w.hard_label * w.scale } else { 0.0 };
     let kl_weight = if sparse.is_some() { w.forward_kl * w.scale * tau } else { 0.0 };
-    let kept: Vec<f32> = sparse.map_or(Vec::new(), |(row, lse)| {
-        row.ids.iter().map(|&id| (z[id as usize] / tau - lse).exp()).collect()
-    });
     if hard_weight == 0.0 && kl_weight == 0.0 {
         return z.fill(0.0);
     }
-    let lse = hard.map_or(0.0, |(_, lse)| lse);
-    let hot = sparse.map_or(0.0, |(_, lse)| lse);
-    let (spread, outside) = (-kl_weight * plan.spread, kl_weight * plan.outside);
-    if tau == 1.0 {
-        // Both terms read the same softmax.
-        let lse = if hard.is_some() { lse } else { hot };
-        softmax_mixture(z, hard_weight + outside, lse, 0.0, 0.0, 1.0, spread);
-    } else {
-        softmax_mixture(z, hard_weight, lse, outside, hot, 1.0 / tau, spread);
-    }
-    if let Some((label, _)) = hard {
-        z[label as usize] -= hard_weight;
-    }
-    if let Some((row, _)) = sparse {
-        for ((&id, &p), &q) in row.ids.iter().zip(row.probs).zip(&kept) {
+    let mixture = |z: &mut [f32]| {
+        let lse = hard.map_or(0.0, |(_, lse)| lse);
+        let hot = sparse.map_or(0.0, |(_, lse)| lse);
+        let (spread, outside) = (-kl_weight * plan.spread, kl_weight * plan.outside);
+        if tau == 1.0 {
+            // Both terms read the same softmax.
+            let lse = if hard.is_some() { lse } else { hot };
+            softmax_mixture(z, hard_weight + outside, lse, 0.0, 0.0, 1.0, spread);
+        } else {
+            softmax_mixture(z, hard_weight, lse, outside, hot, 1.0 / tau, spread);
+        }
+        if let Some((label, _)) = hard {
+            z[label as usize] -= hard_weight;
+        }
+    };
+    let Some((row, hot)) = sparse else {
+        return mixture(z);
+    };
+    with_scratch([row.ids.len()], |[kept]| {
+        kept.iter_mut().zip(row.ids).for_each(|(q, &id)| *q = (z[id as usize] / tau - hot).exp());
+        mixture(z);
+        for ((&id, &p), &q) in row.ids.iter().zip(row.probs).zip(&*kept) {
             let extra = (plan.mass - plan.outside) * q + plan.spread - p;
             z[id as usize] += kl_weight * extra;
         }
-    }
+    });
 }

@@ -1,10 +1,10 @@
 //! Keys and values of sequences that are being decoded, and attention to them.
 
-use crate::attention::with_scratch;
 use crate::device::{AttentionShape, Segment};
 use crate::panels::PANEL;
 use crate::pool::{Pool, Shards};
 use crate::rows::softmax_row;
+use crate::scratch::with_scratch;
 use crate::thin::{self, Numbers};
 
 /// Keys and values of sequences that are being decoded, one slot per sequence, for one layer.

@@ -24,6 +24,7 @@ mod pool;
 mod quantised;
 pub mod reference;
 mod rows;
+mod scratch;
 mod soften;
 mod thin;
 

@@ -1,7 +1,7 @@
 //! A pool of threads that run one numbered set of tasks at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 /// How often a waiting thread looks before it goes to sleep: some tens of microseconds, about the
@@ -15,6 +15,8 @@ pub(crate) struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One job at a time.
     turn: Mutex<()>,
+    /// Numbers of scratch memory that every thread was given; see `scratch::reserve`.
+    scratch: AtomicUsize,
 }
 
 struct Shared {
@@ -61,7 +63,7 @@ impl Pool {
             std::thread::spawn(move || shared.work())
         };
         let workers = (1..n_threads.max(1)).map(spawn).collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool { shared, workers, turn: Mutex::new(()), scratch: AtomicUsize::new(0) }
     }
 
     pub(crate) fn n_threads(&self) -> usize {
@@ -77,6 +79,22 @@ impl Pool {
         let finish = self.open(n_tasks, task);
         claim_tasks(&self.shared.next, n_tasks, task);
         drop(finish);
+    }
+
+    /// Calls `f` once on every thread of the pool, the caller's among them. A panic in `f` would leave the
+    /// others waiting.
+    pub(crate) fn on_every_thread(&self, f: &(dyn Fn() + Sync)) {
+        let all_in = Barrier::new(self.n_threads());
+        // Nobody can take a second task before everybody has one.
+        self.run(self.n_threads(), &|_| {
+            f();
+            all_in.wait();
+        });
+    }
+
+    /// Whether `len` is more scratch memory than any call before asked for.
+    pub(crate) fn raise_scratch(&self, len: usize) -> bool {
+        self.scratch.fetch_max(len, Ordering::Relaxed) < len
     }
 
     fn open<'a>(&'a self, n_tasks: usize, task: &'a (dyn Fn(usize) + Sync)) -> Finish<'a> {

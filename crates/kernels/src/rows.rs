@@ -1,5 +1,7 @@
 //! Kernels that work row by row: norms, rotations, gates, embeddings, the optimiser.
 
+use std::cell::RefCell;
+
 use crate::cpu::multiversion;
 use crate::device::{AttentionShape, RopeTable};
 use crate::math::{exp, sigmoid};
@@ -31,6 +33,12 @@ pub(crate) fn for_row_pieces(
     });
 }
 
+thread_local! {
+    /// Sums of the pieces of a reduction that this thread asked for.
+    static PARTIAL_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PARTIAL_SQUARES: RefCell<Vec<f64>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Sums `f(rows)` over pieces of rows into `total`: `f` adds the contribution of its rows to a
 /// zeroed buffer as long as `total`, and the pieces are added in order.
 fn reduce_rows(
@@ -41,16 +49,19 @@ fn reduce_rows(
 ) {
     let pieces = n_rows.div_ceil(ROWS_PER_PIECE);
     let width = total.len();
-    let mut partial = vec![0.0f32; pieces * width];
-    let shards = Shards::new(&mut partial);
-    pool.run(pieces, &|piece| {
-        let rows = piece * ROWS_PER_PIECE..((piece + 1) * ROWS_PER_PIECE).min(n_rows);
-        // SAFETY: one piece of the buffer per task.
-        f(rows, unsafe { shards.piece(piece * width, width) });
+    PARTIAL_ROWS.with_borrow_mut(|partial| {
+        partial.clear();
+        partial.resize(pieces * width, 0.0);
+        let shards = Shards::new(partial);
+        pool.run(pieces, &|piece| {
+            let rows = piece * ROWS_PER_PIECE..((piece + 1) * ROWS_PER_PIECE).min(n_rows);
+            // SAFETY: one piece of the buffer per task.
+            f(rows, unsafe { shards.piece(piece * width, width) });
+        });
+        for piece in partial.chunks_exact(width) {
+            total.iter_mut().zip(piece).for_each(|(t, p)| *t += p);
+        }
     });
-    for piece in partial.chunks_exact(width) {
-        total.iter_mut().zip(piece).for_each(|(t, p)| *t += p);
-    }
 }
 
 multiversion! {
@@ -339,15 +350,18 @@ multiversion! {
 
 /// Σ g² in f64 over fixed pieces, added in order.
 pub(crate) fn sum_of_squares(pool: &Pool, g: &[f32]) -> f64 {
-    let mut partial = vec![0.0f64; g.len().div_ceil(ELEMENTS_PER_TASK)];
-    let shards = Shards::new(&mut partial);
-    pool.run(g.len().div_ceil(ELEMENTS_PER_TASK), &|task| {
-        let from = task * ELEMENTS_PER_TASK;
-        let sum = squares(&g[from..(from + ELEMENTS_PER_TASK).min(g.len())]);
-        // SAFETY: one number per task.
-        unsafe { shards.piece(task, 1)[0] = sum };
-    });
-    partial.iter().sum()
+    let n_tasks = g.len().div_ceil(ELEMENTS_PER_TASK);
+    PARTIAL_SQUARES.with_borrow_mut(|partial| {
+        partial.resize(n_tasks, 0.0);
+        let shards = Shards::new(partial);
+        pool.run(n_tasks, &|task| {
+            let from = task * ELEMENTS_PER_TASK;
+            let sum = squares(&g[from..(from + ELEMENTS_PER_TASK).min(g.len())]);
+            // SAFETY: one number per task.
+            unsafe { shards.piece(task, 1)[0] = sum };
+        });
+        partial.iter().sum()
+    })
 }
 
 multiversion! {

@@ -5,7 +5,7 @@ mod common;
 
 use common::{bits, close, numbers};
 use serde::Deserialize;
-use stillroom_kernels::{Device, HeadTargets, HeadWeights, SparseTargets, TailMode, Weight};
+use stillroom_kernels::{Device, HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode, Weight};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -57,7 +57,8 @@ fn loss_and_gradient(row: &Row) -> (f32, Vec<f32>) {
         HeadWeights { hard_label: 1.0, forward_kl: 1.0, loss_temperature: row.temperature, scale: 1.0 };
     let (mut dh, mut dw) = (dev.zeros(v), dev.zeros(v * v));
     let hidden = dev.upload(&row.logits);
-    let losses = dev.divergence_head(&mut dh, &mut dw, &hidden, &w, 1, &targets, &weights);
+    let mut losses = HeadLosses::default();
+    dev.divergence_head(&mut dh, &mut dw, &hidden, &w, 1, &targets, &weights, &mut losses);
     let only_forward =
         dev.divergence_head_forward(&hidden, &dev.pack(&w, v, v), 1, &targets, row.temperature);
     assert_eq!(bits(&only_forward.hard_label), bits(&losses.hard_label));
@@ -144,8 +145,8 @@ impl Batch {
         let dev = Device::cpu(n_threads);
         let (w, hidden) = (dev.upload(&self.w), dev.upload(&self.hidden));
         let (mut dh, mut dw) = (dev.zeros(self.hidden.len()), dev.zeros(self.w.len()));
-        let losses =
-            dev.divergence_head(&mut dh, &mut dw, &hidden, &w, self.n(), &self.targets(tail), weights);
+        let (targets, mut losses) = (self.targets(tail), HeadLosses::default());
+        dev.divergence_head(&mut dh, &mut dw, &hidden, &w, self.n(), &targets, weights, &mut losses);
         let sum = |x: &[f32]| x.iter().map(|&v| f64::from(v)).sum::<f64>();
         let total = f64::from(weights.hard_label) * sum(&losses.hard_label)
             + f64::from(weights.forward_kl) * sum(&losses.forward_kl);
@@ -208,19 +209,20 @@ fn a_vocabulary_that_takes_several_chunks_gives_the_plain_result() {
     let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
     let weights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
     let (h, w_buf) = (dev.upload(&hidden), dev.upload(&w));
-    let run = |rows: std::ops::Range<usize>| {
+    let run = |rows: std::ops::Range<usize>, losses: &mut HeadLosses| {
         let (mut dh, mut dw) = (dev.zeros(rows.len() * width), dev.zeros(vocab * width));
         let part = dev.upload(&hidden[rows.start * width..rows.end * width]);
         let targets = HeadTargets { hard_labels: Some(&labels[rows.clone()]), sparse: None };
-        let losses = dev.divergence_head(&mut dh, &mut dw, &part, &w_buf, rows.len(), &targets, &weights);
-        (losses.hard_label, dev.download(&dh), dev.download(&dw))
+        dev.divergence_head(&mut dh, &mut dw, &part, &w_buf, rows.len(), &targets, &weights, losses);
+        (dev.download(&dh), dev.download(&dw))
     };
     let (mut dh, mut dw) = (dev.zeros(n * width), dev.zeros(vocab * width));
-    let whole = dev.divergence_head(&mut dh, &mut dw, &h, &w_buf, n, &targets, &weights);
-    let (first, second) = (run(0..80), run(80..150));
-    assert_eq!(bits(&whole.hard_label), bits(&[first.0, second.0].concat()));
-    assert_eq!(bits(&dev.download(&dh)), bits(&[first.1, second.1].concat()));
-    let summed: Vec<f32> = first.2.iter().zip(&second.2).map(|(a, b)| a + b).collect();
+    let (mut whole, mut parts) = (HeadLosses::default(), HeadLosses::default());
+    dev.divergence_head(&mut dh, &mut dw, &h, &w_buf, n, &targets, &weights, &mut whole);
+    let (first, second) = (run(0..80, &mut parts), run(80..150, &mut parts));
+    assert_eq!(bits(&whole.hard_label), bits(&parts.hard_label));
+    assert_eq!(bits(&dev.download(&dh)), bits(&[first.0, second.0].concat()));
+    let summed: Vec<f32> = first.1.iter().zip(&second.1).map(|(a, b)| a + b).collect();
     close(&dev.download(&dw), &summed, 1e-6);
 }
 

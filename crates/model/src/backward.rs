@@ -53,10 +53,7 @@ pub(crate) fn accumulate(
         let part = batch.part(documents);
         let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start as u32).collect();
         let head = targets.head_of(supervised);
-        let HeadLosses { hard_label, forward_kl } =
-            accumulate_group(decoder, gradients, &part, &rows, &head, weights);
-        losses.hard_label.extend(hard_label);
-        losses.forward_kl.extend(forward_kl);
+        accumulate_group(decoder, gradients, &part, &rows, &head, weights, &mut losses);
     }
     losses
 }
@@ -68,7 +65,8 @@ fn accumulate_group(
     rows: &[u32],
     targets: &HeadTargets<'_>,
     weights: &HeadWeights,
-) -> HeadLosses {
+    losses: &mut HeadLosses,
+) {
     let positions = batch.positions();
     let pass = decoder.documents(batch, &positions);
     let rope = pass.rope.clone();
@@ -76,7 +74,7 @@ fn accumulate_group(
     let x = decoder.layers_forward(&batch.ids, pass, Some(rows), Some(&mut kept));
 
     let mut backward = Backward { decoder, gradients, batch, positions: &positions, rope: &rope };
-    let (losses, mut dx) = backward.head(x, rows.len(), targets, weights);
+    let mut dx = backward.head(x, rows.len(), targets, weights, losses);
     let mut narrowed = Some(rows).filter(|rows| rows.len() < batch.n_tokens());
     for (layer, kept) in kept.into_iter().enumerate().rev() {
         dx = backward.layer(layer, dx, kept, narrowed.take());
@@ -84,7 +82,6 @@ fn accumulate_group(
     let width = decoder.config.hidden_size;
     decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &batch.ids, width);
     decoder.workspace.give(dx);
-    losses
 }
 
 impl Backward<'_> {
@@ -95,13 +92,14 @@ impl Backward<'_> {
         n: usize,
         targets: &HeadTargets<'_>,
         weights: &HeadWeights,
-    ) -> (HeadLosses, Buf) {
+        losses: &mut HeadLosses,
+    ) -> Buf {
         let (d, layout) = (self.decoder, &self.decoder.layout);
         let width = d.config.hidden_size;
         let hidden = d.norm(&x, layout.final_norm, n);
         let mut dhidden = d.take(n * width);
         let id = layout.head_or_embedding();
-        let losses = d.device.divergence_head(
+        d.device.divergence_head(
             &mut dhidden,
             &mut self.gradients[id],
             &hidden,
@@ -109,12 +107,13 @@ impl Backward<'_> {
             n,
             targets,
             weights,
+            losses,
         );
         let mut dx = hidden;
         d.device.fill_zero(&mut dx);
         self.norm(&mut dx, &dhidden, &x, layout.final_norm, n);
         d.workspace.give_all([x, dhidden]);
-        (losses, dx)
+        dx
     }
 
     /// dx_out → dx_in. Where the last layer was narrowed to `rows`, dx_out has only those.
