@@ -46,6 +46,20 @@ def parser(description):
     return p
 
 
+def gguf_arguments(add):
+    """What both scripts that time llama.cpp take."""
+    add("--gguf", metavar="FILE", required=True)
+    add("--llama-cpp", metavar="DIR", help="folder of the libraries (default: LLAMACPP_DIR, else VENV/llama.cpp)")
+    add("--flash", choices=["auto", "on", "off"], default="auto")
+    add("--kv", choices=["f16", "f32"], default="f16", help="type of the key-value cache")
+
+
+def hf_arguments(add):
+    """What both scripts that time transformers take."""
+    add("--hf", metavar="DIR", required=True, help="a Hugging Face folder")
+    add("--attention", choices=["sdpa", "eager"], default="sdpa")
+
+
 def start(args):
     """Starts this script once more with the environment that the arguments ask for: OpenMP, MKL and glibc
     read theirs before Python does anything."""

@@ -10,12 +10,9 @@ import common
 
 args_parser = common.parser(__doc__.split("\n")[0])
 add = args_parser.add_argument
-add("--gguf", metavar="FILE", required=True)
-add("--llama-cpp", metavar="DIR", help="folder of the libraries (default: LLAMACPP_DIR, else VENV/llama.cpp)")
+common.gguf_arguments(add)
 add("--prompt-tokens", type=int, default=16)
 add("--tokens", type=int, default=128, help="new tokens that are timed; the prompt's pass gives one more")
-add("--flash", choices=["auto", "on", "off"], default="auto")
-add("--kv", choices=["f16", "f32"], default="f16", help="type of the key-value cache")
 args = args_parser.parse_args()
 common.start(args)
 

@@ -10,14 +10,13 @@ import common
 
 args_parser = common.parser(__doc__.split("\n")[0])
 add = args_parser.add_argument
-add("--hf", metavar="DIR", required=True, help="a Hugging Face folder")
+common.hf_arguments(add)
 add("--batch", type=int, default=32)
 add("--prompt-tokens", type=int, default=16)
 add("--tokens", type=int, default=128, help="new tokens that are timed; the prompt's pass gives one more")
 add("--temperature", type=float, default=1.0)
 add("--cache", choices=["dynamic", "static"], default="dynamic")
 add("--compile", action="store_true", help="with --cache static: torch.compile of the single-token pass")
-add("--attention", choices=["sdpa", "eager"], default="sdpa")
 args = args_parser.parse_args()
 common.start(args)
 
@@ -25,8 +24,9 @@ import statistics  # noqa: E402
 import time  # noqa: E402
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, LogitsProcessor  # noqa: E402
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor  # noqa: E402
+
+import hf_model  # noqa: E402
 
 
 class Clock(LogitsProcessor):
@@ -61,11 +61,7 @@ def generation_config(pad):
 
 
 def main():
-    torch.set_num_threads(args.threads)
-    imports = common.resident_bytes()
-    model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32, attn_implementation=args.attention)
-    model.eval()
-    torch.manual_seed(2)
+    model, imports = hf_model.load(args)
     prompts = torch.randint(model.config.vocab_size, (args.batch, args.prompt_tokens))
     model.generation_config.eos_token_id = None
     config = generation_config(model.config.pad_token_id or 0)
@@ -89,11 +85,9 @@ def main():
 
     _, memory = common.time_steps(step, args.steps)
     seconds, prefills = seconds[common.WARM_UP_STEPS :], prefills[common.WARM_UP_STEPS :]
-    common.report(
+    hf_model.report(
         args,
         "decode",
-        "transformers",
-        {"torch": torch.__version__, "transformers": transformers.__version__},
         args.batch * args.tokens,
         seconds,
         memory,

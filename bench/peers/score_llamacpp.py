@@ -11,14 +11,11 @@ import common
 
 args_parser = common.parser(__doc__.split("\n")[0])
 add = args_parser.add_argument
-add("--gguf", metavar="FILE", required=True)
-add("--llama-cpp", metavar="DIR", help="folder of the libraries (default: LLAMACPP_DIR, else VENV/llama.cpp)")
+common.gguf_arguments(add)
 add("--batch", type=int, default=4)
 add("--sequence", type=int, default=512)
 add("--micro-batch", type=int, default=512, help="rows that llama.cpp computes together (n_ubatch)")
 add("--outputs", choices=["all", "last"], default="all")
-add("--flash", choices=["auto", "on", "off"], default="auto")
-add("--kv", choices=["f16", "f32"], default="f16", help="type of the key-value cache")
 args = args_parser.parse_args()
 common.start(args)
 

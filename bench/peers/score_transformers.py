@@ -10,10 +10,9 @@ import common
 
 args_parser = common.parser(__doc__.split("\n")[0])
 add = args_parser.add_argument
-add("--hf", metavar="DIR", required=True, help="a Hugging Face folder")
+common.hf_arguments(add)
 add("--batch", type=int, default=4)
 add("--sequence", type=int, default=512)
-add("--attention", choices=["sdpa", "eager"], default="sdpa")
 add("--compile", action="store_true", help="torch.compile")
 add("--freeze", action="store_true", help="with --compile: weights become constants, packed ahead of time")
 add("--chunk", type=int, help="rows of the head that are computed together (default: all)")
@@ -21,8 +20,8 @@ args = args_parser.parse_args()
 common.start(args)
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+
+import hf_model  # noqa: E402
 
 
 def gather(logits, labels):
@@ -31,11 +30,7 @@ def gather(logits, labels):
 
 
 def main():
-    torch.set_num_threads(args.threads)
-    imports = common.resident_bytes()
-    model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32, attn_implementation=args.attention)
-    model.eval()
-    torch.manual_seed(2)
+    model, imports = hf_model.load(args)
     ids = torch.randint(model.config.vocab_size, (args.batch, args.sequence + 1))
     inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].reshape(-1)
 
@@ -61,11 +56,9 @@ def main():
             found[:] = [work(inputs, labels)]
 
     seconds, memory = common.time_steps(step, args.steps)
-    common.report(
+    hf_model.report(
         args,
         "score",
-        "transformers",
-        {"torch": torch.__version__, "transformers": transformers.__version__},
         args.batch * args.sequence,
         seconds,
         memory,
