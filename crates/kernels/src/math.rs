@@ -44,6 +44,34 @@ fn power_of_two(n: f32) -> f32 {
     f32::from_bits(((bits.wrapping_add(127)) << 23) as u32)
 }
 
+/// log x within 2 units in the last place for normal x > 0 (1 unit where x is not next to 1, where the
+/// result goes to 0 with it); +∞ and NaN are kept. Not for other numbers.
+///
+/// x = 2ⁿ·(1 + f) with √½ ≤ 1 + f < √2, log(1 + f) by a degree-9 polynomial (Cephes `logf` coefficients).
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
+    let bits = x.to_bits() as i32;
+    let exponent = bits.wrapping_sub(ROOT_HALF_BITS) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub(exponent << 23) as u32) - 1.0;
+    let n = exponent as f32;
+    let p = 7.037_683_6e-2_f32;
+    let p = p.mul_add(f, -1.151_461e-1);
+    let p = p.mul_add(f, 1.167_699_9e-1);
+    let p = p.mul_add(f, -1.242_014_1e-1);
+    let p = p.mul_add(f, 1.424_932_3e-1);
+    let p = p.mul_add(f, -1.666_805_8e-1);
+    let p = p.mul_add(f, 2.000_071_5e-1);
+    let p = p.mul_add(f, -2.499_999_4e-1);
+    let p = p.mul_add(f, 3.333_333e-1);
+    let square = f * f;
+    let tail = n.mul_add(LN2_LOW, p * f * square);
+    let log = n.mul_add(LN2_HIGH, f + square.mul_add(-0.5, tail));
+    if x < f32::INFINITY { log } else { x }
+}
+
 /// 1 / (1 + e⁻ˣ).
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
@@ -63,6 +91,21 @@ mod tests {
             worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
         }
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst}");
+    }
+
+    #[test]
+    fn ln_is_within_two_ulp_of_the_exact_value() {
+        let mut worst = 0.0f64;
+        let step = 1013;
+        for bits in (f32::MIN_POSITIVE.to_bits()..f32::INFINITY.to_bits()).step_by(step) {
+            let x = f32::from_bits(bits);
+            let exact = f64::from(x).ln();
+            worst = worst.max((f64::from(ln(x)) - exact).abs() / exact.abs().max(f64::MIN_POSITIVE));
+        }
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst}");
+        assert_eq!(ln(1.0), 0.0);
+        assert_eq!(ln(f32::INFINITY), f32::INFINITY);
+        assert!(ln(f32::NAN).is_nan());
     }
 
     #[test]

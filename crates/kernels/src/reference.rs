@@ -4,6 +4,7 @@
 //! multiply-adds in ascending order unless a function says otherwise.
 
 use crate::device::{AttentionShape, RopeTable, Segment};
+use crate::divergence::{Divergence, LOG_P_MIN};
 
 /// y\[n,o\] = Σᵢ x\[n,i\]·w\[o,i\] + b\[o\].
 pub fn linear_forward(
@@ -321,4 +322,57 @@ pub fn forward_kl_of_logits(t: &[f32], s: &[f32]) -> f32 {
         log_p.exp() * (log_p - (f64::from(s) - ls))
     };
     t.iter().zip(s).map(term).sum::<f64>() as f32
+}
+
+/// φ(p, q) and ∂φ/∂q of one outcome in f64; formulas in [`crate::divergence`].
+pub fn divergence_outcome(divergence: Divergence, p: f64, q: f64) -> (f64, f64) {
+    let times_log = |p: f64, ratio: f64| if p == 0.0 { 0.0 } else { p * ratio.ln() };
+    match divergence {
+        Divergence::ForwardKl => (times_log(p, p / q), -p / q),
+        Divergence::ReverseKl => {
+            let ratio = q / p.max(f64::from(LOG_P_MIN).exp());
+            (times_log(q, ratio), ratio.ln() + 1.0)
+        }
+        Divergence::Jsd { teacher_weight } => {
+            let b = f64::from(teacher_weight);
+            let m = b * p + (1.0 - b) * q;
+            (b * times_log(p, p / m) + (1.0 - b) * times_log(q, q / m), (1.0 - b) * (q / m).ln())
+        }
+        Divergence::SkewKl { alpha } => {
+            let a = f64::from(alpha);
+            let m = a * p + (1.0 - a) * q;
+            (times_log(p, p / m), -(1.0 - a) * p / m)
+        }
+        Divergence::SkewReverseKl { alpha } => {
+            let a = f64::from(alpha);
+            let m = (1.0 - a) * p + a * q;
+            (times_log(q, q / m), (q / m).ln() + 1.0 - a * q / m)
+        }
+        Divergence::Tvd if p == q => (0.0, 0.0),
+        Divergence::Tvd => (0.5 * (p - q).abs(), 0.5 * (q - p).signum()),
+    }
+}
+
+/// τ²·Σ φ(p, q) over outcomes and its gradient by z, in f64. An outcome is the teacher's probability and
+/// the ids whose q make the student's; ids in no outcome count in the softmax only.
+pub fn divergence(
+    divergence: Divergence,
+    outcomes: &[(f64, Vec<usize>)],
+    z: &[f64],
+    temperature: f64,
+) -> (f64, Vec<f64>) {
+    let top = z.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    let e: Vec<f64> = z.iter().map(|v| ((v - top) / temperature).exp()).collect();
+    let sum: f64 = e.iter().sum();
+    let q: Vec<f64> = e.iter().map(|e| e / sum).collect();
+    let (mut loss, mut slope) = (0.0, vec![0.0; z.len()]);
+    for (p, ids) in outcomes {
+        let of_ids: f64 = ids.iter().map(|&i| q[i]).sum();
+        let (phi, g) = divergence_outcome(divergence, *p, of_ids);
+        loss += phi;
+        ids.iter().for_each(|&i| slope[i] = if q[i] == 0.0 { 0.0 } else { g });
+    }
+    let mean: f64 = q.iter().zip(&slope).map(|(q, g)| q * g).sum();
+    let gradient = q.iter().zip(&slope).map(|(q, g)| temperature * q * (g - mean)).collect();
+    (loss * temperature * temperature, gradient)
 }
