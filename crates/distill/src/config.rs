@@ -86,6 +86,11 @@ pub struct TrainConfig {
     pub logging_steps: u64,
     /// Checkpoints kept, the best on validation among them; 0 for all.
     pub save_total_limit: usize,
+    /// Computes activations a second time instead of keeping them: less memory, more time, the same
+    /// weights. See [`TrainState::with_gradient_checkpointing`](stillroom_model::TrainState::with_gradient_checkpointing).
+    // Left out where it is off: digests of settings from before it existed stay what they were.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
 }
 
 impl Default for TrainConfig {
@@ -116,6 +121,7 @@ impl Default for TrainConfig {
             eval_steps: 100,
             logging_steps: 10,
             save_total_limit: 2,
+            gradient_checkpointing: false,
         }
     }
 }
@@ -164,9 +170,16 @@ impl TrainConfig {
     }
 
     /// Digest of the settings that the trained weights and their choice depend on. How often is saved or
-    /// logged, and how many checkpoints are kept, may change between a kill and the resumption.
+    /// logged, how many checkpoints are kept, and whether activations are, may change between a kill and
+    /// the resumption.
     pub fn digest(&self) -> Digest {
-        let relevant = TrainConfig { save_steps: 0, logging_steps: 1, save_total_limit: 0, ..self.clone() };
+        let relevant = TrainConfig {
+            save_steps: 0,
+            logging_steps: 1,
+            save_total_limit: 0,
+            gradient_checkpointing: false,
+            ..self.clone()
+        };
         // Every field is a number, a name or absent, so this cannot fail; field order is declaration order.
         let text = serde_json::to_vec(&relevant).unwrap_or_default();
         assert!(!text.is_empty(), "settings serialise");
@@ -228,6 +241,8 @@ mod tests {
         let base = TrainConfig::default();
         let saving = TrainConfig { save_steps: 7, logging_steps: 3, save_total_limit: 9, ..base.clone() };
         assert_eq!(base.digest(), saving.digest());
+        let recomputing = TrainConfig { gradient_checkpointing: true, ..base.clone() };
+        assert_eq!(base.digest(), recomputing.digest());
         assert_ne!(base.digest(), TrainConfig { seed: 1, ..base.clone() }.digest());
         assert_ne!(base.digest(), TrainConfig { eval_steps: 1, ..base.clone() }.digest());
         let text = serde_json::to_string(&base).unwrap();

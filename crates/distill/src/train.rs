@@ -75,6 +75,7 @@ pub fn train(
     remove_partials(dir)?;
     let checkpoints = Checkpoints::new(dir, Identity::new(&start, examples, validation, config));
     let (state, progress) = begin(start, &checkpoints, sink)?;
+    let state = state.with_gradient_checkpointing(config.gradient_checkpointing);
     let order: Vec<u32> = (0..held.len() as u32).collect();
     let held_rows = pack_rows(&held, &order, config);
     let mut trainer = Trainer {
@@ -210,7 +211,7 @@ impl Trainer<'_> {
         for rows in &micro_batches {
             let (batch, targets) = micro_batch(documents, rows, self.config);
             let losses = self.state.accumulate(&batch, &targets, &weights);
-            sums.add_batch(&losses, &targets);
+            sums.add_batch(losses, &targets);
         }
         self.check_finite(step, sums.loss(self.config))?;
         let learning_rate = learning_rate(self.config, step, self.plan.steps);

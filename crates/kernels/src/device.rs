@@ -626,7 +626,7 @@ impl Device {
         f: &mut dyn FnMut(usize, &mut [f32]),
     ) {
         let (n_out, n_in) = (w.n_out(), w.n_in());
-        let chunk = chunk_rows(n_out).min(n_rows);
+        let chunk = logits_chunk_rows(n_out).min(n_rows);
         let mut z = self.scratch(chunk * n_out);
         for first in (0..n_rows).step_by(chunk.max(1)) {
             let rows = chunk.min(n_rows - first);
@@ -639,7 +639,7 @@ impl Device {
 
 /// Rows whose logits are held at once: 48 MiB of them. More would not fit the caches any better than
 /// they do, fewer would read and write the head's weights and their gradient more often.
-fn chunk_rows(vocab: usize) -> usize {
+pub fn logits_chunk_rows(vocab: usize) -> usize {
     const LOGITS_MAX: usize = 12 << 20;
     (LOGITS_MAX / vocab / TILE_ROWS * TILE_ROWS).clamp(4 * TILE_ROWS, 510)
 }

@@ -58,6 +58,13 @@ impl KvCache {
         KvCache { places, keys: vec![0.0; heads * keys], values: vec![0.0; heads * values] }
     }
 
+    /// Bytes of a cache whose every position is in use.
+    pub fn n_bytes_of(shape: AttentionShape, n_slots: usize, capacity: usize) -> usize {
+        let places = Places { shape, capacity: capacity.next_multiple_of(PANEL) };
+        let (keys, values) = places.head_lens();
+        size_of::<f32>() * n_slots * shape.n_kv_heads * (keys + values)
+    }
+
     /// Stores the k and v heads of rows `segment` at positions `0..` of `slot`.
     pub(crate) fn store(&mut self, qkv: &[f32], slot: usize, segment: Segment) {
         let (keys, values) = self.places.head_lens();

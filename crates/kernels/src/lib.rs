@@ -31,7 +31,7 @@ mod thin;
 
 pub use cpu::cpu_features;
 pub use dequantise::{BlockFormat, dequantise};
-pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight};
+pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight, logits_chunk_rows};
 pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherRow, Term, row_losses};
 pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use kv_cache::KvCache;

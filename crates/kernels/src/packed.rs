@@ -94,6 +94,11 @@ impl PackedWeight {
         self.parts.iter().map(of_part).sum()
     }
 
+    /// Bytes in memory of `n_out` rows of `n_in` numbers that a file stores in `format`.
+    pub fn n_bytes_of(format: BlockFormat, n_out: usize, n_in: usize) -> usize {
+        Quantised::n_bytes_of(format, n_out, n_in).unwrap_or(size_of::<f32>() * packed_len(n_in, n_out))
+    }
+
     /// y\[n_rows, n_out\] = x\[n_rows, n_in\]·wᵀ.
     pub(crate) fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], n_rows: usize) {
         if n_rows == 0 {

@@ -152,6 +152,12 @@ impl Quantised {
         Layout::of(format).is_some() && n_in.is_multiple_of(STEPS)
     }
 
+    /// Bytes of a matrix that is kept as it is; None where it is not kept.
+    pub(crate) fn n_bytes_of(format: BlockFormat, n_out: usize, n_in: usize) -> Option<usize> {
+        let layout = Layout::of(format).filter(|_| n_in.is_multiple_of(STEPS))?;
+        Some(n_out.div_ceil(WIDE) * (n_in / STEPS) * layout.tablet_bytes())
+    }
+
     /// Lays out the rows in `stored`, row after row as a file has them.
     ///
     /// # Panics

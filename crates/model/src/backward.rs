@@ -6,7 +6,8 @@ use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights, RopeTable};
 
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
-use crate::forward::Kept;
+use crate::forward::{Activations, Kept};
+use crate::workspace::Lent;
 
 /// A linear map's parameters: weight and bias.
 #[derive(Clone, Copy)]
@@ -24,63 +25,72 @@ struct Backward<'a> {
     rope: &'a RopeTable,
 }
 
-/// Tokens whose activations are held at once. Documents do not see each other, so a few at a time give
-/// what the whole batch gives; their activations stay near the cache and take little memory.
-const TOKENS_PER_GROUP: usize = 512;
+/// Tokens whose activations training holds at once; a longer document has a group of its own. Documents
+/// do not see each other, so a few at a time give what the whole batch gives; their activations stay near
+/// the cache and take little memory.
+pub const TOKENS_PER_GROUP: usize = 512;
 
-/// Forward and backward over one batch; `gradients[i]` += ∂loss/∂weight i. Returns each supervised
-/// row's losses, unweighted.
+/// What a step takes beside buffers; the memory serves every step.
+#[derive(Default)]
+pub(crate) struct StepMemory {
+    group: Batch,
+    positions: Vec<u32>,
+    /// Supervised rows of the group.
+    rows: Vec<u32>,
+    pub(crate) activations: Activations,
+    pub(crate) losses: HeadLosses,
+}
+
+/// Forward and backward over one batch; `gradients[i]` += ∂loss/∂weight i. Each supervised row's losses,
+/// unweighted, are then in `memory.losses`.
 ///
 /// Documents go through in groups of [`TOKENS_PER_GROUP`], each forward and backward.
 pub(crate) fn accumulate(
     decoder: &Decoder,
     gradients: &mut [Buf],
+    memory: &mut StepMemory,
     batch: &Batch,
     targets: &Targets,
     weights: &HeadWeights,
-) -> HeadLosses {
+) {
     batch.check();
     targets.check(batch.n_tokens(), decoder.config.vocab_size);
-    let mut losses = HeadLosses::default();
-    for documents in batch.groups(TOKENS_PER_GROUP) {
-        let start = documents.first().map_or(0, |s| s.start);
-        let end = documents.last().map_or(0, |s| s.start + s.len);
-        let place = |row: usize| targets.rows.partition_point(|&r| (r as usize) < row);
-        let supervised = place(start)..place(end);
-        if supervised.is_empty() {
-            continue;
-        }
-        let part = batch.part(documents);
-        let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start as u32).collect();
-        let head = targets.head_of(supervised);
-        accumulate_group(decoder, gradients, &part, &rows, &head, weights, &mut losses);
+    memory.losses.clear();
+    for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
+        let start = memory.group.set_part(batch, documents) as u32;
+        memory.positions.clear();
+        memory.positions.extend(memory.group.each_position());
+        memory.rows.clear();
+        memory.rows.extend(targets.rows[supervised.clone()].iter().map(|r| r - start));
+        accumulate_group(decoder, gradients, memory, &targets.head_of(supervised), weights);
     }
-    losses
 }
 
 fn accumulate_group(
     decoder: &Decoder,
     gradients: &mut [Buf],
-    batch: &Batch,
-    rows: &[u32],
+    memory: &mut StepMemory,
     targets: &HeadTargets<'_>,
     weights: &HeadWeights,
-    losses: &mut HeadLosses,
 ) {
-    let positions = batch.positions();
-    let pass = decoder.documents(batch, &positions);
-    let rope = pass.rope.clone();
-    let mut kept = Vec::with_capacity(decoder.config.num_hidden_layers);
-    let x = decoder.layers_forward(&batch.ids, pass, Some(rows), Some(&mut kept));
+    let StepMemory { group, positions, rows, activations, losses } = memory;
+    let rows = &rows[..];
+    let mut pass = decoder.documents(group, positions);
+    let x = decoder.layers_forward(&group.ids, &mut pass, Some(rows), Some(&mut *activations));
 
-    let mut backward = Backward { decoder, gradients, batch, positions: &positions, rope: &rope };
+    let rope = pass.rope.clone();
+    let mut backward = Backward { decoder, gradients, batch: group, positions, rope: &rope };
     let mut dx = backward.head(x, rows.len(), targets, weights, losses);
-    let mut narrowed = Some(rows).filter(|rows| rows.len() < batch.n_tokens());
-    for (layer, kept) in kept.into_iter().enumerate().rev() {
+    let mut narrowed = Some(rows).filter(|rows| rows.len() < group.n_tokens());
+    for layer in (0..decoder.config.num_hidden_layers).rev() {
+        let kept = activations.kept.pop().unwrap_or_else(|| {
+            let x_in = activations.inputs.pop().unwrap_or_else(|| panic!("layer {layer} kept nothing"));
+            decoder.layer_inner(layer, x_in, &mut pass, None)
+        });
         dx = backward.layer(layer, dx, kept, narrowed.take());
     }
     let width = decoder.config.hidden_size;
-    decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &batch.ids, width);
+    decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &group.ids, width);
     decoder.workspace.give(dx);
 }
 
@@ -88,16 +98,16 @@ impl Backward<'_> {
     /// Final norm and divergence head on the supervised rows; gives dx of those rows.
     fn head(
         &mut self,
-        x: Buf,
+        x: Lent,
         n: usize,
         targets: &HeadTargets<'_>,
         weights: &HeadWeights,
         losses: &mut HeadLosses,
-    ) -> Buf {
+    ) -> Lent {
         let (d, layout) = (self.decoder, &self.decoder.layout);
         let width = d.config.hidden_size;
         let hidden = d.norm(&x, layout.final_norm, n);
-        let mut dhidden = d.take(n * width);
+        let mut dhidden = d.take(n, width);
         let id = layout.head_or_embedding();
         d.device.divergence_head(
             &mut dhidden,
@@ -117,7 +127,7 @@ impl Backward<'_> {
     }
 
     /// dx_out → dx_in. Where the last layer was narrowed to `rows`, dx_out has only those.
-    fn layer(&mut self, layer: usize, dx: Buf, kept: Kept, rows: Option<&[u32]>) -> Buf {
+    fn layer(&mut self, layer: usize, dx: Lent, kept: Kept, rows: Option<&[u32]>) -> Lent {
         let d = self.decoder;
         let (n, width) = (self.positions.len(), d.config.hidden_size);
         let Kept { x_in, qkv_raw, qkv, attention, lse, x_mid, gate_up } = kept;
@@ -134,16 +144,16 @@ impl Backward<'_> {
             Some(rows) => {
                 let narrow = d.gather(&attention, rows, d.product(ids.o).n_in());
                 let dnarrow = self.linear(out, &dx, &narrow, rows.len());
-                let mut dattention = d.take(n * d.product(ids.o).n_in());
+                let mut dattention = d.take(n, d.product(ids.o).n_in());
                 d.device.scatter_rows(&mut dattention, &dnarrow, rows, d.product(ids.o).n_in());
-                let mut dx_in = d.take(n * width);
+                let mut dx_in = d.take(n, width);
                 d.device.scatter_rows(&mut dx_in, &dx, rows, width);
                 d.workspace.give_all([narrow, dnarrow, dx]);
                 (dx_in, dattention)
             }
         };
 
-        let mut dqkv = d.take(n * shape.qkv_width());
+        let mut dqkv = d.take(n, shape.qkv_width());
         let segments = &self.batch.segments;
         d.device.attention_backward(&mut dqkv, &dattention, &attention, &lse, &qkv, shape, segments);
         d.workspace.give_all([dattention, attention, lse, qkv]);
@@ -161,14 +171,14 @@ impl Backward<'_> {
     }
 
     /// dx_out → dx_mid over n rows.
-    fn feed_forward(&mut self, layer: usize, mut dx: Buf, x_mid: Buf, gate_up: Buf, n: usize) -> Buf {
+    fn feed_forward(&mut self, layer: usize, mut dx: Lent, x_mid: Lent, gate_up: Lent, n: usize) -> Lent {
         let (d, f) = (self.decoder, self.decoder.config.intermediate_size);
         let ids = &d.layout.layers[layer];
-        let mut hidden = d.take(n * f);
+        let mut hidden = d.take(n, f);
         d.device.swiglu_forward(&mut hidden, &gate_up, n, f);
         let down = Linear { weight: ids.down, bias: ids.down_bias };
         let dhidden = self.linear(down, &dx, &hidden, n);
-        let mut dgate_up = d.take(n * 2 * f);
+        let mut dgate_up = d.take(n, 2 * f);
         d.device.swiglu_backward(&mut dgate_up, &dhidden, &gate_up, n, f);
         d.workspace.give_all([hidden, dhidden, gate_up]);
 
@@ -181,14 +191,14 @@ impl Backward<'_> {
     }
 
     /// y = x·wᵀ + b over n rows: gradients of w and b are added, dx is returned.
-    fn linear(&mut self, map: Linear, dy: &Buf, x: &Buf, n: usize) -> Buf {
+    fn linear(&mut self, map: Linear, dy: &Buf, x: &Buf, n: usize) -> Lent {
         let d = self.decoder;
         let (n_in, n_out) = (d.product(map.weight).n_in(), d.product(map.weight).n_out());
         d.device.linear_backward_weight(&mut self.gradients[map.weight], dy, x, n, n_in, n_out);
         if let Some(bias) = map.bias {
             d.device.bias_backward(&mut self.gradients[bias], dy, n, n_out);
         }
-        let mut dx = d.take(n * n_in);
+        let mut dx = d.take(n, n_in);
         d.device.linear_backward_input(&mut dx, dy, d.weight(map.weight), n, n_in, n_out);
         dx
     }

@@ -36,33 +36,33 @@ impl Batch {
 
     /// Position of each row within its document.
     pub fn positions(&self) -> Vec<u32> {
-        self.segments.iter().flat_map(|s| 0..s.len as u32).collect()
+        self.each_position().collect()
+    }
+
+    pub(crate) fn each_position(&self) -> impl Iterator<Item = u32> + '_ {
+        self.segments.iter().flat_map(|s| 0..s.len as u32)
     }
 
     /// The documents in groups of consecutive ones of at most `n_tokens_max` tokens together; a longer
     /// document is a group of its own.
-    pub(crate) fn groups(&self, n_tokens_max: usize) -> Vec<&[Segment]> {
-        let (mut groups, mut first) = (Vec::new(), 0);
-        for (i, segment) in self.segments.iter().enumerate() {
-            if i > first && segment.start + segment.len - self.segments[first].start > n_tokens_max {
-                groups.push(&self.segments[first..i]);
-                first = i;
-            }
-        }
-        groups.push(&self.segments[first..]);
-        groups
+    pub(crate) fn groups(&self, n_tokens_max: usize) -> impl Iterator<Item = &[Segment]> {
+        let mut rest = &self.segments[..];
+        std::iter::from_fn(move || {
+            let start = rest.first()?.start;
+            let fits = |s: &&Segment| s.start + s.len - start <= n_tokens_max;
+            let (group, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = after;
+            Some(group)
+        })
     }
 
-    /// A batch of some of the documents.
-    pub(crate) fn part(&self, segments: &[Segment]) -> Batch {
-        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
-            return Batch::default();
-        };
-        let moved = |s: &Segment| Segment { start: s.start - first.start, len: s.len };
-        Batch {
-            ids: self.ids[first.start..last.start + last.len].to_vec(),
-            segments: segments.iter().map(moved).collect(),
-        }
+    /// Becomes the `documents`, consecutive ones of `whole`, and gives the row at which they begin there.
+    /// Keeps its own memory.
+    pub(crate) fn set_part(&mut self, whole: &Batch, documents: &[Segment]) -> usize {
+        self.ids.clear();
+        self.segments.clear();
+        documents.iter().for_each(|s| self.push(&whole.ids[s.start..s.start + s.len]));
+        documents.first().map_or(0, |s| s.start)
     }
 
     pub(crate) fn check(&self) {
@@ -144,8 +144,19 @@ impl Targets {
         }
     }
 
-    pub(crate) fn head(&self) -> HeadTargets<'_> {
-        self.head_of(0..self.rows.len())
+    /// Groups of documents ([`Batch::groups`]) that have supervised rows, with the range of `rows` in each.
+    pub(crate) fn groups<'a>(
+        &'a self,
+        batch: &'a Batch,
+        n_tokens_max: usize,
+    ) -> impl Iterator<Item = (&'a [Segment], Range<usize>)> {
+        let place = |row: usize| self.rows.partition_point(|&r| (r as usize) < row);
+        let with_rows = move |documents: &'a [Segment]| {
+            let (first, last) = (documents.first()?, documents.last()?);
+            let supervised = place(first.start)..place(last.start + last.len);
+            (!supervised.is_empty()).then_some((documents, supervised))
+        };
+        batch.groups(n_tokens_max).filter_map(with_rows)
     }
 
     /// What supervises `rows[range]`.
@@ -188,11 +199,13 @@ mod tests {
     #[test]
     fn groups_hold_whole_documents_and_keep_their_order() {
         let batch = Batch::from_documents(&[&[1; 3], &[2; 4], &[3; 9], &[4; 1], &[5; 7]]);
-        let sizes = |max| batch.groups(max).iter().map(|g| g.len()).collect::<Vec<_>>();
+        let sizes = |max| batch.groups(max).map(<[_]>::len).collect::<Vec<_>>();
         assert_eq!(sizes(7), [2, 1, 1, 1]);
         assert_eq!(sizes(8), [2, 1, 2]);
         assert_eq!(sizes(100), [5]);
-        let part = batch.part(batch.groups(8)[2]);
+        assert_eq!(Batch::default().groups(8).count(), 0);
+        let mut part = Batch::from_documents(&[&[9; 2]]);
+        part.set_part(&batch, batch.groups(8).last().unwrap());
         assert_eq!(part, Batch::from_documents(&[&[4; 1], &[5; 7]]));
     }
 

@@ -488,7 +488,7 @@ fn check_stored_finite(name: &str, view: &TensorView<'_>) -> Result<(), ModelErr
     Ok(())
 }
 
-fn block_format(encoding: Encoding) -> BlockFormat {
+pub(crate) fn block_format(encoding: Encoding) -> BlockFormat {
     match encoding {
         Encoding::F32 => BlockFormat::F32,
         Encoding::F16 => BlockFormat::F16,

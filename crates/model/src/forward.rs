@@ -10,6 +10,7 @@ use stillroom_kernels::{Buf, KvCache, RopeTable, Segment};
 
 use crate::batch::Batch;
 use crate::decoder::Decoder;
+use crate::workspace::{Lent, Workspace};
 
 /// How rows attend.
 pub(crate) enum Attend<'a> {
@@ -31,25 +32,48 @@ pub(crate) struct Pass<'a> {
 /// Activations that the backward pass of a layer needs; norms and swiglu are computed again.
 pub(crate) struct Kept {
     /// \[n, D\]
-    pub(crate) x_in: Buf,
+    pub(crate) x_in: Lent,
     /// \[n, Q\] before QK-norm, where there is one.
-    pub(crate) qkv_raw: Option<Buf>,
+    pub(crate) qkv_raw: Option<Lent>,
     /// \[n, Q\] after rope.
-    pub(crate) qkv: Buf,
+    pub(crate) qkv: Lent,
     /// \[n, A\]
-    pub(crate) attention: Buf,
+    pub(crate) attention: Lent,
     /// \[n, n_q\]
-    pub(crate) lse: Buf,
+    pub(crate) lse: Lent,
     /// \[rows, D\]: all rows, or those that the last layer was narrowed to.
-    pub(crate) x_mid: Buf,
+    pub(crate) x_mid: Lent,
     /// \[rows, 2F\]
-    pub(crate) gate_up: Buf,
+    pub(crate) gate_up: Lent,
 }
 
 impl Kept {
-    fn into_bufs(self) -> impl Iterator<Item = Buf> {
-        let bufs = [self.x_in, self.qkv, self.attention, self.lse, self.x_mid, self.gate_up];
-        bufs.into_iter().chain(self.qkv_raw)
+    /// The layer's input, and the rest.
+    fn into_bufs(self) -> (Lent, impl Iterator<Item = Lent>) {
+        let rest = [self.qkv, self.attention, self.lse, self.x_mid, self.gate_up];
+        (self.x_in, rest.into_iter().chain(self.qkv_raw))
+    }
+}
+
+/// What the forward pass leaves for the backward pass, which takes it from the last layer to the first.
+#[derive(Default)]
+pub(crate) struct Activations {
+    /// Whether all layers but the last keep only their input, from which the backward pass computes the
+    /// rest again. The last layer's turn comes at once, so that would save no memory there.
+    pub(crate) inputs_only: bool,
+    pub(crate) inputs: Vec<Lent>,
+    pub(crate) kept: Vec<Kept>,
+}
+
+impl Activations {
+    fn keep(&mut self, kept: Kept, is_last: bool, workspace: &Workspace) {
+        if self.inputs_only && !is_last {
+            let (x_in, rest) = kept.into_bufs();
+            self.inputs.push(x_in);
+            workspace.give_all(rest);
+        } else {
+            self.kept.push(kept);
+        }
     }
 }
 
@@ -64,35 +88,46 @@ impl Decoder {
     /// x after the last layer \[rows, D\], before the final norm.
     ///
     /// With `rows`, the last layer computes nothing after its attention for other rows, and only those
-    /// come back, in that order. With `keep`, activations of each layer are pushed to it.
+    /// come back, in that order. With `keep`, it is given what the backward pass needs.
     ///
     /// # Panics
     /// Where an id is outside the vocabulary.
     pub(crate) fn layers_forward(
         &self,
         ids: &[u32],
-        mut pass: Pass<'_>,
+        pass: &mut Pass<'_>,
         rows: Option<&[u32]>,
-        mut keep: Option<&mut Vec<Kept>>,
-    ) -> Buf {
+        mut keep: Option<&mut Activations>,
+    ) -> Lent {
         let vocab_size = self.config.vocab_size;
         assert!(ids.iter().all(|&id| (id as usize) < vocab_size), "token id outside the vocabulary");
         let rows = rows.filter(|rows| rows.len() < ids.len());
-        let mut x = self.take(ids.len() * self.config.hidden_size);
+        let mut x = self.take(ids.len(), self.config.hidden_size);
         self.embed(&mut x, ids);
         for layer in 0..self.config.num_hidden_layers {
             let last = layer + 1 == self.config.num_hidden_layers;
-            let (x_out, kept) = self.layer_forward(layer, x, &mut pass, rows.filter(|_| last));
-            x = x_out;
+            let rows = rows.filter(|_| last);
+            let kept = self.layer_inner(layer, x, pass, rows);
+            x = self.layer_out(layer, &kept, rows.map_or(ids.len(), <[u32]>::len));
             match &mut keep {
-                Some(keep) => keep.push(kept),
-                None => self.workspace.give_all(kept.into_bufs()),
+                Some(keep) => keep.keep(kept, last, &self.workspace),
+                None => {
+                    let (x_in, rest) = kept.into_bufs();
+                    self.workspace.give_all(rest.chain([x_in]));
+                }
             }
         }
         x
     }
 
-    fn layer_forward(&self, layer: usize, x: Buf, pass: &mut Pass<'_>, rows: Option<&[u32]>) -> (Buf, Kept) {
+    /// The layer up to `gate_up`: all of its activations that the backward pass needs.
+    pub(crate) fn layer_inner(
+        &self,
+        layer: usize,
+        x: Lent,
+        pass: &mut Pass<'_>,
+        rows: Option<&[u32]>,
+    ) -> Kept {
         let (device, ids) = (&self.device, &self.layout.layers[layer]);
         let n = pass.positions.len();
         let width = self.config.hidden_size;
@@ -100,7 +135,7 @@ impl Decoder {
         let (attention, lse) = self.attend(layer, &qkv, pass);
 
         let n_mid = rows.map_or(n, <[u32]>::len);
-        let mut x_mid = self.take(n_mid * width);
+        let mut x_mid = self.take(n_mid, width);
         let bias = ids.o_bias.map(|id| self.weight(id));
         match rows {
             None => {
@@ -118,32 +153,40 @@ impl Decoder {
 
         let f = self.config.intermediate_size;
         let norm = self.norm(&x_mid, ids.post_norm, n_mid);
-        let mut gate_up = self.take(n_mid * 2 * f);
+        let mut gate_up = self.take(n_mid, 2 * f);
         let bias = ids.gate_up_bias.map(|id| self.weight(id));
         device.linear_forward(&mut gate_up, &norm, self.product(ids.gate_up), bias, n_mid);
-        let mut hidden = self.take(n_mid * f);
-        device.swiglu_forward(&mut hidden, &gate_up, n_mid, f);
-        let mut x_out = norm;
+        self.workspace.give(norm);
+        Kept { x_in: x, qkv_raw, qkv, attention, lse, x_mid, gate_up }
+    }
+
+    /// What the layer gives to the next one, n rows.
+    fn layer_out(&self, layer: usize, kept: &Kept, n: usize) -> Lent {
+        let (device, ids) = (&self.device, &self.layout.layers[layer]);
+        let f = self.config.intermediate_size;
+        let mut hidden = self.take(n, f);
+        device.swiglu_forward(&mut hidden, &kept.gate_up, n, f);
+        let mut x_out = self.take(n, self.config.hidden_size);
         let bias = ids.down_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut x_out, &hidden, self.product(ids.down), bias, n_mid);
-        device.add_assign(&mut x_out, &x_mid);
+        device.linear_forward(&mut x_out, &hidden, self.product(ids.down), bias, n);
+        device.add_assign(&mut x_out, &kept.x_mid);
         self.workspace.give(hidden);
-        (x_out, Kept { x_in: x, qkv_raw, qkv, attention, lse, x_mid, gate_up })
+        x_out
     }
 
     /// q, k and v after rope, and before QK-norm where there is one.
-    fn qkv_forward(&self, layer: usize, x: &Buf, pass: &Pass<'_>) -> (Option<Buf>, Buf) {
+    fn qkv_forward(&self, layer: usize, x: &Buf, pass: &Pass<'_>) -> (Option<Lent>, Lent) {
         let (device, ids) = (&self.device, &self.layout.layers[layer]);
         let (n, shape) = (pass.positions.len(), self.attention_shape());
         let norm = self.norm(x, ids.input_norm, n);
-        let mut qkv = self.take(n * shape.qkv_width());
+        let mut qkv = self.take(n, shape.qkv_width());
         let bias = ids.qkv_bias.map(|id| self.weight(id));
         device.linear_forward(&mut qkv, &norm, self.product(ids.qkv), bias, n);
         self.workspace.give(norm);
         let mut raw = None;
         if let Some((q_norm, k_norm)) = ids.q_norm.zip(ids.k_norm) {
             let (q_norm, k_norm) = (self.weight(q_norm), self.weight(k_norm));
-            let mut normed = self.take(n * shape.qkv_width());
+            let mut normed = self.take(n, shape.qkv_width());
             device.qk_norm_forward(&mut normed, &qkv, q_norm, k_norm, self.config.rms_norm_eps, shape);
             raw = Some(std::mem::replace(&mut qkv, normed));
         }
@@ -151,10 +194,10 @@ impl Decoder {
         (raw, qkv)
     }
 
-    fn attend(&self, layer: usize, qkv: &Buf, pass: &mut Pass<'_>) -> (Buf, Buf) {
+    fn attend(&self, layer: usize, qkv: &Buf, pass: &mut Pass<'_>) -> (Lent, Lent) {
         let (device, shape, n) = (&self.device, self.attention_shape(), pass.positions.len());
-        let mut out = self.take(n * shape.n_q_heads * shape.head_dim);
-        let mut lse = self.take(n * shape.n_q_heads);
+        let mut out = self.take(n, shape.n_q_heads * shape.head_dim);
+        let mut lse = self.take(n, shape.n_q_heads);
         match &mut pass.attend {
             Attend::Documents(segments) => {
                 device.attention_forward(&mut out, &mut lse, qkv, shape, segments);
@@ -173,40 +216,40 @@ impl Decoder {
     }
 
     /// Final hidden states of `rows` \[rows, D\], after the norm: what the head takes.
-    pub(crate) fn hidden_rows(&self, batch: &Batch, rows: &[u32]) -> Buf {
+    pub(crate) fn hidden_rows(&self, batch: &Batch, rows: &[u32]) -> Lent {
         let positions = batch.positions();
-        let x = self.layers_forward(&batch.ids, self.documents(batch, &positions), Some(rows), None);
+        let x = self.layers_forward(&batch.ids, &mut self.documents(batch, &positions), Some(rows), None);
         self.final_norm(x, rows.len())
     }
 
     /// Final hidden states \[n_tokens, D\], after the norm.
     pub fn hidden_states(&self, batch: &Batch) -> Buf {
         let positions = batch.positions();
-        let x = self.layers_forward(&batch.ids, self.documents(batch, &positions), None, None);
-        self.final_norm(x, batch.n_tokens())
+        let x = self.layers_forward(&batch.ids, &mut self.documents(batch, &positions), None, None);
+        self.final_norm(x, batch.n_tokens()).into_buf()
     }
 
-    pub(crate) fn final_norm(&self, x: Buf, n: usize) -> Buf {
+    pub(crate) fn final_norm(&self, x: Lent, n: usize) -> Lent {
         let hidden = self.norm(&x, self.layout.final_norm, n);
         self.workspace.give(x);
         hidden
     }
 
     /// RMSNorm of n rows of x with weight `id`.
-    pub(crate) fn norm(&self, x: &Buf, id: usize, n: usize) -> Buf {
+    pub(crate) fn norm(&self, x: &Buf, id: usize, n: usize) -> Lent {
         let width = self.config.hidden_size;
-        let mut y = self.take(n * width);
+        let mut y = self.take(n, width);
         self.device.rmsnorm_forward(&mut y, x, self.weight(id), self.config.rms_norm_eps, n, width);
         y
     }
 
-    pub(crate) fn gather(&self, x: &Buf, rows: &[u32], width: usize) -> Buf {
-        let mut y = self.take(rows.len() * width);
+    pub(crate) fn gather(&self, x: &Buf, rows: &[u32], width: usize) -> Lent {
+        let mut y = self.take(rows.len(), width);
         self.device.gather_rows(&mut y, x, rows, width);
         y
     }
 
-    pub(crate) fn take(&self, len: usize) -> Buf {
-        self.workspace.take(&self.device, len)
+    pub(crate) fn take(&self, rows: usize, width: usize) -> Lent {
+        self.workspace.take(&self.device, rows, width)
     }
 }

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 use stillroom_core::{CounterRng, FinishReason};
-use stillroom_kernels::{Buf, KvCache};
+use stillroom_formats::DecoderConfig;
+use stillroom_kernels::KvCache;
 
 use crate::batch::Batch;
 use crate::decoder::Decoder;
@@ -17,6 +18,7 @@ use crate::error::ModelError;
 use crate::forward::{Attend, Pass};
 use crate::sampling::pick;
 use crate::score::TOKENS_PER_CHUNK;
+use crate::workspace::Lent;
 
 /// Slots that are ever used, whatever the caller asks for.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -112,9 +114,7 @@ impl Decoder {
         let longest = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
         let capacity = longest.saturating_add(sampling.max_tokens).min(self.config.max_position_embeddings);
         let (shape, n_layers) = (self.attention_shape(), self.config.num_hidden_layers);
-        let per_slot = 2 * n_layers * shape.n_kv_heads * shape.head_dim * capacity;
-        let room = (CACHE_NUMBERS_MAX / per_slot.max(1)).max(1);
-        let n_slots = max_in_flight.clamp(1, IN_FLIGHT_MAX).min(room).min(requests.len());
+        let n_slots = n_slots(&self.config, max_in_flight, capacity).min(requests.len());
         let mut generator = Generator {
             decoder: self,
             requests,
@@ -179,7 +179,7 @@ impl Generator<'_> {
         let positions = batch.positions();
         let mut pass = d.documents(&batch, &positions);
         pass.attend = Attend::Prefill { segments: &batch.segments, slots: &slots, caches: &mut self.caches };
-        let x = d.layers_forward(&batch.ids, pass, Some(&rows), None);
+        let x = d.layers_forward(&batch.ids, &mut pass, Some(&rows), None);
         let hidden = d.final_norm(x, rows.len());
         self.advance(first, hidden)
     }
@@ -196,8 +196,8 @@ impl Generator<'_> {
         }
         let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
         let attend = Attend::Decode { slots: &slots, caches: &mut self.caches };
-        let pass = Pass { positions: &positions, rope: d.rope(longest), attend };
-        let x = d.layers_forward(&ids, pass, None, None);
+        let mut pass = Pass { positions: &positions, rope: d.rope(longest), attend };
+        let x = d.layers_forward(&ids, &mut pass, None, None);
         let hidden = d.final_norm(x, ids.len());
         [&mut ids, &mut slots, &mut positions].into_iter().for_each(Vec::clear);
         self.step = Step { ids, slots, positions, picked };
@@ -205,7 +205,7 @@ impl Generator<'_> {
     }
 
     /// Draws the next token of each active sequence from `first` on, from its row of `hidden`.
-    fn advance(&mut self, first: usize, hidden: Buf) -> Result<(), ModelError> {
+    fn advance(&mut self, first: usize, hidden: Lent) -> Result<(), ModelError> {
         let (d, sampling) = (self.decoder, self.sampling);
         let mut picked = std::mem::take(&mut self.step.picked);
         picked.resize_with(self.active.len() - first, OnceLock::new);
@@ -247,6 +247,13 @@ impl Generator<'_> {
         self.free.push(slot);
         (self.on_done)(request, Generation { token_ids, logprobs, finish_reason });
     }
+}
+
+/// Sequences of up to `capacity` positions that are written at a time where `max_in_flight` were asked for.
+pub(crate) fn n_slots(config: &DecoderConfig, max_in_flight: usize, capacity: usize) -> usize {
+    let per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+    let room = (CACHE_NUMBERS_MAX / (per_position * capacity).max(1)).max(1);
+    max_in_flight.clamp(1, IN_FLIGHT_MAX).min(room)
 }
 
 fn check_sampling(sampling: &SamplingParams) -> Result<(), ModelError> {

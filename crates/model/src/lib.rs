@@ -15,15 +15,18 @@ mod error;
 mod forward;
 mod generate;
 mod layout;
+pub mod memory;
 mod sampling;
 mod score;
 mod train;
 mod workspace;
 
+pub use backward::TOKENS_PER_GROUP;
 pub use batch::{Batch, SparseBatch, Targets};
 pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
+pub use score::TOKENS_PER_CHUNK;
 pub use train::{AdamW, StepReport, TrainState};
 
 pub use stillroom_kernels::{Device, HeadLosses, HeadWeights, Segment};

@@ -8,12 +8,13 @@ use std::sync::OnceLock;
 use stillroom_core::{CounterRng, SparseRow};
 use stillroom_kernels::{Buf, HeadLosses, HeadTargets};
 
+use crate::backward::TOKENS_PER_GROUP;
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
 use crate::sampling::{draw_targets, top_k};
 
-/// Tokens of one forward pass; a longer document has a pass of its own.
-pub(crate) const TOKENS_PER_CHUNK: usize = 2048;
+/// Tokens of one forward pass that scores or prefills; a longer document has a pass of its own.
+pub const TOKENS_PER_CHUNK: usize = 2048;
 
 /// Some documents in one batch, with the rows that are wanted.
 struct Chunk {
@@ -111,8 +112,8 @@ impl Decoder {
             for (student, kl) in students.iter().zip(&mut kl) {
                 let s = student.hidden_rows(&chunk.batch, &chunk.rows);
                 let rows = teacher.device.dense_forward_kl(
-                    (&t, teacher.product(teacher.layout.head_or_embedding())),
-                    (&s, student.product(student.layout.head_or_embedding())),
+                    (&*t, teacher.product(teacher.layout.head_or_embedding())),
+                    (&*s, student.product(student.layout.head_or_embedding())),
                     chunk.rows.len(),
                 );
                 student.workspace.give(s);
@@ -128,13 +129,20 @@ impl Decoder {
     /// Losses of each supervised row in nats, unweighted; nothing is differentiated.
     pub fn losses(&self, batch: &Batch, targets: &Targets, loss_temperature: f32) -> HeadLosses {
         targets.check(batch.n_tokens(), self.config.vocab_size);
-        if targets.rows.is_empty() {
-            return HeadLosses::default();
+        batch.check();
+        let mut losses = HeadLosses::default();
+        let (mut group, head) = (Batch::default(), self.product(self.layout.head_or_embedding()));
+        for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
+            let start = group.set_part(batch, documents) as u32;
+            let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
+            let hidden = self.hidden_rows(&group, &rows);
+            let targets = targets.head_of(supervised);
+            let of_group =
+                self.device.divergence_head_forward(&hidden, head, rows.len(), &targets, loss_temperature);
+            losses.hard_label.extend(of_group.hard_label);
+            losses.forward_kl.extend(of_group.forward_kl);
+            self.workspace.give(hidden);
         }
-        let hidden = self.hidden_rows(batch, &targets.rows);
-        let (head, n) = (self.product(self.layout.head_or_embedding()), targets.rows.len());
-        let losses = self.device.divergence_head_forward(&hidden, head, n, &targets.head(), loss_temperature);
-        self.workspace.give(hidden);
         losses
     }
 

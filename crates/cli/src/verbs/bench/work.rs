@@ -71,10 +71,10 @@ pub(super) fn train(
     let timed = repeat(sizes.steps, &device, |step| {
         let began = Instant::now();
         let of_rows = state.accumulate(&batch, &targets, &weights);
-        let report = state.step(&ADAMW);
-        let seconds = began.elapsed().as_secs_f64();
         let nats = of_rows.hard_label.iter().chain(&of_rows.forward_kl).map(|&loss| f64::from(loss));
         let loss = nats.sum::<f64>() / targets.rows.len() as f64;
+        let report = state.step(&ADAMW);
+        let seconds = began.elapsed().as_secs_f64();
         losses.push(loss);
         if loss.is_finite() && report.grad_norm.is_finite() {
             return Ok(seconds);

@@ -1,0 +1,85 @@
+//! After its first steps training allocates no memory: everything that a step takes serves the next one.
+//!
+//! One test in a program of its own, since the allocator counts for the whole process.
+
+mod common;
+
+use std::alloc::System;
+
+use common::{config, documents, lively, slices};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use stillroom_core::{CounterRng, SparseRow, Tail};
+use stillroom_formats::{DecoderConfig, Family};
+use stillroom_model::{AdamW, Batch, HeadWeights, SparseBatch, Targets, TrainState};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const OPT: AdamW =
+    AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 0.1 };
+
+/// Documents that make several groups, most of their rows supervised, with eight teacher ids each.
+fn supervised(tail: Option<Tail>) -> (Batch, Targets) {
+    let documents = documents(&[300, 290, 17, 1, 120, 513], 211, 31);
+    let batch = Batch::from_documents(&slices(&documents));
+    let mut rng = CounterRng::new(&[32]);
+    let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|_| rng.uniform() < 0.6).collect();
+    let hard_labels = rows.iter().map(|_| rng.below(211) as u32).collect();
+    let sparse = tail.map(|tail| {
+        let mut sparse = SparseBatch::new(tail);
+        for row in &rows {
+            let ids = (0..8).map(|i| (row * 7 + 23 * i) % 211).collect();
+            sparse.push(&SparseRow { ids, probs: vec![0.1; 8], teacher_entropy: 0.0 });
+        }
+        sparse
+    });
+    (batch, Targets { rows, hard_labels, sparse })
+}
+
+/// Asserts that steps 3 to 5 allocate nothing on any thread.
+fn assert_steady(what: &str, config: DecoderConfig, tail: Option<Tail>, gradient_checkpointing: bool) {
+    let (batch, targets) = supervised(tail);
+    let weights = HeadWeights {
+        hard_label: if tail.is_some() { 0.3 } else { 1.0 },
+        forward_kl: if tail.is_some() { 0.7 } else { 0.0 },
+        loss_temperature: if tail.is_some() { 2.0 } else { 1.0 },
+        scale: 1.0 / targets.rows.len() as f32,
+    };
+    let mut state =
+        TrainState::new(lively(config, 2, 33)).with_gradient_checkpointing(gradient_checkpointing);
+    for step in 1..=5 {
+        let region = Region::new(ALLOCATOR);
+        let n_losses = state.accumulate(&batch, &targets, &weights).hard_label.len();
+        let report = state.step(&OPT);
+        let change = region.change();
+        assert_eq!(n_losses, targets.rows.len());
+        assert!(report.clipped && report.grad_norm.is_finite());
+        if step == 1 {
+            assert!(change.allocations > 0, "the allocator counts");
+        }
+        if step >= 3 {
+            let counts = (change.allocations, change.reallocations, change.deallocations);
+            assert_eq!(counts, (0, 0, 0), "{what}, step {step}: {} bytes", change.bytes_allocated);
+        }
+    }
+}
+
+#[test]
+fn from_the_third_step_on_training_allocates_nothing() {
+    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
+        for tied in [true, false] {
+            let config = DecoderConfig {
+                tie_word_embeddings: tied,
+                max_position_embeddings: 1024,
+                attention_out_bias: tied,
+                ..config(family)
+            };
+            for tail in [None, Some(Tail::Bucket), Some(Tail::Uniform)] {
+                for gradient_checkpointing in [false, true] {
+                    let what = format!("{family:?}, tied {tied}, {tail:?}, {gradient_checkpointing}");
+                    assert_steady(&what, config.clone(), tail, gradient_checkpointing);
+                }
+            }
+        }
+    }
+}
