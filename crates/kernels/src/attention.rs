@@ -7,8 +7,7 @@ use crate::device::{AttentionShape, Segment};
 use crate::gemm::multiply_serial;
 use crate::panels::{Left, PANEL, Right, pack_panel, pack_panel_transposed, packed_len};
 use crate::pool::{Pool, Shards};
-use crate::reference::chain;
-use crate::rows::{exp_row, softmax_row, softmax_row_backward};
+use crate::rows::{exp_row, softmax_row, softmax_row_backward, sum_of_products};
 use crate::scratch::{reserve, with_scratch};
 
 /// Queries whose scores are held together.
@@ -243,8 +242,7 @@ fn score_gradient_row(
 ) {
     let d = at.shape.head_dim;
     let from = at.output(row, h);
-    let pairs = saved.out[from..from + d].iter().copied().zip(saved.dout[from..from + d].iter().copied());
-    let delta = chain(0.0, pairs);
+    let delta = sum_of_products(&saved.out[from..from + d], &saved.dout[from..from + d]);
     exp_row(&mut p[..seen], at.shape.scale(), saved.lse[from / d]);
     softmax_row_backward(&mut ds[..seen], &p[..seen], delta, at.shape.scale());
     p[seen..].fill(0.0);

@@ -15,6 +15,9 @@ use crate::pool::{Pool, Shards};
 const BLOCK_K: usize = 384;
 /// Most tiles in a block of rows: with `BLOCK_K`, 396 KiB of the second-level cache.
 const BLOCK_TILES: usize = 43;
+/// So many tiles are still one block where there are no more: a little that comes from the next cache
+/// costs less than to lay out every panel twice.
+const WHOLE_TILES: usize = 2 * BLOCK_TILES;
 /// Panels from which on a block of the left-hand side is gathered.
 const GATHER_PANELS_MIN: usize = 8;
 /// Pieces of a product for each thread: the last ones even out what disturbs a thread.
@@ -113,9 +116,9 @@ fn multiply_region(
         clear(c, c_stride, &region, n);
     }
     let tiles = region.rows.len().div_ceil(TILE_ROWS);
-    let row_blocks = tiles.div_ceil(BLOCK_TILES);
+    let row_blocks = if tiles <= WHOLE_TILES { 1 } else { tiles.div_ceil(BLOCK_TILES) };
     BLOCKS.with_borrow_mut(|(left, panel)| {
-        left.resize(BLOCK_TILES * TILE_ROWS * BLOCK_K + SPILL, 0.0);
+        left.resize(WHOLE_TILES * TILE_ROWS * BLOCK_K + SPILL, 0.0);
         panel.resize(PANEL * BLOCK_K, 0.0);
         let (k_blocks, unit) = (k.div_ceil(BLOCK_K), b.step_unit());
         for steps in (0..k_blocks).map(|i| even_piece(0..k / unit, k_blocks, i)) {

@@ -206,7 +206,7 @@ pub fn attention_backward(
     for_each_query(shape, segments, |row, first, h, k_at, v_at| {
         let at = row * n_q_heads * d + h * d;
         let (o, go) = (&out[at..at + d], &dout[at..at + d]);
-        let delta: f32 = chain(0.0, o.iter().copied().zip(go.iter().copied()));
+        let delta = lanes_sum(o.iter().zip(go).map(|(o, go)| o * go));
         let q: Vec<f32> = qkv[row * stride + h * d..][..d].to_vec();
         let scores = scores(&q, qkv, stride, k_at, first, row, shape.scale());
         for (j, s) in (first..=row).zip(scores) {

@@ -72,7 +72,7 @@ multiversion! {
 
 multiversion! {
     /// Sum with [`LANES`] interleaved partial sums of `f(k)`.
-    fn sum_of_products(x: &[f32], y: &[f32]) -> f32 {
+    pub(crate) fn sum_of_products(x: &[f32], y: &[f32]) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (x16, y16) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
         let (x_rest, y_rest) = (x16.remainder(), y16.remainder());
