@@ -229,6 +229,24 @@ fn a_process_killed_five_times_ends_with_the_same_bits() {
 }
 
 #[test]
+fn recomputed_activations_change_no_bit_even_from_a_checkpoint_on() {
+    let config = small_run();
+    let recomputing = TrainConfig { gradient_checkpointing: true, ..config.clone() };
+    let digest = |config: &TrainConfig, dir: &Path| {
+        run(student(4, 1), &sentences(0..40), &[], config, dir).0.decoder.digest()
+    };
+    let (plain, other, changed) = (temp(), temp(), temp());
+    let expected = digest(&config, plain.path());
+    assert_eq!(digest(&recomputing, other.path()), expected);
+    // Half of the run with all activations kept, the rest without.
+    digest(&config, changed.path());
+    let last = changed.path().join("step-000012");
+    assert!(last.exists(), "the last step is saved");
+    std::fs::remove_dir_all(last).unwrap();
+    assert_eq!(digest(&recomputing, changed.path()), expected);
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     let examples: Vec<Example> = sentences(0..60).into_iter().map(taught).collect();
     let config = TrainConfig { forward_kl_weight: 0.5, ..small_run() };

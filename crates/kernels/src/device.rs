@@ -179,7 +179,14 @@ pub struct Device {
 
 impl Device {
     pub fn cpu(n_threads: usize) -> Device {
-        Device { pool: Pool::new(n_threads), scratch: Mutex::default() }
+        let pool = Pool::new(n_threads);
+        // A thread's first product takes its blocks' memory. All have it now, not when chance gives a
+        // thread its first piece of one.
+        pool.on_every_thread(&|| {
+            let right = Right::Rows { data: &[0.0], stride: 1 };
+            gemm::multiply_serial(&mut [0.0], 1, Left::rows(&[0.0], 1), right, (1, 1, 1), false);
+        });
+        Device { pool, scratch: Mutex::default() }
     }
 
     pub fn n_threads(&self) -> usize {

@@ -20,7 +20,7 @@ const OPT: AdamW =
 
 /// Documents that make several groups, most of their rows supervised, with eight teacher ids each.
 fn supervised(tail: Option<Tail>) -> (Batch, Targets) {
-    let documents = documents(&[300, 290, 17, 1, 120, 513], 211, 31);
+    let documents = documents(&[200, 190, 17, 1, 230, 513], 211, 31);
     let batch = Batch::from_documents(&slices(&documents));
     let mut rng = CounterRng::new(&[32]);
     let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|_| rng.uniform() < 0.6).collect();
@@ -66,19 +66,13 @@ fn assert_steady(what: &str, config: DecoderConfig, tail: Option<Tail>, gradient
 
 #[test]
 fn from_the_third_step_on_training_allocates_nothing() {
+    // Tied and untied heads, with biases and with QK-norm.
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
-        for tied in [true, false] {
-            let config = DecoderConfig {
-                tie_word_embeddings: tied,
-                max_position_embeddings: 1024,
-                attention_out_bias: tied,
-                ..config(family)
-            };
-            for tail in [None, Some(Tail::Bucket), Some(Tail::Uniform)] {
-                for gradient_checkpointing in [false, true] {
-                    let what = format!("{family:?}, tied {tied}, {tail:?}, {gradient_checkpointing}");
-                    assert_steady(&what, config.clone(), tail, gradient_checkpointing);
-                }
+        let config = DecoderConfig { max_position_embeddings: 1024, ..config(family) };
+        for tail in [None, Some(Tail::Bucket)] {
+            for gradient_checkpointing in [false, true] {
+                let what = format!("{family:?}, {tail:?}, {gradient_checkpointing}");
+                assert_steady(&what, config.clone(), tail, gradient_checkpointing);
             }
         }
     }
