@@ -65,6 +65,7 @@ fn help_of_every_verb() {
         ("help-teach", &["teach", "--help"]),
         ("help-generate", &["generate", "--help"]),
         ("help-score", &["score", "--help"]),
+        ("help-pull", &["pull", "--help"]),
         ("help-convert", &["convert", "--help"]),
         ("help-verify", &["verify", "--help"]),
         ("help-bench", &["bench", "--help"]),
