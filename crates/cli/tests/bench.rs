@@ -1,12 +1,11 @@
 //! `stillroom bench` through the binary: its figures go together, and training trains.
 
+mod common;
+
 use std::process::{Command, Output};
-use std::sync::Arc;
 
 use serde_json::Value;
-use stillroom_formats::{DecoderConfig, Encoding, Family, RopeScaling, write_hf_dir};
-use stillroom_kernels::Device;
-use stillroom_model::Decoder;
+use stillroom_formats::Family;
 
 const SIZES: &[&str] =
     &["--hidden", "32", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--ffn", "48", "--vocab", "120"];
@@ -125,31 +124,8 @@ fn decoding_counts_new_tokens_and_prefill_apart() {
 
 #[test]
 fn a_model_on_disk_needs_no_tokenizer_and_its_context_is_a_limit() {
-    let config = DecoderConfig {
-        family: Family::Qwen2,
-        vocab_size: 50,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        max_position_embeddings: 12,
-        tie_word_embeddings: true,
-        qkv_bias: true,
-        attention_out_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-    };
-    let decoder = Decoder::random(Arc::new(Device::cpu(1)), config, 7);
     let dir = tempfile::tempdir().expect("a folder");
-    write_hf_dir(dir.path(), decoder.config(), &mut decoder.tensors(), Encoding::F32, None)
-        .expect("the model is written");
+    common::write_random(dir.path(), common::tiny(Family::Qwen2, 50, 12), None);
     let path = dir.path().to_str().expect("a path");
     let run = |args: &[&str]| run(&[args, &["--model", path, "--batch", "2", "--steps", "1"]].concat());
 

@@ -1,12 +1,12 @@
 //! `stillroom score` through the binary: every token of a text is scored once, whatever the text is.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 
 use serde_json::Value;
-use stillroom_formats::{DecoderConfig, Encoding, Family, RopeScaling, Tokenizer, write_hf_dir};
-use stillroom_kernels::Device;
+use stillroom_formats::{DecoderConfig, Family, Tokenizer};
 use stillroom_model::Decoder;
 
 const CONTEXT: usize = 48;
@@ -28,32 +28,14 @@ fn shop() -> Shop {
     )
     .expect("a tokenizer");
     let config = DecoderConfig {
-        family: Family::Llama,
-        vocab_size: tokenizer.vocab_size(),
-        hidden_size: 16,
-        intermediate_size: 24,
         num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        max_position_embeddings: CONTEXT,
-        tie_word_embeddings: true,
-        qkv_bias: false,
-        attention_out_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        bos_token_id: None,
         eos_token_ids: tokenizer.eos_id().into_iter().collect(),
+        ..common::tiny(Family::Llama, tokenizer.vocab_size(), CONTEXT)
     };
-    let decoder = Decoder::random(Arc::new(Device::cpu(2)), config, 7);
     let dir = tempfile::tempdir().expect("a folder");
     let model = dir.path().join("model");
     std::fs::create_dir(&model).expect("a folder");
-    write_hf_dir(&model, decoder.config(), &mut decoder.tensors(), Encoding::F32, Some(&tokenizer))
-        .expect("the model is written");
+    let decoder = common::write_random(&model, config, Some(&tokenizer));
     Shop { dir, decoder, tokenizer }
 }
 

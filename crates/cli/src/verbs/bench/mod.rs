@@ -237,30 +237,16 @@ fn random_config(setting: &BenchSetting, positions: usize) -> Result<DecoderConf
 
 #[cfg(test)]
 pub(super) mod tests {
+    use clap::{Args, FromArgMatches};
+
     use super::*;
 
     /// Two layers of width 16 with two query heads and one key head.
     pub(super) fn tiny() -> DecoderConfig {
-        DecoderConfig {
-            family: Family::Llama,
-            vocab_size: 40,
-            hidden_size: 16,
-            intermediate_size: 24,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            num_key_value_heads: 1,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: RopeScaling::None,
-            max_position_embeddings: 64,
-            tie_word_embeddings: false,
-            qkv_bias: false,
-            attention_out_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-        }
+        let sizes = ["--hidden", "16", "--layers", "2", "--heads", "2", "--kv-heads", "1", "--ffn", "24"];
+        let line = [&["bench"], &sizes[..], &["--vocab", "40"]].concat();
+        let found = BenchSetting::augment_args(clap::Command::new("bench")).get_matches_from(line);
+        let setting = BenchSetting::from_arg_matches(&found).expect("sizes that go together");
+        random_config(&setting, 64).expect("a model of these sizes")
     }
 }
