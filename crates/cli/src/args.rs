@@ -328,6 +328,9 @@ pub(crate) struct BenchTrain {
     /// Teacher ids per position of `sparse_kd` (default: 50)
     #[arg(long, value_name = "N", value_parser = count)]
     pub(crate) draws: Option<usize>,
+    /// Compute activations a second time rather than keep them: less memory, more time
+    #[arg(long)]
+    pub(crate) gradient_checkpointing: bool,
 }
 
 #[derive(Debug, Args)]

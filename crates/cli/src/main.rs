@@ -3,6 +3,7 @@
 mod args;
 mod failure;
 mod flow;
+mod footprint;
 mod models;
 mod recipe;
 mod terminal;

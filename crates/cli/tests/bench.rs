@@ -145,3 +145,22 @@ fn a_model_on_disk_needs_no_tokenizer_and_its_context_is_a_limit() {
         assert!(said.contains(path) && said.contains("\n  fix: ") && refused.stdout.is_empty(), "{said}");
     }
 }
+
+#[test]
+fn the_memory_predicted_is_the_memory_measured() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    // Large enough for weights, activations and logits to outweigh the program.
+    let sizes = ["--hidden", "256", "--layers", "4", "--heads", "4", "--ffn", "704", "--steps", "1"];
+    for work in [
+        &["train", "--vocab", "8192", "--batch", "2"][..],
+        &["train", "--vocab", "24576", "--tied", "--batch", "2"],
+        &["score", "--vocab", "24576", "--batch", "4"],
+        &["decode", "--vocab", "24576", "--tied", "--batch", "24", "--tokens", "40"],
+    ] {
+        let said = figures(&[work, &sizes].concat());
+        let ratio = number(&said, "predicted_resident_bytes") / number(&said, "peak_resident_bytes");
+        assert!((ratio - 1.0).abs() <= 0.15, "{work:?}: {ratio}: {said}");
+    }
+}

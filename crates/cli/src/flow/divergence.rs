@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use serde_json::json;
 use stillroom_evaluate::{Contender, DocumentDivergence, Measured, Measurement, document_divergences};
+use stillroom_formats::DecoderConfig;
 use stillroom_model::Decoder;
 
 use crate::failure::Result;
@@ -16,11 +17,16 @@ pub(crate) const STAGE: &str = "divergence";
 const FOLDER: &str = "evaluation/divergence";
 /// Weights that lie in memory beside the teacher's: the teacher reads the text once for as many models as
 /// fit, one at least.
-const WEIGHT_BYTES_MAX: u64 = 1 << 30;
+const WEIGHT_BYTES_MAX: u64 = 1 << 29;
 
 /// Where a model's divergences stand, document by document.
 pub(crate) fn file(contender: Contender) -> String {
     format!("{FOLDER}/{}.json", contender.key())
+}
+
+/// Students that go together beside the teacher.
+pub(super) fn at_once(student: &DecoderConfig) -> usize {
+    (WEIGHT_BYTES_MAX / (4 * student.n_parameters()).max(1)).max(1) as usize
 }
 
 impl Flow {
@@ -54,10 +60,7 @@ impl Flow {
         }
         let documents = self.held_out_documents(&tokenizer)?;
         let texts = held_out_texts(&documents, &tokenizer);
-        // Weights as they are, and laid out for products.
-        let bytes_each = 2 * 4 * config.n_parameters().max(1);
-        let at_once = (WEIGHT_BYTES_MAX / bytes_each).max(1) as usize;
-        for students in students.chunks(at_once) {
+        for students in students.chunks(at_once(&config)) {
             let names: Vec<&str> = students.iter().map(|student| student.label()).collect();
             self.progress.update(&format!("divergence from the teacher: {}", names.join(", ")));
             let models = students.iter().map(|&student| self.model_of(student));

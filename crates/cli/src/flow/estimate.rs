@@ -8,25 +8,19 @@ use stillroom_corpus::word_problems;
 use stillroom_formats::{DecoderConfig, Tokenizer};
 use stillroom_kernels::Device;
 
+use super::memory::Stages;
 use crate::failure::Result;
 use crate::recipe::{Control, Logits, LossFunction, PromptSource, Recipe, Source, WeightType};
 
 /// Share of the machine's FMA peak that each kind of work is taken to reach.
-const TRAIN_SHARE: f64 = 0.40;
-const SCORE_SHARE: f64 = 0.45;
-const DECODE_SHARE: f64 = 0.20;
+const TRAIN_SHARE: f64 = 0.70;
+const SCORE_SHARE: f64 = 0.75;
+const DECODE_SHARE: f64 = 0.50;
 /// Items that are looked at for mean lengths.
 const ITEMS: usize = 64;
 /// Distinct ids of a position's random samples, and bytes that each takes.
 const UNIQUE_SHARE: f64 = 0.25;
-const BYTES_PER_ID: f64 = 4.0;
-/// Tokens whose activations training holds at once, and of a pass that scores.
-const TOKENS_PER_GROUP: usize = 512;
-const TOKENS_PER_CHUNK: usize = 2048;
-/// Logits that are held at once.
-const LOGITS_NUMBERS: usize = 12 << 20;
-/// The program itself, its threads and its tables.
-const PROGRAM_BYTES: u64 = 24 << 20;
+pub(super) const BYTES_PER_ID: f64 = 4.0;
 /// Watts of one busy thread, where nothing measures them.
 const WATTS_PER_THREAD: f64 = 10.0;
 
@@ -52,15 +46,18 @@ pub(crate) struct StageEstimate {
     pub(crate) stage: &'static str,
     pub(crate) tokens: f64,
     pub(crate) wall_s: f64,
+    pub(crate) peak_memory_bytes: u64,
 }
 
 /// The sizes that an estimate rests on.
-struct Sizes {
-    train_items: f64,
-    validation_items: f64,
-    held_out_items: f64,
-    prompt_tokens: f64,
-    reply_tokens: f64,
+pub(super) struct Sizes {
+    pub(super) train_items: f64,
+    pub(super) validation_items: f64,
+    pub(super) held_out_items: f64,
+    pub(super) prompt_tokens: f64,
+    /// Of those that were looked at.
+    pub(super) longest_prompt: usize,
+    pub(super) reply_tokens: f64,
 }
 
 pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Result<Estimate> {
@@ -70,13 +67,14 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     let sizes = sizes(recipe, source, &tokenizer)?;
     let peak = device.fma_peak();
     let teacher_config = teacher.as_ref().map(|files| &files.config);
-    let stages = stages(recipe, &sizes, teacher_config, &student, peak);
+    let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &student)?;
+    let stages = stages(recipe, &sizes, teacher_config, &student, peak, &memory);
     let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
     Ok(Estimate {
         recipe: recipe.name.clone(),
         teacher_parameters: teacher_config.map(DecoderConfig::n_parameters),
         student_parameters: student.n_parameters(),
-        peak_memory_bytes: peak_memory(recipe, teacher_config, &student),
+        peak_memory_bytes: stages.iter().map(|stage| stage.peak_memory_bytes).max().unwrap_or(0),
         disk_bytes: disk(recipe, &sizes, &student),
         money_usd: 0.0,
         energy_joules: wall_s * WATTS_PER_THREAD * threads as f64,
@@ -107,6 +105,7 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
                 train_items: recipe.prompts.num_examples.unwrap_or(0) as f64,
                 validation_items: validation as f64,
                 held_out_items: held_out as f64,
+                longest_prompt: prompts.iter().copied().max().unwrap_or(0),
                 prompt_tokens: mean(prompts),
                 reply_tokens: mean(replies),
             })
@@ -133,6 +132,7 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
                 train_items: cap(data.train.len()),
                 validation_items: validation.min(data.validation.len()) as f64,
                 held_out_items: held_out.min(data.held_out.len()) as f64,
+                longest_prompt: lengths.iter().copied().max().filter(|_| !text).unwrap_or(0),
                 prompt_tokens: if text { 0.0 } else { mean(lengths.clone()) },
                 reply_tokens: if text { mean(lengths) } else { tokens },
             })
@@ -146,9 +146,12 @@ fn stages(
     teacher: Option<&DecoderConfig>,
     student: &DecoderConfig,
     peak: f64,
+    memory: &Stages<'_>,
 ) -> Vec<StageEstimate> {
     let forward = |config: &DecoderConfig| 2.0 * config.n_parameters() as f64;
     let seconds = |flops: f64, share: f64| flops / (peak * share);
+    let of =
+        |stage, tokens, wall_s, peak_memory_bytes| StageEstimate { stage, tokens, wall_s, peak_memory_bytes };
     let whole = sizes.prompt_tokens + sizes.reply_tokens;
     let learned = (sizes.train_items + sizes.validation_items) * whole;
     let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
@@ -157,23 +160,23 @@ fn stages(
         let samples = f64::from(teacher.samples_per_prompt);
         if !text {
             let wall_s = seconds(samples * learned * forward(config), DECODE_SHARE);
-            stages.push(StageEstimate { stage: "teach", tokens: samples * learned, wall_s });
+            stages.push(of("teach", samples * learned, wall_s, memory.teach()));
         }
         if recipe.train.weight(LossFunction::ForwardKl) > 0.0 {
             let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
-            stages.push(StageEstimate { stage: "logits", tokens: samples * learned, wall_s });
+            stages.push(of("logits", samples * learned, wall_s, memory.logits()));
         }
     }
     let train = training_tokens(recipe, sizes);
     let wall_s = seconds(3.0 * train * forward(student), TRAIN_SHARE);
-    stages.push(StageEstimate { stage: "train", tokens: train, wall_s });
+    stages.push(of("train", train, wall_s, memory.training(true)));
     for control in &recipe.evaluate.controls {
         let (stage, more) = match control {
             Control::TracesOnly => ("control-traces_only", 1.0),
             // The same epochs on answers alone, and then the same tokens.
             Control::Undistilled => ("control-undistilled", 1.0 + sizes.prompt_tokens / whole.max(1.0)),
         };
-        stages.push(StageEstimate { stage, tokens: more * train, wall_s: more * wall_s });
+        stages.push(of(stage, more * train, more * wall_s, memory.training(false)));
     }
     let held_out = sizes.held_out_items * whole;
     let n_students = 2.0 + recipe.evaluate.controls.len() as f64;
@@ -183,7 +186,7 @@ fn stages(
     let replies =
         if text { 0.0 } else { held_out * (forward(student) * n_students + teacher.map_or(0.0, forward)) };
     let wall_s = seconds(of_teacher + of_students, SCORE_SHARE) + seconds(replies, DECODE_SHARE);
-    stages.push(StageEstimate { stage: "evaluate", tokens: held_out, wall_s });
+    stages.push(of("evaluate", held_out, wall_s, memory.evaluation()));
     stages
 }
 
@@ -199,44 +202,6 @@ fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
     }
 }
 
-/// The largest of training, scoring the held-out text with every model, and writing.
-fn peak_memory(recipe: &Recipe, teacher: Option<&DecoderConfig>, student: &DecoderConfig) -> u64 {
-    let students = 2 + recipe.evaluate.controls.len() as u64;
-    let batch = recipe.train.per_device_train_batch_size * recipe.train.max_length;
-    let training = 4 * student.n_parameters()
-        + kept_numbers(student, batch.min(TOKENS_PER_GROUP.max(recipe.train.max_length)));
-    let models = teacher.map_or(0, DecoderConfig::n_parameters) + students * student.n_parameters();
-    let larger = teacher.unwrap_or(student);
-    let scoring = models + passing_numbers(larger, TOKENS_PER_CHUNK);
-    let in_flight = recipe.teacher.as_ref().map_or(0, |teacher| teacher.max_in_flight);
-    let positions = in_flight * larger.max_position_embeddings.min(2 * recipe.train.max_length);
-    let per_position = 2 * larger.num_hidden_layers * larger.num_key_value_heads * larger.head_dim;
-    let writing = larger.n_parameters() + (positions * per_position) as u64;
-    4 * training.max(scoring).max(writing) + PROGRAM_BYTES
-}
-
-/// Numbers of activations that one pass forward and backward over `rows` holds, and a chunk of logits.
-fn kept_numbers(config: &DecoderConfig, rows: usize) -> u64 {
-    let (width, f) = (config.hidden_size, config.intermediate_size);
-    let heads = config.num_attention_heads * config.head_dim;
-    let qkv = heads + 2 * config.num_key_value_heads * config.head_dim;
-    let kept = 2 * width + qkv + heads + 2 * f;
-    let passing = 6 * width + 2 * qkv + 4 * f;
-    (rows * (config.num_hidden_layers * kept + passing) + logits_numbers(config, rows)) as u64
-}
-
-/// Numbers of activations that one pass forward over `rows` holds, and a chunk of logits.
-fn passing_numbers(config: &DecoderConfig, rows: usize) -> u64 {
-    let (width, f) = (config.hidden_size, config.intermediate_size);
-    let heads = config.num_attention_heads * config.head_dim;
-    let qkv = heads + 2 * config.num_key_value_heads * config.head_dim;
-    (rows * (4 * width + 2 * qkv + heads + 3 * f) + logits_numbers(config, rows)) as u64
-}
-
-fn logits_numbers(config: &DecoderConfig, rows: usize) -> usize {
-    LOGITS_NUMBERS.min(rows * config.vocab_size)
-}
-
 fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
     let weights = 4 * student.n_parameters();
     let n_models = 1 + 2 * recipe.evaluate.controls.len() as u64;
@@ -247,13 +212,18 @@ fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
         WeightType::Q8_0 => weights * 34 / 128,
     };
     let positions = (sizes.train_items + sizes.validation_items) * sizes.reply_tokens;
-    let ids = match recipe.teacher.as_ref().and_then(|teacher| teacher.logits) {
-        Some(Logits::RandomSampling { draws, .. }) => f64::from(draws) * UNIQUE_SHARE,
-        Some(Logits::TopK { k, .. }) => f64::from(k),
-        None => 0.0,
-    };
+    let logits = recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
+    let ids = logits.map_or(0.0, ids_per_position);
     let cache = positions * ids * BYTES_PER_ID;
     n_models * weights + checkpoints + of(recipe.release.dtype) + of(recipe.release.gguf) + cache as u64
+}
+
+/// Ids that are kept of a distribution.
+pub(super) fn ids_per_position(logits: Logits) -> f64 {
+    match logits {
+        Logits::RandomSampling { draws, .. } => f64::from(draws) * UNIQUE_SHARE,
+        Logits::TopK { k, .. } => f64::from(k),
+    }
 }
 
 fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec<String> {
@@ -261,7 +231,7 @@ fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec
     let mut assumes = vec![
         format!(
             "{threads} threads with an FMA peak of {:.0} GFLOP/s, measured now; training reaches {} of it, scoring {}, \
-             writing {}",
+             writing {} as models of 17 to 135 million parameters do; smaller ones reach less",
             peak / 1e9,
             percent(TRAIN_SHARE),
             percent(SCORE_SHARE),
@@ -272,7 +242,7 @@ fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec
             sizes.prompt_tokens, sizes.reply_tokens
         ),
         format!("energy at {WATTS_PER_THREAD:.0} W per thread; nothing is measured beforehand"),
-        "memory of the largest of training (weights, gradients and two moments), scoring with every model, and writing"
+        "memory of the largest stage: what its models, activations, keys and values, logits and texts take at once"
             .to_owned(),
     ];
     if matches!(recipe.prompts.source, PromptSource::Chat { .. }) {

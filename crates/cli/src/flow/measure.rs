@@ -22,7 +22,7 @@ use crate::flow::{Flow, data, divergence};
 use crate::models::{self, Model};
 
 /// Replies written at once.
-const IN_FLIGHT: usize = 128;
+pub(super) const IN_FLIGHT: usize = 128;
 /// The CPU's energy counters are read this often: they wrap within minutes.
 const ENERGY_EVERY: Duration = Duration::from_secs(10);
 
@@ -86,7 +86,6 @@ impl Flow {
         Ok(())
     }
 
-    /// What was measured of a model, its divergence from the teacher included.
     /// One line as soon as it is known, long before the report.
     pub(crate) fn say_own_result(&mut self) -> Result<()> {
         let accuracy = |contender: Contender| -> Result<Option<f64>> {
@@ -102,6 +101,7 @@ impl Flow {
         Ok(())
     }
 
+    /// What was measured of a model, its divergence from the teacher included.
     pub(crate) fn measurement(&self, contender: Contender) -> Result<Measurement> {
         let mut measurement: Measurement = self.read_json(&file(contender))?;
         if self.recipe.teacher.is_some() {

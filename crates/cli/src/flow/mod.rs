@@ -15,6 +15,7 @@ pub(crate) mod estimate;
 pub(crate) mod gate;
 mod logits;
 mod measure;
+mod memory;
 mod release;
 mod report;
 mod teach;

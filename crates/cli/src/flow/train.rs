@@ -83,7 +83,10 @@ impl Flow {
 
     pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
         let config = self.train_config(contender);
-        let settings = json!([1, self.recipe.student, self.start_digest()?, self.recipe.train.seed, config]);
+        // A run goes on with or without it: the bits are the same.
+        let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
+        let settings =
+            json!([1, self.recipe.student, self.start_digest()?, self.recipe.train.seed, of_result]);
         let stage = stage_of(contender);
         let mut after = match (&self.recipe.teacher, self.learns_text()) {
             (None, _) | (_, true) => vec![data::STAGE],
@@ -248,6 +251,7 @@ impl Flow {
             per_device_train_batch_size: train.per_device_train_batch_size,
             gradient_accumulation_steps: train.gradient_accumulation_steps,
             max_length: train.max_length,
+            gradient_checkpointing: train.gradient_checkpointing,
             packing: true,
             overlong: Overlong::Refuse,
             weight_decay: train.weight_decay,
@@ -267,7 +271,6 @@ impl Flow {
             eval_steps: train.eval_steps,
             logging_steps: train.logging_steps,
             save_total_limit: train.save_total_limit,
-            gradient_checkpointing: false,
         }
     }
 

@@ -197,6 +197,8 @@ pub(crate) struct Train {
     pub(crate) per_device_train_batch_size: usize,
     pub(crate) gradient_accumulation_steps: usize,
     pub(crate) max_length: usize,
+    /// Activations are computed a second time rather than kept: less memory, more time, the same bits.
+    pub(crate) gradient_checkpointing: bool,
     pub(crate) packing: bool,
     pub(crate) weight_decay: f64,
     pub(crate) adam_beta1: f64,

@@ -128,6 +128,7 @@ pub(super) struct RawTrain {
     pub(super) per_device_train_batch_size: Option<usize>,
     pub(super) gradient_accumulation_steps: Option<usize>,
     pub(super) max_length: Option<usize>,
+    pub(super) gradient_checkpointing: Option<bool>,
     pub(super) packing: Option<bool>,
     pub(super) weight_decay: Option<f64>,
     pub(super) adam_beta1: Option<f64>,

@@ -388,6 +388,7 @@ fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) 
             1..=65_536,
         )?,
         max_length: at.count(&key("max_length"), raw.max_length.unwrap_or(1024), 8..=SIZE_MAX)?,
+        gradient_checkpointing: raw.gradient_checkpointing.unwrap_or(false),
         packing: true,
         weight_decay: number("weight_decay", raw.weight_decay, 0.0, 0.0..=10.0)?,
         adam_beta1: number("adam_beta1", raw.adam_beta1, 0.9, 0.0..=0.999_999)?,

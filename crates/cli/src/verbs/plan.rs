@@ -50,12 +50,14 @@ fn in_words(decision: &Decision, estimate: &Estimate) -> String {
         let _ = writeln!(text, "Teacher     {n} parameters");
     }
     let _ = writeln!(text, "Student     {} parameters", estimate.student_parameters);
-    let _ = writeln!(text, "\n{:<24}{:>14}{:>12}", "Stage", "tokens", "time");
+    let _ = writeln!(text, "\n{:<24}{:>14}{:>12}{:>12}", "Stage", "tokens", "time", "memory");
     for stage in &estimate.stages {
-        let _ = writeln!(text, "{:<24}{:>14.0}{:>12}", stage.stage, stage.tokens, time(stage.wall_s));
+        let (wall, memory) = (time(stage.wall_s), bytes(stage.peak_memory_bytes));
+        let _ = writeln!(text, "{:<24}{:>14.0}{wall:>12}{memory:>12}", stage.stage, stage.tokens);
     }
-    let _ = writeln!(text, "{:<24}{:>14}{:>12}", "all", "", time(estimate.wall_s));
-    let _ = writeln!(text, "\nMemory      {}", bytes(estimate.peak_memory_bytes));
+    let (wall, memory) = (time(estimate.wall_s), bytes(estimate.peak_memory_bytes));
+    let _ = writeln!(text, "{:<24}{:>14}{wall:>12}{memory:>12}", "all", "");
+    let _ = writeln!(text, "\nMemory      {memory} at most");
     let _ = writeln!(text, "Disk        {}", bytes(estimate.disk_bytes));
     let _ = writeln!(text, "Money       {:.2} USD", estimate.money_usd);
     let _ = writeln!(text, "Energy      {:.0} kJ", estimate.energy_joules / 1000.0);

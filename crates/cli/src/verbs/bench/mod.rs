@@ -9,15 +9,17 @@ mod work;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use stillroom_formats::{DecoderConfig, Family, ModelFiles, RopeScaling};
+use stillroom_formats::{DecoderConfig, Encoding, Family, ModelFiles, RopeScaling};
 use stillroom_kernels::Device;
-use stillroom_model::{Decoder, WeightStorage};
+use stillroom_model::memory::{generation_bytes, scoring_bytes, training_bytes, weight_bytes};
+use stillroom_model::{Decoder, TrainState, WeightStorage};
 
 use self::report::{Detail, Outcome, Report};
 use self::synthetic::Supervision;
 use self::work::Sizes;
 use crate::args::{Bench, BenchDecode, BenchLoss, BenchScore, BenchSetting, BenchTrain};
 use crate::failure::{Exit, Failure, Result};
+use crate::footprint::{PROGRAM_BYTES, Stored};
 use crate::{models, terminal};
 
 /// Tokens of one step that are accepted.
@@ -60,13 +62,17 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
     // At least one position of each sequence is left to learn from.
     let masked = ((args.masked * sequence as f64).round() as usize).min(sequence - 1);
     let sizes = Sizes { batch, sequence, steps: args.setting.steps };
-    let trained = work::train(model.load(device, WeightStorage::F32)?, sizes, masked, supervision)?;
+    let predicted = training_bytes(&config, batch, sequence, args.gradient_checkpointing);
+    let state = TrainState::new(model.load(device, WeightStorage::F32)?)
+        .with_gradient_checkpointing(args.gradient_checkpointing);
+    let trained = work::train(state, sizes, masked, supervision)?;
     let loss = match supervision {
         Supervision::HardLabels => "ce",
         Supervision::Sparse { .. } => "sparse_kd",
     };
     Ok(Outcome {
         algorithmic_flops_per_step: flops::train(&config, batch, sequence, sequence - masked),
+        predicted_resident_bytes: PROGRAM_BYTES + predicted,
         config,
         sequence,
         tokens_per_step: batch * sequence,
@@ -83,10 +89,13 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
 fn score(args: &BenchScore, device: Arc<Device>) -> Result<Outcome> {
     let (batch, sequence) = (args.setting.batch, args.sequence);
     check_tokens(batch, sequence)?;
-    let decoder = Model::open(&args.setting, sequence)?.load(device, WeightStorage::AsStored)?;
+    let model = Model::open(&args.setting, sequence)?;
+    let predicted = model.predicted(&|config, _| scoring_bytes(config, batch, sequence))?;
+    let decoder = model.load(device, WeightStorage::AsStored)?;
     let scored = work::score(&decoder, Sizes { batch, sequence, steps: args.setting.steps })?;
     Ok(Outcome {
         algorithmic_flops_per_step: flops::score(decoder.config(), batch, sequence),
+        predicted_resident_bytes: predicted,
         config: decoder.config().clone(),
         sequence,
         tokens_per_step: batch * sequence,
@@ -100,11 +109,17 @@ fn decode(args: &BenchDecode, device: Arc<Device>) -> Result<Outcome> {
     let sequence = prompt_tokens + tokens;
     check_tokens(batch, sequence)?;
     // The last token written takes a place in the context too, though nothing is computed from it.
-    let decoder = Model::open(&args.setting, sequence + 1)?.load(device, WeightStorage::AsStored)?;
+    let model = Model::open(&args.setting, sequence + 1)?;
+    let work = |config: &DecoderConfig, storage| {
+        generation_bytes(config, storage, batch, prompt_tokens, sequence + 1)
+    };
+    let predicted = model.predicted(&work)?;
+    let decoder = model.load(device, WeightStorage::AsStored)?;
     let sizes = Sizes { batch, sequence, steps: args.setting.steps };
     let decoded = work::decode(&decoder, sizes, prompt_tokens, args.temperature)?;
     Ok(Outcome {
         algorithmic_flops_per_step: flops::decode(decoder.config(), batch, prompt_tokens, tokens),
+        predicted_resident_bytes: predicted,
         config: decoder.config().clone(),
         sequence,
         tokens_per_step: batch * tokens,
@@ -189,6 +204,19 @@ impl Model {
             Model::Random(config) => config,
             Model::OnDisk(files) => &files.config,
         }
+    }
+
+    /// The most memory of scoring or writing, where `work` is what it takes beside the weights.
+    fn predicted(&self, work: &dyn Fn(&DecoderConfig, WeightStorage) -> u64) -> Result<u64> {
+        let most = match self {
+            Model::Random(config) => {
+                let storage = WeightStorage::F32;
+                weight_bytes(config, storage, &|_| Encoding::F32) + work(config, storage)
+            }
+            Model::OnDisk(files) => Stored::of(&files.config, files.tensors.as_ref())?
+                .with(work(&files.config, WeightStorage::AsStored)),
+        };
+        Ok(PROGRAM_BYTES + most)
     }
 
     fn load(self, device: Arc<Device>, storage: WeightStorage) -> Result<Decoder> {

@@ -21,6 +21,8 @@ pub(super) struct Outcome {
     pub(super) tokens_per_step: usize,
     /// See `flops`.
     pub(super) algorithmic_flops_per_step: u64,
+    /// The most memory of the whole process, as `plan` predicts it.
+    pub(super) predicted_resident_bytes: u64,
     /// Wall-clock seconds of each step after the warm-up.
     pub(super) timed: Timed<f64>,
     pub(super) detail: Detail,
@@ -67,6 +69,8 @@ pub(super) struct Report<'a> {
     peak_resident_bytes: Option<u64>,
     /// The same over the timed steps alone.
     steady_peak_resident_bytes: Option<u64>,
+    /// What the sizes alone say of `peak_resident_bytes`; `plan` predicts with the same figures.
+    predicted_resident_bytes: u64,
     algorithmic_flops_per_step: u64,
     /// The largest of what was measured before the work and after each timed step.
     fma_peak_flops: f64,
@@ -135,6 +139,7 @@ impl<'a> Report<'a> {
             tokens_per_second: outcome.tokens_per_step as f64 / step,
             peak_resident_bytes: memory.whole,
             steady_peak_resident_bytes: memory.steady,
+            predicted_resident_bytes: outcome.predicted_resident_bytes,
             algorithmic_flops_per_step: outcome.algorithmic_flops_per_step,
             fma_peak_flops,
             fma_share: outcome.algorithmic_flops_per_step as f64 / step / fma_peak_flops,
@@ -173,9 +178,10 @@ impl<'a> Report<'a> {
         line(
             "Memory",
             format!(
-                "{} at most, {} in the timed steps",
+                "{} at most, {} in the timed steps, {} predicted",
                 known(self.peak_resident_bytes),
-                known(self.steady_peak_resident_bytes)
+                known(self.steady_peak_resident_bytes),
+                bytes(self.predicted_resident_bytes)
             ),
         );
         match self.detail {

@@ -52,12 +52,12 @@ pub(super) struct Trained {
 
 /// Optimiser steps on one batch, the same in each: gradients, clipping, AdamW.
 pub(super) fn train(
-    decoder: Decoder,
+    mut state: TrainState,
     sizes: Sizes,
     masked: usize,
     supervision: Supervision,
 ) -> Result<Trained> {
-    let vocab_size = decoder.config().vocab_size;
+    let vocab_size = state.decoder().config().vocab_size;
     let (batch, targets) = supervised(sizes.batch, sizes.sequence, vocab_size, masked, supervision);
     let weights = HeadWeights {
         hard_label: f32::from(supervision == Supervision::HardLabels),
@@ -65,8 +65,7 @@ pub(super) fn train(
         loss_temperature: 1.0,
         scale: 1.0 / targets.rows.len() as f32,
     };
-    let device = decoder.device().clone();
-    let mut state = TrainState::new(decoder);
+    let device = state.decoder().device().clone();
     let mut losses = Vec::new();
     let timed = repeat(sizes.steps, &device, |step| {
         let began = Instant::now();

@@ -1,0 +1,131 @@
+//! The most memory that each stage of a recipe takes, from what it holds at once.
+
+use stillroom_formats::{DecoderConfig, ModelFiles};
+use stillroom_model::WeightStorage;
+use stillroom_model::memory::{generation_bytes, scoring_bytes, training_bytes};
+
+use super::estimate::Sizes;
+use super::{divergence, measure, teach};
+use crate::failure::Result;
+use crate::footprint::{PROGRAM_BYTES, Stored};
+use crate::recipe::{LossFunction, Recipe};
+
+/// Of a text's token: its id and mask, and its share of the strings that it stands in.
+const BYTES_PER_TOKEN: f64 = 24.0;
+/// Of a position's distribution: the row itself, and what two allocations take besides their numbers.
+const BYTES_PER_ROW: f64 = 56.0 + 2.0 * 16.0;
+/// Of an id and its weight in a distribution.
+const BYTES_PER_KEPT_ID: f64 = 8.0;
+
+/// What the stages of a recipe hold.
+pub(super) struct Stages<'a> {
+    recipe: &'a Recipe,
+    sizes: &'a Sizes,
+    teacher: Option<(&'a DecoderConfig, Stored)>,
+    student: &'a DecoderConfig,
+}
+
+impl<'a> Stages<'a> {
+    pub(super) fn of(
+        recipe: &'a Recipe,
+        sizes: &'a Sizes,
+        teacher: Option<&'a ModelFiles>,
+        student: &'a DecoderConfig,
+    ) -> Result<Stages<'a>> {
+        let teacher = match teacher {
+            Some(files) => Some((&files.config, Stored::of(&files.config, files.tensors.as_ref())?)),
+            None => None,
+        };
+        Ok(Stages { recipe, sizes, teacher, student })
+    }
+
+    /// The teacher writes.
+    pub(super) fn teach(&self) -> u64 {
+        let (Some(asked), Some((config, stored))) = (&self.recipe.teacher, self.teacher) else {
+            return PROGRAM_BYTES;
+        };
+        let requests = teach::PROMPTS_PER_PART * asked.samples_per_prompt as usize;
+        let in_flight = asked.max_in_flight.min(requests);
+        PROGRAM_BYTES + self.texts() + stored.with(self.writing(config, in_flight, asked.max_tokens))
+    }
+
+    /// The teacher reads what the student learns from.
+    pub(super) fn logits(&self) -> u64 {
+        let most = self.teacher.map_or(0, |(config, stored)| stored.with(self.reading(config)));
+        PROGRAM_BYTES + self.texts() + most
+    }
+
+    /// A student learns; `from_distributions` of the teacher, or from the text alone.
+    pub(super) fn training(&self, from_distributions: bool) -> u64 {
+        let learned = if from_distributions { self.distributions() } else { 0 };
+        let recomputing = self.recipe.train.gradient_checkpointing;
+        let (documents, tokens) = self.documents();
+        PROGRAM_BYTES + self.texts() + learned + training_bytes(self.student, documents, tokens, recomputing)
+    }
+
+    /// Every model in turn writes and reads; at last the teacher reads beside as many others as go together.
+    pub(super) fn evaluation(&self) -> u64 {
+        let alone = |config: &DecoderConfig, stored: Stored| {
+            let in_flight = measure::IN_FLIGHT.min(self.sizes.held_out_items as usize);
+            let writing = self.writing(config, in_flight, self.recipe.evaluate.max_tokens);
+            stored.with(writing.max(self.reading(config)))
+        };
+        let student = Stored::trained(self.student);
+        let students = alone(self.student, student);
+        let Some((config, stored)) = self.teacher else { return PROGRAM_BYTES + self.texts() + students };
+        let others = divergence::at_once(self.student).min(1 + self.recipe.evaluate.controls.len());
+        let together =
+            stored.held + self.reading(config) + others as u64 * student.with(self.reading(self.student));
+        PROGRAM_BYTES + self.texts() + students.max(alone(config, stored)).max(together)
+    }
+
+    /// Replies of up to `max_tokens`. A slot serves many of them, and keeps what the longest took: about twice
+    /// the mean.
+    fn writing(&self, config: &DecoderConfig, in_flight: usize, max_tokens: usize) -> u64 {
+        let prompt = self.sizes.longest_prompt;
+        if prompt == 0 {
+            return 0;
+        }
+        let positions = prompt + max_tokens.min((2.0 * self.sizes.reply_tokens) as usize);
+        generation_bytes(config, WeightStorage::AsStored, in_flight, prompt, positions)
+    }
+
+    /// Tokens of a prompt and its reply.
+    fn whole(&self) -> usize {
+        (self.sizes.prompt_tokens + self.sizes.reply_tokens).ceil() as usize
+    }
+
+    fn reading(&self, config: &DecoderConfig) -> u64 {
+        scoring_bytes(config, self.examples() as usize, self.documents().1)
+    }
+
+    /// How many documents are in a batch, and how long they are.
+    fn documents(&self) -> (usize, usize) {
+        let train = &self.recipe.train;
+        let tokens = self.whole().clamp(1, train.max_length);
+        let in_batch = train.per_device_train_batch_size * train.max_length / tokens;
+        (in_batch.max(1), tokens)
+    }
+
+    fn examples(&self) -> f64 {
+        let samples =
+            self.recipe.teacher.as_ref().map_or(1.0, |teacher| f64::from(teacher.samples_per_prompt));
+        samples * (self.sizes.train_items + self.sizes.validation_items)
+    }
+
+    /// Texts of a run, as tokens and as strings.
+    fn texts(&self) -> u64 {
+        (self.examples() * self.whole() as f64 * BYTES_PER_TOKEN) as u64
+    }
+
+    /// The teacher's distributions on the texts, and the files that they are read from.
+    fn distributions(&self) -> u64 {
+        let logits = self.recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
+        if self.recipe.train.weight(LossFunction::ForwardKl) == 0.0 {
+            return 0;
+        }
+        let ids = logits.map_or(0.0, super::estimate::ids_per_position);
+        let per_position = BYTES_PER_ROW + ids * (BYTES_PER_KEPT_ID + super::estimate::BYTES_PER_ID);
+        (self.examples() * self.sizes.reply_tokens * per_position) as u64
+    }
+}
