@@ -51,7 +51,7 @@ impl LossSums {
     pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets) {
         let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
         self.hard_label += sum(&losses.hard_label);
-        self.forward_kl += sum(&losses.forward_kl);
+        self.forward_kl += sum(losses.divergence(0));
         self.mass += targets.sparse.as_ref().map_or(0.0, |s| sum(&s.probs));
         self.n += targets.rows.len() as u64;
     }

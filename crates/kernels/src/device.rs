@@ -3,8 +3,9 @@
 use std::sync::{Mutex, MutexGuard};
 
 use crate::attention;
+use crate::divergence::{HeadTerms, Term};
 use crate::gemm;
-use crate::head::{self, HeadLosses, HeadTargets, HeadWeights};
+use crate::head::{DenseTargets, HeadLosses, HeadTargets};
 use crate::kv_cache::KvCache;
 use crate::memory;
 use crate::packed::{PackedWeight, StoredRows};
@@ -506,30 +507,33 @@ impl Device {
         rows::embedding_backward(&self.pool, &mut dtable.data, &dy.data, ids, width);
     }
 
-    /// Losses of each row of `hidden` \[n, width\] under head weight `w`, nothing differentiated.
+    /// Losses of each row of `hidden` \[n, width\] under head weight `w` are appended to `losses`, nothing
+    /// differentiated; the weights of the divergences do not matter.
+    ///
+    /// # Panics
+    /// Where [`HeadTargets::validate`] refuses.
     pub fn divergence_head_forward<'a>(
         &self,
         hidden: &Buf,
         w: impl Into<Weight<'a>>,
         n_rows: usize,
         targets: &HeadTargets<'_>,
-        loss_temperature: f32,
-    ) -> HeadLosses {
-        let weights = HeadWeights { hard_label: 0.0, forward_kl: 0.0, loss_temperature, scale: 0.0 };
-        let mut losses = HeadLosses::default();
-        let sink = losses.append(n_rows, targets);
-        self.for_each_logits_row(hidden, w, n_rows, &|r, z| {
-            sink.put(r, head::row_losses(z, targets, r, &weights))
-        });
-        losses
+        divergences: &[Term],
+        losses: &mut HeadLosses,
+    ) {
+        let terms = HeadTerms { hard_label: 0.0, divergences, scale: 0.0 };
+        self.each_chunk_of_losses((hidden, w.into()), n_rows, targets, &terms, losses, &mut |_, _| {});
     }
 
     /// Losses of each row are appended to `losses`, with dhidden overwritten and dw\[V, width\] += in the same
     /// pass. `w` is \[V, width\].
     ///
-    /// Logits exist for a chunk of rows at a time; in each chunk: logits, losses and their
-    /// gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
+    /// Logits exist for a chunk of rows at a time, a dense teacher's too; in each chunk: logits, losses and
+    /// their gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
     /// on the chunk's size.
+    ///
+    /// # Panics
+    /// Where [`HeadTargets::validate`] refuses.
     pub fn divergence_head(
         &self,
         dhidden: &mut Buf,
@@ -538,31 +542,55 @@ impl Device {
         w: &Buf,
         n_rows: usize,
         targets: &HeadTargets<'_>,
-        weights: &HeadWeights,
+        terms: &HeadTerms<'_>,
         losses: &mut HeadLosses,
     ) {
-        let width = hidden.len() / n_rows.max(1);
+        if n_rows == 0 {
+            return;
+        }
+        let width = hidden.len() / n_rows;
         let vocab = w.len() / width.max(1);
         assert!(hidden.len() == n_rows * width && w.len() == vocab * width, "one width on both sides");
-        reserve(&self.pool, [targets.sparse.map_or(0, |sparse| sparse.n_ids_max())]);
-        let sink = losses.append(n_rows, targets);
         let head = Weight::Plain { w, n_out: vocab, n_in: width };
-        self.for_each_logits_chunk(hidden, head, n_rows, &mut |first, z| {
-            let rows = z.len() / vocab;
-            for_row_pieces(&self.pool, z, vocab, &|row, piece| {
-                for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
-                    let r = first + row + i;
-                    sink.put(r, head::row_losses(z, targets, r, weights));
-                }
-            });
+        self.each_chunk_of_losses((hidden, head), n_rows, targets, terms, losses, &mut |first, dz| {
+            let rows = dz.len() / vocab;
             let chunk = first * width..(first + rows) * width;
             let (dh, h) = (&mut dhidden.data[chunk.clone()], &hidden.data[chunk]);
-            let (pool, dz) = (&self.pool, Left::rows(z, vocab));
+            let (pool, by_row) = (&self.pool, Left::rows(dz, vocab));
             let w = Right::Rows { data: &w.data, stride: width };
-            gemm::multiply(pool, dh, width, dz, w, (rows, width, vocab), false);
-            let (dw, dz) = (&mut dw.data, Left::transposed(z, vocab));
+            gemm::multiply(pool, dh, width, by_row, w, (rows, width, vocab), false);
+            let (dw, by_id) = (&mut dw.data, Left::transposed(dz, vocab));
             let h = Right::Rows { data: h, stride: width };
-            gemm::multiply(pool, dw, width, dz, h, (vocab, width, rows), true);
+            gemm::multiply(pool, dw, width, by_id, h, (vocab, width, rows), true);
+        });
+    }
+
+    /// Losses of a chunk of rows after the other; `f(first row, dlogits)` gets each chunk's gradient.
+    fn each_chunk_of_losses(
+        &self,
+        (hidden, w): (&Buf, Weight<'_>),
+        n_rows: usize,
+        targets: &HeadTargets<'_>,
+        terms: &HeadTerms<'_>,
+        losses: &mut HeadLosses,
+        f: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let vocab = w.n_out();
+        if let Err(refused) = targets.validate(terms, vocab) {
+            panic!("{refused}");
+        }
+        reserve(&self.pool, [targets.n_kept_max()]);
+        let sink = losses.append(n_rows, targets, terms.divergences.len());
+        let of_teacher = targets.dense.map_or(0, |dense| dense.head.n_out());
+        self.for_each_logits_chunk((hidden, w), targets.dense, n_rows, &mut |first, z, t| {
+            for_row_pieces(&self.pool, z, vocab, &|row, piece| {
+                for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
+                    let at = row + i;
+                    let t = &t[at * of_teacher..][..of_teacher];
+                    sink.put(first + at, &targets.row(z, t, first + at, terms));
+                }
+            });
+            f(first, z);
         });
     }
 
@@ -577,7 +605,7 @@ impl Device {
     ) {
         let w = w.into();
         let vocab = w.n_out();
-        self.for_each_logits_chunk(hidden, w, n_rows, &mut |first, z| {
+        self.for_each_logits_chunk((hidden, w), None, n_rows, &mut |first, z, _| {
             for_row_pieces(&self.pool, z, vocab, &|row, piece| {
                 piece.chunks_exact_mut(vocab).enumerate().for_each(|(i, z)| f(first + row + i, z));
             });
@@ -591,19 +619,15 @@ impl Device {
         student: (&Buf, Weight<'_>),
         n_rows: usize,
     ) -> Vec<f32> {
-        let (vocab, width) = (teacher.1.n_out(), student.1.n_in());
+        let vocab = teacher.1.n_out();
         assert_eq!(vocab, student.1.n_out(), "one vocabulary on both sides");
         let mut kl = vec![0.0; n_rows];
         let sink = Shards::new(&mut kl);
-        let student_logits = Mutex::new(Vec::new());
-        self.for_each_logits_chunk(teacher.0, teacher.1, n_rows, &mut |first, t| {
-            let rows = t.len() / vocab;
-            let mut s = student_logits.lock().unwrap_or_else(|e| e.into_inner());
-            s.resize(rows * vocab, 0.0);
-            student.1.multiply(&self.pool, &mut s, &student.0.data[first * width..][..rows * width], rows);
-            for_row_pieces(&self.pool, t, vocab, &|row, piece| {
-                for (i, t) in piece.chunks_exact(vocab).enumerate() {
-                    let s = &s[(row + i) * vocab..][..vocab];
+        let dense = DenseTargets { hidden: teacher.0, first_row: 0, head: teacher.1 };
+        self.for_each_logits_chunk(student, Some(dense), n_rows, &mut |first, s, t| {
+            for_row_pieces(&self.pool, s, vocab, &|row, piece| {
+                for (i, s) in piece.chunks_exact(vocab).enumerate() {
+                    let t = &t[(row + i) * vocab..][..vocab];
                     let lse = |z: &[f32]| rows::log_sum_exp(z, 1.0);
                     // SAFETY: one number per row, each row visited once.
                     unsafe {
@@ -625,30 +649,42 @@ impl Device {
         rows::sum_of_squares(&self.pool, &g.data)
     }
 
+    /// Calls `f(first row, student's logits, teacher's logits)` for a chunk of rows after the other; the
+    /// teacher's are empty where there is none.
     fn for_each_logits_chunk(
         &self,
-        hidden: &Buf,
-        w: Weight<'_>,
+        (hidden, w): (&Buf, Weight<'_>),
+        teacher: Option<DenseTargets<'_>>,
         n_rows: usize,
-        f: &mut dyn FnMut(usize, &mut [f32]),
+        f: &mut OnChunk<'_>,
     ) {
         let (n_out, n_in) = (w.n_out(), w.n_in());
-        let chunk = logits_chunk_rows(n_out).min(n_rows);
-        let mut z = self.scratch(chunk * n_out);
+        let of_teacher = teacher.map_or(0, |teacher| teacher.head.n_out());
+        let chunk = logits_chunk_rows(n_out + of_teacher).min(n_rows);
+        let mut logits = self.scratch(chunk * (n_out + of_teacher));
+        let (z, t) = logits.split_at_mut(chunk * n_out);
         for first in (0..n_rows).step_by(chunk.max(1)) {
             let rows = chunk.min(n_rows - first);
-            let z = &mut z[..rows * n_out];
+            let (z, t) = (&mut z[..rows * n_out], &mut t[..rows * of_teacher]);
             w.multiply(&self.pool, z, &hidden.data[first * n_in..(first + rows) * n_in], rows);
-            f(first, z);
+            if let Some(DenseTargets { hidden, first_row, head }) = teacher {
+                let from = (first_row + first) * head.n_in();
+                head.multiply(&self.pool, t, &hidden.data[from..from + rows * head.n_in()], rows);
+            }
+            f(first, z, t);
         }
     }
 }
 
-/// Rows whose logits are held at once: 48 MiB of them. More would not fit the caches any better than
-/// they do, fewer would read and write the head's weights and their gradient more often.
-pub fn logits_chunk_rows(vocab: usize) -> usize {
+/// Takes the first row of a chunk, the student's logits and the teacher's.
+type OnChunk<'f> = dyn FnMut(usize, &mut [f32], &[f32]) + 'f;
+
+/// Rows whose logits are held at once, of `n_logits` each for student and teacher together: 48 MiB of them.
+/// More would not fit the caches any better than they do, fewer would read and write the head's weights and
+/// their gradient more often.
+pub fn logits_chunk_rows(n_logits: usize) -> usize {
     const LOGITS_MAX: usize = 12 << 20;
-    (LOGITS_MAX / vocab / TILE_ROWS * TILE_ROWS).clamp(4 * TILE_ROWS, 510)
+    (LOGITS_MAX / n_logits / TILE_ROWS * TILE_ROWS).clamp(4 * TILE_ROWS, 510)
 }
 
 /// Query heads and key heads of qkv rows.

@@ -1,10 +1,14 @@
 //! The divergence head: linear + softmax + divergence in chunks, forward and backward in one pass.
 
+use crate::device::{Buf, Weight};
+use crate::divergence::{
+    Divergence, DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, Term, row_losses,
+};
 use crate::pool::Shards;
-use crate::rows::{log_sum_exp, softmax_mixture};
 use crate::scratch::with_scratch;
 
-/// What becomes of teacher mass outside the stored ids; see [`SparseTargets`].
+/// What becomes of teacher mass outside the stored ids; what that means for each divergence stands in
+/// [`crate::divergence`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TailMode {
     /// The weights are draws from the whole distribution (random sampling): no tail.
@@ -30,117 +34,100 @@ pub struct SparseTargets<'a> {
     pub tail: TailMode,
 }
 
-/// Supervision of each row.
-#[derive(Clone, Copy, Debug, Default)]
+/// A teacher at hand: its logits are computed beside the student's, a chunk of rows at a time, and are never
+/// there as a whole.
+#[derive(Clone, Copy)]
+pub struct DenseTargets<'a> {
+    /// What goes into the teacher's head: rows of its width, after the final norm.
+    pub hidden: &'a Buf,
+    /// The row of `hidden` that supervises row 0.
+    pub first_row: usize,
+    /// The teacher's head \[V, width\].
+    pub head: Weight<'a>,
+}
+
+/// Supervision of each row. There is one teacher: `sparse` or `dense`.
+#[derive(Clone, Copy, Default)]
 pub struct HeadTargets<'a> {
     /// The text's own next token, per row.
     pub hard_labels: Option<&'a [u32]>,
     pub sparse: Option<SparseTargets<'a>>,
+    pub dense: Option<DenseTargets<'a>>,
+    /// Ids from here on carry no token (a padded vocabulary): neither side gives them anything, and their
+    /// gradient is 0. None where every id of the head is a token.
+    pub n_ids: Option<usize>,
 }
 
-/// Weights of the terms in the loss that is differentiated.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadWeights {
-    /// Weight of −log q(label), always at temperature 1.
-    pub hard_label: f32,
-    /// Weight of τ²·KL(p‖q^τ) on the sparse targets.
-    pub forward_kl: f32,
-    /// τ: the student's logits are divided by it in the divergence; targets come softened.
-    pub loss_temperature: f32,
-    /// Multiplies every row's gradient (1 / tokens in the optimiser step).
-    pub scale: f32,
-}
-
-/// Losses of each row in nats, unweighted; empty where the target is absent.
-#[derive(Clone, Debug, Default)]
-pub struct HeadLosses {
-    pub hard_label: Vec<f32>,
-    pub forward_kl: Vec<f32>,
-}
-
-impl HeadLosses {
-    /// Forgets all rows and keeps their memory.
-    pub fn clear(&mut self) {
-        self.hard_label.clear();
-        self.forward_kl.clear();
-    }
-
-    /// Places for the losses of `n_rows` more rows.
-    pub(crate) fn append(&mut self, n_rows: usize, targets: &HeadTargets<'_>) -> LossShards<'_> {
-        fn places(losses: &mut Vec<f32>, n_rows: usize) -> Shards<'_, f32> {
-            let start = losses.len();
-            losses.resize(start + n_rows, 0.0);
-            Shards::new(&mut losses[start..])
+impl HeadTargets<'_> {
+    /// Whether these targets can give this loss, to a student with a head of `vocab` ids. To be asked before any work.
+    pub fn validate(&self, terms: &HeadTerms<'_>, vocab: usize) -> Result<(), DivergenceError> {
+        terms.validate()?;
+        let (sparse, dense) = (self.sparse.as_ref(), self.dense.as_ref());
+        if sparse.is_some() && dense.is_some() {
+            return Err(DivergenceError::TwoTeachers);
         }
-        LossShards {
-            hard: targets.hard_labels.map(|_| places(&mut self.hard_label, n_rows)),
-            kl: targets.sparse.map(|_| places(&mut self.forward_kl, n_rows)),
+        let teacher = dense.map_or(vocab, |dense| dense.head.n_out());
+        let n_ids = self.n_ids.unwrap_or(vocab.max(teacher));
+        if n_ids == 0 || n_ids > vocab.min(teacher) {
+            return Err(DivergenceError::Vocabularies { student: vocab, teacher, n_ids: self.n_ids });
         }
-    }
-}
-
-/// [`HeadLosses`] that several threads fill, each its own rows.
-pub(crate) struct LossShards<'a> {
-    hard: Option<Shards<'a, f32>>,
-    kl: Option<Shards<'a, f32>>,
-}
-
-impl LossShards<'_> {
-    /// Stores the losses of row `r`, which is visited once.
-    pub(crate) fn put(&self, r: usize, (hard, kl): (f32, f32)) {
-        for (losses, loss) in [(&self.hard, hard), (&self.kl, kl)] {
-            if let Some(losses) = losses {
-                // SAFETY: one number per row, each row visited once.
-                unsafe { losses.piece(r, 1)[0] = loss };
+        let Some(first) = terms.divergences.first() else {
+            return Ok(());
+        };
+        if !self.has_teacher() {
+            return Err(DivergenceError::NoTeacher { divergence: first.divergence.name() });
+        }
+        let Some(sparse) = sparse else {
+            return Ok(());
+        };
+        for term in terms.divergences {
+            term.divergence.validate_for(sparse.tail)?;
+            if term.temperature != first.temperature {
+                let (first, other) = (first.temperature, term.temperature);
+                return Err(DivergenceError::Temperatures { first, other });
             }
         }
+        Ok(())
     }
-}
 
-/// Loss terms of one row and, where `grad` is wanted, ∂(weighted loss)/∂logits in place.
-///
-/// `z` holds the logits of the row on entry and the gradient on exit.
-/// Hard label: L = lse(z) − z_y, ∂L/∂z = q − 1\[y\]. Forward KL at temperature τ, with
-/// q = softmax(z/τ): L = τ²(Σ pᵢ log pᵢ − Σ pᵢ log qᵢ), ∂L/∂z = τ(M·q − p) with M the mass
-/// that `tail` counts; for `Bucket` ids outside the stored set get τ(q − p_tail·q/q_tail).
-pub(crate) fn row_losses(z: &mut [f32], targets: &HeadTargets<'_>, r: usize, w: &HeadWeights) -> (f32, f32) {
-    let label = targets.hard_labels.map(|labels| labels[r]);
-    let sparse = targets.sparse.as_ref().map(|sparse| sparse.row(r));
-    let tau = w.loss_temperature;
-    let same = tau == 1.0;
-    let base = if label.is_some() || same { Some(log_sum_exp(z, 1.0)) } else { None };
-    let hot = match (&sparse, same) {
-        (None, _) => None,
-        (Some(_), true) => base,
-        (Some(_), false) => Some(log_sum_exp(z, 1.0 / tau)),
-    };
-    let hard = label.map_or(0.0, |y| base.unwrap_or(0.0) - z[y as usize]);
-    let (kl, plan) = match (&sparse, hot) {
-        (Some(row), Some(lse)) => sparse_forward_kl(z, row, lse, tau),
-        _ => (0.0, SparsePlan::default()),
-    };
-    gradient(z, label.zip(base), sparse.as_ref().zip(hot), &plan, w);
-    (hard, kl)
-}
+    pub fn has_teacher(&self) -> bool {
+        self.sparse.is_some() || self.dense.is_some()
+    }
 
-/// One row of [`SparseTargets`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SparseRowRef<'a> {
-    pub(crate) ids: &'a [u32],
-    pub(crate) probs: &'a [f32],
-    pub(crate) entropy: f32,
-    pub(crate) tail: TailMode,
+    /// Most numbers that a row's losses need room for.
+    pub(crate) fn n_kept_max(&self) -> usize {
+        self.sparse.map_or(0, |sparse| sparse.n_ids_max())
+    }
+
+    /// The loss of row `r`, and its gradient in place of `z`. `t` holds the teacher's logits where it is dense.
+    pub(crate) fn row(&self, z: &mut [f32], t: &[f32], r: usize, terms: &HeadTerms<'_>) -> RowLosses {
+        let n_ids = self.n_ids.unwrap_or(z.len());
+        let (z, padding) = z.split_at_mut(n_ids);
+        let teacher = match (&self.sparse, &self.dense) {
+            (Some(sparse), _) => Some(TeacherRow::Sparse(sparse.row(r))),
+            (None, Some(_)) => Some(TeacherRow::Logits(&t[..n_ids])),
+            (None, None) => None,
+        };
+        let label = self.hard_labels.map(|labels| labels[r]);
+        let mut losses = RowLosses::default();
+        with_scratch([teacher.map_or(0, |teacher| teacher.n_kept())], |[kept]| {
+            losses.hard_label = row_losses(z, kept, label, teacher.as_ref(), terms, &mut losses.divergences);
+        });
+        losses.captured_mass = teacher.map_or(0.0, |teacher| teacher.captured_mass());
+        padding.fill(0.0);
+        losses
+    }
 }
 
 impl<'a> SparseTargets<'a> {
     /// Most ids of a row.
-    pub(crate) fn n_ids_max(&self) -> usize {
+    fn n_ids_max(&self) -> usize {
         self.offsets.windows(2).map(|at| (at[1] - at[0]) as usize).max().unwrap_or(0)
     }
 
-    pub(crate) fn row(&self, r: usize) -> SparseRowRef<'a> {
+    fn row(&self, r: usize) -> SparseRow<'a> {
         let at = self.offsets[r] as usize..self.offsets[r + 1] as usize;
-        SparseRowRef {
+        SparseRow {
             ids: &self.ids[at.clone()],
             probs: &self.probs[at],
             entropy: self.teacher_entropy.get(r).copied().unwrap_or(0.0),
@@ -149,113 +136,109 @@ impl<'a> SparseTargets<'a> {
     }
 }
 
-/// Coefficients of the KL gradient: inside the stored set `mass·q − p`, outside `outside·q − spread`.
+/// The loss of one divergence, `forward_kl`, beside hard labels.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights {
+    /// Weight of −log q(label), always at temperature 1.
+    pub hard_label: f32,
+    /// Weight of τ²·KL(p‖q^τ) on the teacher's targets.
+    pub forward_kl: f32,
+    /// τ: the student's logits are divided by it in the divergence; sparse targets come softened.
+    pub loss_temperature: f32,
+    /// Multiplies every row's gradient (1 / tokens in the optimiser step).
+    pub scale: f32,
+}
+
+impl HeadWeights {
+    pub fn forward_kl(&self) -> Term {
+        Term {
+            divergence: Divergence::ForwardKl,
+            weight: self.forward_kl,
+            temperature: self.loss_temperature,
+        }
+    }
+
+    /// The loss, with the divergence in it if there is a teacher to diverge from.
+    pub fn terms<'a>(&self, divergence: &'a [Term; 1], targets: &HeadTargets<'_>) -> HeadTerms<'a> {
+        let divergences: &[Term] = if targets.has_teacher() { divergence } else { &[] };
+        HeadTerms { hard_label: self.hard_label, divergences, scale: self.scale }
+    }
+}
+
+/// Losses of each row in nats, unweighted; empty where the target is absent.
+#[derive(Clone, Debug, Default)]
+pub struct HeadLosses {
+    pub hard_label: Vec<f32>,
+    /// One list per divergence, in the order of the terms, each with its τ².
+    pub divergences: Vec<Vec<f32>>,
+    /// Teacher probability of the stored ids of each row; 1 for a dense teacher.
+    pub captured_mass: Vec<f32>,
+}
+
+impl HeadLosses {
+    /// Losses of term `i`, none if there is no such term.
+    pub fn divergence(&self, i: usize) -> &[f32] {
+        self.divergences.get(i).map_or(&[], |losses| losses)
+    }
+
+    /// Forgets all rows and keeps their memory.
+    pub fn clear(&mut self) {
+        self.hard_label.clear();
+        self.divergences.iter_mut().for_each(Vec::clear);
+        self.captured_mass.clear();
+    }
+
+    /// Places for the losses of `n_rows` more rows.
+    pub(crate) fn append(
+        &mut self,
+        n_rows: usize,
+        targets: &HeadTargets<'_>,
+        n_terms: usize,
+    ) -> LossShards<'_> {
+        fn places(losses: &mut Vec<f32>, n_rows: usize) -> Shards<'_, f32> {
+            let start = losses.len();
+            losses.resize(start + n_rows, 0.0);
+            Shards::new(&mut losses[start..])
+        }
+        if self.divergences.len() < n_terms {
+            self.divergences.resize_with(n_terms, Vec::new);
+        }
+        let mut lists = self.divergences[..n_terms].iter_mut();
+        LossShards {
+            hard_label: targets.hard_labels.map(|_| places(&mut self.hard_label, n_rows)),
+            divergences: std::array::from_fn(|_| lists.next().map(|losses| places(losses, n_rows))),
+            captured_mass: targets.has_teacher().then(|| places(&mut self.captured_mass, n_rows)),
+        }
+    }
+}
+
+/// Losses of one row.
 #[derive(Default)]
-struct SparsePlan {
-    mass: f32,
-    outside: f32,
-    spread: f32,
+pub(crate) struct RowLosses {
+    hard_label: f32,
+    divergences: [f32; TERMS_MAX],
+    captured_mass: f32,
 }
 
-fn sparse_forward_kl(z: &mut [f32], row: &SparseRowRef<'_>, lse: f32, tau: f32) -> (f32, SparsePlan) {
-    let logit = |z: &[f32], id: u32| z[id as usize] / tau;
-    let mass: f64 = row.probs.iter().map(|&p| f64::from(p)).sum();
-    let kept = row.probs.iter().zip(row.ids).filter(|(p, _)| **p > 0.0);
-    let cross: f64 = kept.map(|(&p, &id)| -f64::from(p) * f64::from(logit(z, id) - lse)).sum();
-    let others = z.len() - row.ids.len();
-    // With every id stored, what is missing from one is rounding.
-    let rest = if others == 0 { 0.0 } else { (1.0 - mass).max(0.0) };
-    let xlogx = |p: f64| if p > 0.0 { p * p.ln() } else { 0.0 };
-    let negentropy: f64 = row.probs.iter().map(|&p| xlogx(f64::from(p))).sum();
-    let (kl, plan) = match row.tail {
-        TailMode::None => {
-            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
-            (cross - f64::from(row.entropy), plan)
-        }
-        TailMode::Drop => {
-            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
-            (cross + negentropy, plan)
-        }
-        TailMode::Bucket => {
-            // The floor keeps rest / q_tail finite in f32; there the loss stops growing.
-            let q_tail = log_q_outside(z, row.ids, lse, tau).exp().max(1e-30);
-            let total = mass + rest;
-            let outside = total - if rest > 0.0 { rest / q_tail } else { 0.0 };
-            let plan = SparsePlan { mass: total as f32, outside: outside as f32, spread: 0.0 };
-            (cross + negentropy + xlogx(rest) - if rest > 0.0 { rest * q_tail.ln() } else { 0.0 }, plan)
-        }
-        TailMode::Uniform if rest == 0.0 => {
-            let plan = SparsePlan { mass: mass as f32, outside: mass as f32, spread: 0.0 };
-            (cross + negentropy, plan)
-        }
-        TailMode::Uniform => {
-            let each = rest / others as f64;
-            let all: f64 = z.iter().map(|&v| f64::from(v / tau)).sum();
-            let inside: f64 = row.ids.iter().map(|&id| f64::from(logit(z, id))).sum();
-            let log_q_others = all - inside - others as f64 * f64::from(lse);
-            let plan =
-                SparsePlan { mass: (mass + rest) as f32, outside: (mass + rest) as f32, spread: each as f32 };
-            (cross + negentropy + rest * each.ln() - each * log_q_others, plan)
-        }
-    };
-    ((kl * f64::from(tau * tau)) as f32, plan)
+/// [`HeadLosses`] that several threads fill, each its own rows.
+pub(crate) struct LossShards<'a> {
+    hard_label: Option<Shards<'a, f32>>,
+    divergences: [Option<Shards<'a, f32>>; TERMS_MAX],
+    captured_mass: Option<Shards<'a, f32>>,
 }
 
-/// log of the student's mass outside `ids`, summed there and not by subtraction from one, which
-/// would cancel where the mass is small.
-fn log_q_outside(z: &mut [f32], ids: &[u32], lse: f32, tau: f32) -> f64 {
-    let mut outside = f32::NEG_INFINITY;
-    if ids.len() < z.len() {
-        with_scratch([ids.len()], |[kept]| {
-            let swap_out = |(kept, &id): (&mut f32, &u32)| {
-                *kept = std::mem::replace(&mut z[id as usize], f32::NEG_INFINITY);
-            };
-            kept.iter_mut().zip(ids).for_each(swap_out);
-            outside = log_sum_exp(z, 1.0 / tau);
-            kept.iter().zip(ids).for_each(|(&v, &id)| z[id as usize] = v);
-        });
+impl LossShards<'_> {
+    /// Stores the losses of row `r`, which is visited once.
+    pub(crate) fn put(&self, r: usize, row: &RowLosses) {
+        let put = |(losses, loss): (&Option<Shards<'_, f32>>, f32)| {
+            if let Some(losses) = losses {
+                // SAFETY: one number per row, each row visited once.
+                unsafe { losses.piece(r, 1)[0] = loss };
+            }
+        };
+        [(&self.hard_label, row.hard_label), (&self.captured_mass, row.captured_mass)]
+            .into_iter()
+            .for_each(put);
+        self.divergences.iter().zip(row.divergences).for_each(put);
     }
-    f64::from(outside - lse)
-}
-
-/// ∂(weighted loss)/∂z in place of z, given the labels' and the targets' log Σ exp.
-fn gradient(
-    z: &mut [f32],
-    hard: Option<(u32, f32)>,
-    sparse: Option<(&SparseRowRef<'_>, f32)>,
-    plan: &SparsePlan,
-    w: &HeadWeights,
-) {
-    let tau = w.loss_temperature;
-    let hard_weight = if hard.is_some() { w.hard_label * w.scale } else { 0.0 };
-    let kl_weight = if sparse.is_some() { w.forward_kl * w.scale * tau } else { 0.0 };
-    if hard_weight == 0.0 && kl_weight == 0.0 {
-        return z.fill(0.0);
-    }
-    let mixture = |z: &mut [f32]| {
-        let lse = hard.map_or(0.0, |(_, lse)| lse);
-        let hot = sparse.map_or(0.0, |(_, lse)| lse);
-        let (spread, outside) = (-kl_weight * plan.spread, kl_weight * plan.outside);
-        if tau == 1.0 {
-            // Both terms read the same softmax.
-            let lse = if hard.is_some() { lse } else { hot };
-            softmax_mixture(z, hard_weight + outside, lse, 0.0, 0.0, 1.0, spread);
-        } else {
-            softmax_mixture(z, hard_weight, lse, outside, hot, 1.0 / tau, spread);
-        }
-        if let Some((label, _)) = hard {
-            z[label as usize] -= hard_weight;
-        }
-    };
-    let Some((row, hot)) = sparse else {
-        return mixture(z);
-    };
-    with_scratch([row.ids.len()], |[kept]| {
-        kept.iter_mut().zip(row.ids).for_each(|(q, &id)| *q = (z[id as usize] / tau - hot).exp());
-        mixture(z);
-        for ((&id, &p), &q) in row.ids.iter().zip(row.probs).zip(&*kept) {
-            let extra = (plan.mass - plan.outside) * q + plan.spread - p;
-            z[id as usize] += kl_weight * extra;
-        }
-    });
 }

@@ -33,7 +33,7 @@ pub use cpu::cpu_features;
 pub use dequantise::{BlockFormat, dequantise};
 pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight, logits_chunk_rows};
 pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherRow, Term, row_losses};
-pub use head::{HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
+pub use head::{DenseTargets, HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use kv_cache::KvCache;
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;

@@ -5,7 +5,9 @@ mod common;
 
 use common::{bits, close, numbers};
 use serde::Deserialize;
-use stillroom_kernels::{Device, HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode, Weight};
+use stillroom_kernels::{
+    Device, HeadLosses, HeadTargets, HeadTerms, HeadWeights, SparseTargets, TailMode, Weight,
+};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -51,19 +53,24 @@ fn loss_and_gradient(row: &Row) -> (f32, Vec<f32>) {
         teacher_entropy: &entropy,
         tail: row.tail(),
     };
-    let targets =
-        HeadTargets { hard_labels: hard.then_some(&row.target_ids[..]), sparse: (!hard).then_some(sparse) };
+    let targets = HeadTargets {
+        hard_labels: hard.then_some(&row.target_ids[..]),
+        sparse: (!hard).then_some(sparse),
+        ..HeadTargets::default()
+    };
     let weights =
         HeadWeights { hard_label: 1.0, forward_kl: 1.0, loss_temperature: row.temperature, scale: 1.0 };
+    let divergence = [weights.forward_kl()];
+    let terms = weights.terms(&divergence, &targets);
     let (mut dh, mut dw) = (dev.zeros(v), dev.zeros(v * v));
     let hidden = dev.upload(&row.logits);
     let mut losses = HeadLosses::default();
-    dev.divergence_head(&mut dh, &mut dw, &hidden, &w, 1, &targets, &weights, &mut losses);
-    let only_forward =
-        dev.divergence_head_forward(&hidden, &dev.pack(&w, v, v), 1, &targets, row.temperature);
+    dev.divergence_head(&mut dh, &mut dw, &hidden, &w, 1, &targets, &terms, &mut losses);
+    let (packed, mut only_forward) = (dev.pack(&w, v, v), HeadLosses::default());
+    dev.divergence_head_forward(&hidden, &packed, 1, &targets, terms.divergences, &mut only_forward);
     assert_eq!(bits(&only_forward.hard_label), bits(&losses.hard_label));
-    assert_eq!(bits(&only_forward.forward_kl), bits(&losses.forward_kl));
-    (if hard { losses.hard_label[0] } else { losses.forward_kl[0] }, dev.download(&dh))
+    assert_eq!(bits(only_forward.divergence(0)), bits(losses.divergence(0)));
+    (if hard { losses.hard_label[0] } else { losses.divergence(0)[0] }, dev.download(&dh))
 }
 
 #[test]
@@ -137,7 +144,7 @@ impl Batch {
             teacher_entropy: &self.entropy,
             tail,
         };
-        HeadTargets { hard_labels: Some(&self.labels), sparse: Some(sparse) }
+        HeadTargets { hard_labels: Some(&self.labels), sparse: Some(sparse), ..HeadTargets::default() }
     }
 
     /// (weighted loss in f64, dhidden, dw).
@@ -146,10 +153,12 @@ impl Batch {
         let (w, hidden) = (dev.upload(&self.w), dev.upload(&self.hidden));
         let (mut dh, mut dw) = (dev.zeros(self.hidden.len()), dev.zeros(self.w.len()));
         let (targets, mut losses) = (self.targets(tail), HeadLosses::default());
-        dev.divergence_head(&mut dh, &mut dw, &hidden, &w, self.n(), &targets, weights, &mut losses);
+        let divergence = [weights.forward_kl()];
+        let terms = weights.terms(&divergence, &targets);
+        dev.divergence_head(&mut dh, &mut dw, &hidden, &w, self.n(), &targets, &terms, &mut losses);
         let sum = |x: &[f32]| x.iter().map(|&v| f64::from(v)).sum::<f64>();
         let total = f64::from(weights.hard_label) * sum(&losses.hard_label)
-            + f64::from(weights.forward_kl) * sum(&losses.forward_kl);
+            + f64::from(weights.forward_kl) * sum(losses.divergence(0));
         (total * f64::from(weights.scale), dev.download(&dh), dev.download(&dw))
     }
 }
@@ -206,19 +215,19 @@ fn a_vocabulary_that_takes_several_chunks_gives_the_plain_result() {
     let dev = Device::cpu(2);
     let (hidden, w) = (numbers(5, n * width), numbers(6, vocab * width));
     let labels: Vec<u32> = (0..n).map(|r| (r * 397) as u32).collect();
-    let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
-    let weights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
+    let targets = HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() };
+    let terms = HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 };
     let (h, w_buf) = (dev.upload(&hidden), dev.upload(&w));
     let run = |rows: std::ops::Range<usize>, losses: &mut HeadLosses| {
         let (mut dh, mut dw) = (dev.zeros(rows.len() * width), dev.zeros(vocab * width));
         let part = dev.upload(&hidden[rows.start * width..rows.end * width]);
-        let targets = HeadTargets { hard_labels: Some(&labels[rows.clone()]), sparse: None };
-        dev.divergence_head(&mut dh, &mut dw, &part, &w_buf, rows.len(), &targets, &weights, losses);
+        let targets = HeadTargets { hard_labels: Some(&labels[rows.clone()]), ..HeadTargets::default() };
+        dev.divergence_head(&mut dh, &mut dw, &part, &w_buf, rows.len(), &targets, &terms, losses);
         (dev.download(&dh), dev.download(&dw))
     };
     let (mut dh, mut dw) = (dev.zeros(n * width), dev.zeros(vocab * width));
     let (mut whole, mut parts) = (HeadLosses::default(), HeadLosses::default());
-    dev.divergence_head(&mut dh, &mut dw, &h, &w_buf, n, &targets, &weights, &mut whole);
+    dev.divergence_head(&mut dh, &mut dw, &h, &w_buf, n, &targets, &terms, &mut whole);
     let (first, second) = (run(0..80, &mut parts), run(80..150, &mut parts));
     assert_eq!(bits(&whole.hard_label), bits(&parts.hard_label));
     assert_eq!(bits(&dev.download(&dh)), bits(&[first.0, second.0].concat()));
@@ -256,8 +265,8 @@ fn a_logit_that_is_not_a_number_is_never_hidden() {
     let identity = [1.0, 0.0, 0.0, 1.0];
     let w = dev.upload(&identity);
     let labels = [0];
-    let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
-    let losses =
-        dev.divergence_head_forward(&dev.upload(&[0.0, f32::NAN]), &dev.pack(&w, 2, 2), 1, &targets, 1.0);
+    let targets = HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() };
+    let (hidden, w, mut losses) = (dev.upload(&[0.0, f32::NAN]), dev.pack(&w, 2, 2), HeadLosses::default());
+    dev.divergence_head_forward(&hidden, &w, 1, &targets, &[], &mut losses);
     assert!(losses.hard_label[0].is_nan());
 }

@@ -116,7 +116,7 @@ impl Backward<'_> {
             d.weight(id),
             n,
             targets,
-            weights,
+            &weights.terms(&[weights.forward_kl()], targets),
             losses,
         );
         let mut dx = hidden;

@@ -170,6 +170,7 @@ impl Targets {
                 teacher_entropy: &s.teacher_entropy[range.clone()],
                 tail: tail_mode(s.tail),
             }),
+            ..HeadTargets::default()
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use stillroom_core::{CounterRng, SparseRow};
-use stillroom_kernels::{Buf, HeadLosses, HeadTargets};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights};
 
 use crate::backward::TOKENS_PER_GROUP;
 use crate::batch::{Batch, Targets};
@@ -35,10 +35,11 @@ impl Decoder {
         let all_but_last = |d: usize| (0..documents[d].len().saturating_sub(1) as u32).collect();
         for chunk in self.chunks(documents, all_but_last) {
             let labels: Vec<u32> = chunk.owners.iter().map(|&(d, t)| documents[d][t + 1]).collect();
-            let targets = HeadTargets { hard_labels: Some(&labels), sparse: None };
+            let targets = HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() };
             let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
             let head = self.product(self.layout.head_or_embedding());
-            let losses = self.device.divergence_head_forward(&hidden, head, chunk.rows.len(), &targets, 1.0);
+            let (n, mut losses) = (chunk.rows.len(), HeadLosses::default());
+            self.device.divergence_head_forward(&hidden, head, n, &targets, &[], &mut losses);
             self.workspace.give(hidden);
             for (&(d, _), loss) in chunk.owners.iter().zip(losses.hard_label) {
                 logprobs[d].push(-loss);
@@ -131,16 +132,16 @@ impl Decoder {
         targets.check(batch.n_tokens(), self.config.vocab_size);
         batch.check();
         let mut losses = HeadLosses::default();
+        let weights = HeadWeights { hard_label: 1.0, forward_kl: 1.0, loss_temperature, scale: 1.0 };
+        let divergence = [weights.forward_kl()];
         let (mut group, head) = (Batch::default(), self.product(self.layout.head_or_embedding()));
         for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
             let start = group.set_part(batch, documents) as u32;
             let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
             let hidden = self.hidden_rows(&group, &rows);
             let targets = targets.head_of(supervised);
-            let of_group =
-                self.device.divergence_head_forward(&hidden, head, rows.len(), &targets, loss_temperature);
-            losses.hard_label.extend(of_group.hard_label);
-            losses.forward_kl.extend(of_group.forward_kl);
+            let terms = weights.terms(&divergence, &targets).divergences;
+            self.device.divergence_head_forward(&hidden, head, rows.len(), &targets, terms, &mut losses);
             self.workspace.give(hidden);
         }
         losses

@@ -46,7 +46,7 @@ fn weighted(losses: &HeadLosses, w: &HeadWeights) -> f64 {
     let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
     f64::from(w.scale)
         * (f64::from(w.hard_label) * sum(&losses.hard_label)
-            + f64::from(w.forward_kl) * sum(&losses.forward_kl))
+            + f64::from(w.forward_kl) * sum(losses.divergence(0)))
 }
 
 fn check(family: Family, tail: Tail, loss_temperature: f32) {

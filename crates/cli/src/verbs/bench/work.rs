@@ -70,7 +70,7 @@ pub(super) fn train(
     let timed = repeat(sizes.steps, &device, |step| {
         let began = Instant::now();
         let of_rows = state.accumulate(&batch, &targets, &weights);
-        let nats = of_rows.hard_label.iter().chain(&of_rows.forward_kl).map(|&loss| f64::from(loss));
+        let nats = of_rows.hard_label.iter().chain(of_rows.divergence(0)).map(|&loss| f64::from(loss));
         let loss = nats.sum::<f64>() / targets.rows.len() as f64;
         let report = state.step(&ADAMW);
         let seconds = began.elapsed().as_secs_f64();
