@@ -27,6 +27,8 @@ pip install --no-compile \
 pip install --no-compile transformers==5.23.0 tokenizers==0.23.3 safetensors==0.8.0 gguf==0.19.0
 # transformers wants it to load a GGUF; --no-deps, for it would pull the rest of torch.
 pip install --no-compile --no-deps accelerate==1.15.0 psutil==7.2.2
+# For lora.py; it needs accelerate too.
+pip install --no-compile --no-deps peft==0.21.2
 # The source of its losses is read by divergences.py; alone it does not import, and need not.
 pip install --no-compile --no-deps trl==1.16.0
 

@@ -22,6 +22,9 @@ pub enum FormatError {
     /// Nothing that we read is at this path.
     #[error("{} is neither a Hugging Face model directory nor a .gguf file", path.display())]
     NotAModel { path: PathBuf },
+    /// No adapter that we read is at this path.
+    #[error("{} holds no LoRA adapter", path.display())]
+    NotAnAdapter { path: PathBuf },
     /// The directory holds weights in a format that can execute code.
     #[error("{} holds no safetensors file, only {found}", path.display())]
     NoSafetensors { path: PathBuf, found: String },
@@ -94,6 +97,12 @@ impl FormatError {
             FormatError::InFile { source, .. } => return source.fix(),
             FormatError::NotAModel { .. } => {
                 "give a directory with `config.json` and `model.safetensors`, or a `.gguf` file"
+            }
+            FormatError::NotAnAdapter { .. } => {
+                "give a directory with `adapter_config.json` and `adapter_model.safetensors`, as PEFT saves it"
+            }
+            FormatError::Unsupported { what, .. } if what.contains("of an adapter") => {
+                "merge the adapter into its model with PEFT (`merge_and_unload`), or train one of plain LoRA"
             }
             FormatError::NoSafetensors { .. } => {
                 "convert the weights to safetensors with the tool that wrote them; pickled weights are never read"

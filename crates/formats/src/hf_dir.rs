@@ -16,7 +16,7 @@ use crate::safetensors_file::{SafetensorsFile, Writer};
 use crate::tensors::{Encoding, NamedTensor, TensorSource, TensorView};
 use crate::tokenizer::Tokenizer;
 
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 1 << 27;
 const TOKENIZER_CONFIG_BYTES_MAX: u64 = 1 << 24;
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
@@ -63,7 +63,7 @@ pub(crate) fn open(path: &Path) -> Result<ModelFiles> {
 }
 
 /// A directory whose files may not lead elsewhere.
-struct Dir {
+pub(crate) struct Dir {
     path: PathBuf,
     /// `path` without links.
     root: PathBuf,
@@ -72,7 +72,7 @@ struct Dir {
 }
 
 impl Dir {
-    fn open(path: &Path) -> Result<Dir> {
+    pub(crate) fn open(path: &Path) -> Result<Dir> {
         let root = path.canonicalize().map_err(FormatError::io("open", path))?;
         let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")));
         let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
@@ -83,7 +83,7 @@ impl Dir {
     ///
     /// Refused are absolute names, `..`, and links that end neither in the directory nor in the
     /// hub cache's blobs of the same repository.
-    fn resolve(&self, name: &str) -> Result<Option<PathBuf>> {
+    pub(crate) fn resolve(&self, name: &str) -> Result<Option<PathBuf>> {
         let escapes = || FormatError::Escapes { name: name.to_owned() };
         let relative = Path::new(name);
         let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
@@ -102,7 +102,7 @@ impl Dir {
         Ok(Some(target))
     }
 
-    fn text(&self, name: &str, limit: u64) -> Result<Option<String>> {
+    pub(crate) fn text(&self, name: &str, limit: u64) -> Result<Option<String>> {
         match self.resolve(name)? {
             Some(file) => read_text(&file, limit),
             None => Ok(None),
@@ -310,6 +310,6 @@ pub(crate) fn check_vocabulary(config: &DecoderConfig, tokenizer: &Tokenizer) ->
     if tokens > rows { Err(FormatError::Vocabulary { tokens, rows }) } else { Ok(()) }
 }
 
-fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
