@@ -37,4 +37,4 @@ pub use head::{DenseTargets, HeadLosses, HeadTargets, HeadWeights, SparseTargets
 pub use kv_cache::KvCache;
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
-pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, soften_again};
+pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, weigh};

@@ -21,15 +21,8 @@ pub struct Softened {
 
 /// Turns logits into exp((z − max z)/τ) in place. Sums are f64, in fixed order.
 pub fn soften(z: &mut [f32], temperature: f32) -> Softened {
-    let mut softened = Softened::default();
-    soften_again(z, temperature, &mut softened);
-    softened
-}
-
-/// [`soften`] with what it found in place of what was found before; no new memory for as long a row.
-pub fn soften_again(z: &mut [f32], temperature: f32, softened: &mut Softened) {
     let top = maximum(z);
-    softened.block_sums.clear();
+    let mut softened = Softened::default();
     let mut weighted = 0.0f64;
     for block in z.chunks_mut(SUM_BLOCK) {
         let (sum, dot) = soften_block(block, top, 1.0 / temperature);
@@ -38,6 +31,16 @@ pub fn soften_again(z: &mut [f32], temperature: f32, softened: &mut Softened) {
     }
     softened.sum = softened.block_sums.iter().sum();
     softened.entropy = (softened.sum.ln() - weighted / softened.sum).max(0.0);
+    softened
+}
+
+/// [`soften`] without the entropy: `block_sums` are replaced, their sum is returned. No new memory for as
+/// long a row as before.
+pub fn weigh(z: &mut [f32], temperature: f32, block_sums: &mut Vec<f64>) -> f64 {
+    let top = maximum(z);
+    block_sums.clear();
+    block_sums.extend(z.chunks_mut(SUM_BLOCK).map(|block| weigh_block(block, top, 1.0 / temperature)));
+    block_sums.iter().sum()
 }
 
 /// The largest number and where it stands first; NaN is passed over.
@@ -61,27 +64,46 @@ pub fn log_sum_exp(z: &[f32]) -> f32 {
 }
 
 multiversion! {
-    /// e in place; Σe and Σe·log e.
+    /// e in place; Σe and Σe·log e. At most [`SUM_BLOCK`] numbers.
     fn soften_block(z: &mut [f32], top: f32, scale: f32) -> (f64, f64) {
-        let (mut sums, mut dots) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let mut whole = z.chunks_exact_mut(LANES);
-        for piece in &mut whole {
-            for k in 0..LANES {
-                let log = (piece[k] - top) * scale;
-                let e = exp(log);
-                piece[k] = e;
-                sums[k] += f64::from(e);
-                dots[k] += if e > 0.0 { f64::from(e) * f64::from(log) } else { 0.0 };
+        let mut logs = [0.0; SUM_BLOCK];
+        let logs = &mut logs[..z.len()];
+        for (log, v) in logs.iter_mut().zip(&mut *z) {
+            *log = (*v - top) * scale;
+            *v = exp(*log);
+        }
+        let mut dots = [0.0f64; LANES];
+        for (logs, e) in logs.chunks(LANES).zip(z.chunks(LANES)) {
+            for ((dot, log), e) in dots.iter_mut().zip(logs).zip(e) {
+                *dot += if *e > 0.0 { f64::from(*e) * f64::from(*log) } else { 0.0 };
             }
         }
-        for (k, v) in whole.into_remainder().iter_mut().enumerate() {
-            let log = (*v - top) * scale;
-            *v = exp(log);
-            sums[k] += f64::from(*v);
-            dots[k] += if *v > 0.0 { f64::from(*v) * f64::from(log) } else { 0.0 };
-        }
-        (sums.iter().sum(), dots.iter().sum())
+        (lanes_sum(z), dots.iter().sum())
     }
+}
+
+multiversion! {
+    /// e in place; Σe.
+    fn weigh_block(z: &mut [f32], top: f32, scale: f32) -> f64 {
+        for v in &mut *z {
+            *v = exp((*v - top) * scale);
+        }
+        lanes_sum(z)
+    }
+}
+
+/// Σe of interleaved lanes.
+#[inline(always)]
+fn lanes_sum(e: &[f32]) -> f64 {
+    let mut sums = [0.0f64; LANES];
+    let (pieces, rest) = e.as_chunks::<LANES>();
+    for piece in pieces {
+        for k in 0..LANES {
+            sums[k] += f64::from(piece[k]);
+        }
+    }
+    sums.iter_mut().zip(rest).for_each(|(sum, e)| *sum += f64::from(*e));
+    sums.iter().sum()
 }
 
 multiversion! {
@@ -111,6 +133,9 @@ mod tests {
                 assert!(e.iter().zip(&exact).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
                 let blocks = e.chunks(SUM_BLOCK).map(|b| b.iter().map(|&v| f64::from(v)).sum::<f64>());
                 assert!(blocks.zip(&found.block_sums).all(|(a, b)| (a - b).abs() < 1e-9));
+                let (mut weighed, mut sums) = (logits.clone(), vec![7.0]);
+                assert_eq!(weigh(&mut weighed, temperature, &mut sums), found.sum);
+                assert_eq!((weighed, sums), (e, found.block_sums));
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::pool::{Pool, Shards};
 /// Panels of a tile.
 const TILE_PANELS: usize = 4;
 /// k per block: 8 KiB of a panel stay in the first-level cache while tiles share them.
-const BLOCK_K: usize = 128;
+const BLOCK_K: usize = 192;
 /// Numbers between panels that are decoded on the way; a little more than they hold, since addresses a
 /// multiple of 4 KiB apart share their places in the cache.
 pub(crate) const SCRATCH_STRIDE: usize = BLOCK_K * PANEL + PANEL;

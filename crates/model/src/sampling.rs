@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use stillroom_core::{CounterRng, SparseRow};
-use stillroom_kernels::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, soften_again};
+use stillroom_kernels::{SUM_BLOCK, first_maximum, log_sum_exp, soften, weigh};
 
 use crate::generate::SamplingParams;
 
@@ -12,7 +12,8 @@ use crate::generate::SamplingParams;
 struct Scratch {
     /// exp((z − max z)/τ).
     e: Vec<f32>,
-    softened: Softened,
+    /// Sums of it, see [`weigh`].
+    block_sums: Vec<f64>,
     /// Mass of weights that begin with the same bits.
     bins: Vec<f64>,
     nucleus: Vec<(u32, f32)>,
@@ -36,12 +37,11 @@ pub(crate) fn pick(z: &[f32], sampling: &SamplingParams, rng: &mut CounterRng) -
     let id = SCRATCH.with_borrow_mut(|scratch| {
         scratch.e.clear();
         scratch.e.extend_from_slice(z);
-        soften_again(&mut scratch.e, sampling.temperature, &mut scratch.softened);
+        let sum = weigh(&mut scratch.e, sampling.temperature, &mut scratch.block_sums);
         if sampling.top_p < 1.0 {
-            return draw_from_nucleus(scratch, f64::from(sampling.top_p), rng.uniform());
+            return draw_from_nucleus(scratch, sum, f64::from(sampling.top_p), rng.uniform());
         }
-        let target = rng.uniform() * scratch.softened.sum;
-        Walk::new(&scratch.e, &scratch.softened).find(target) as u32
+        Walk::new(&scratch.e, &scratch.block_sums).find(rng.uniform() * sum) as u32
     });
     (id, z[id as usize] - lse)
 }
@@ -56,8 +56,8 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(e: &'a [f32], softened: &'a Softened) -> Walk<'a> {
-        Walk { e, block_sums: &softened.block_sums, block: 0, before: 0.0 }
+    fn new(e: &'a [f32], block_sums: &'a [f64]) -> Walk<'a> {
+        Walk { e, block_sums, block: 0, before: 0.0 }
     }
 
     /// The first id at which the running sum exceeds `target`; where rounding leaves none, the last one
@@ -83,11 +83,11 @@ impl<'a> Walk<'a> {
 
 /// Draws from the smallest set of most probable tokens with at least `top_p` of the mass; among equals
 /// lower ids come first. Source: Holtzman et al. 2020, section 3.1.
-fn draw_from_nucleus(scratch: &mut Scratch, top_p: f64, uniform: f64) -> u32 {
-    let Scratch { e, softened, bins, nucleus } = scratch;
+fn draw_from_nucleus(scratch: &mut Scratch, sum: f64, top_p: f64, uniform: f64) -> u32 {
+    let Scratch { e, bins, nucleus, .. } = scratch;
     // Tokens below this share hold less than 1 − top_p together, so the set closes before them.
-    let floor = (softened.sum * (1.0 - top_p) / e.len() as f64) as f32;
-    let floor = floor.max(least_of_nucleus(e, floor, top_p * softened.sum, bins));
+    let floor = (sum * (1.0 - top_p) / e.len() as f64) as f32;
+    let floor = floor.max(least_of_nucleus(e, floor, top_p * sum, bins));
     nucleus.clear();
     for (block, start) in e.chunks(SUM_BLOCK).zip((0..).step_by(SUM_BLOCK)) {
         if block.iter().fold(false, |any, &e| any | (e >= floor)) {
@@ -99,7 +99,7 @@ fn draw_from_nucleus(scratch: &mut Scratch, top_p: f64, uniform: f64) -> u32 {
     let mut mass = 0.0f64;
     let closing = nucleus.iter().position(|(_, e)| {
         mass += f64::from(*e);
-        mass >= top_p * softened.sum
+        mass >= top_p * sum
     });
     nucleus.truncate(closing.map_or(nucleus.len(), |n| n + 1));
     let target = uniform * mass;
@@ -135,7 +135,7 @@ pub(crate) fn draw_targets(z: &mut [f32], n: u32, temperature: f32, rng: &mut Co
     let softened = soften(z, temperature);
     let mut targets: Vec<f64> = (0..n).map(|_| rng.uniform() * softened.sum).collect();
     targets.sort_unstable_by(f64::total_cmp);
-    let mut walk = Walk::new(z, &softened);
+    let mut walk = Walk::new(z, &softened.block_sums);
     let mut counts: Vec<(usize, u32)> = Vec::new();
     for target in targets {
         let id = walk.find(target);
@@ -253,10 +253,9 @@ mod tests {
         assert_eq!(row.ids, [3, 500, 999]);
         assert!(row.probs.iter().all(|p| (p - 1.0 / 3.0).abs() < 0.15), "{row:?}");
         let softened = soften(&mut z, 1.0);
-        assert_eq!(Walk::new(&z, &softened).find(f64::INFINITY), 999);
+        assert_eq!(Walk::new(&z, &softened.block_sums).find(f64::INFINITY), 999);
         z[999] = 0.0;
-        let softened = Softened { block_sums: vec![1.0, 1.0, 0.0, 0.0], ..softened };
-        assert_eq!(Walk::new(&z, &softened).find(2.0), 500, "nothing in the last block");
+        assert_eq!(Walk::new(&z, &[1.0, 1.0, 0.0, 0.0]).find(2.0), 500, "nothing in the last block");
     }
 
     #[test]
