@@ -17,7 +17,7 @@ use crate::scratch::reserve;
 
 /// Numbers that live on a device.
 pub struct Buf {
-    data: Vec<f32>,
+    pub(crate) data: Vec<f32>,
 }
 
 impl Buf {
@@ -173,7 +173,7 @@ fn scaled_frequency(frequency: f32, scaling: RopeScaling) -> f32 {
 
 /// Computes; today on the CPU. A second device is a second implementation of these methods.
 pub struct Device {
-    pool: Pool,
+    pub(crate) pool: Pool,
     /// Lends memory to the kernels that need much of it, one at a time.
     scratch: Mutex<Vec<f32>>,
 }
@@ -343,11 +343,11 @@ impl Device {
         );
     }
 
-    /// dx += …, dw += …; see [`crate::reference::rmsnorm_backward`].
-    pub fn rmsnorm_backward(
+    /// dx += …, dw += …, where it is wanted; see [`crate::reference::rmsnorm_backward`].
+    pub fn rmsnorm_backward<'a>(
         &self,
         dx: &mut Buf,
-        dw: &mut Buf,
+        dw: impl Into<Option<&'a mut Buf>>,
         dy: &Buf,
         x: &Buf,
         w: &Buf,
@@ -359,7 +359,7 @@ impl Device {
         rows::rmsnorm_backward(
             &self.pool,
             dx,
-            &mut dw.data,
+            numbers(dw.into()),
             &dy.data,
             &x.data,
             &w.data,
@@ -384,12 +384,13 @@ impl Device {
         rows::rmsnorm_forward(&self.pool, &mut qkv.data, &raw.data, &k_norm.data, eps, k);
     }
 
-    /// Backward of [`Device::qk_norm_forward`]: `dqkv` is turned in place into the gradient of `raw`.
-    pub fn qk_norm_backward(
+    /// Backward of [`Device::qk_norm_forward`]: `dqkv` is turned in place into the gradient of `raw`, and
+    /// those of the norms are added where they are wanted.
+    pub fn qk_norm_backward<'a>(
         &self,
         dqkv: &mut Buf,
-        dq_norm: &mut Buf,
-        dk_norm: &mut Buf,
+        dq_norm: impl Into<Option<&'a mut Buf>>,
+        dk_norm: impl Into<Option<&'a mut Buf>>,
         raw: &Buf,
         q_norm: &Buf,
         k_norm: &Buf,
@@ -406,7 +407,7 @@ impl Device {
         rows::rmsnorm_backward(
             &self.pool,
             &mut dqkv.data,
-            &mut dq_norm.data,
+            numbers(dq_norm.into()),
             upstream,
             &raw.data,
             &q_norm.data,
@@ -416,7 +417,7 @@ impl Device {
         rows::rmsnorm_backward(
             &self.pool,
             &mut dqkv.data,
-            &mut dk_norm.data,
+            numbers(dk_norm.into()),
             upstream,
             &raw.data,
             &k_norm.data,
@@ -525,8 +526,8 @@ impl Device {
         self.each_chunk_of_losses((hidden, w.into()), n_rows, targets, &terms, losses, &mut |_, _| {});
     }
 
-    /// Losses of each row are appended to `losses`, with dhidden overwritten and dw\[V, width\] += in the same
-    /// pass. `w` is \[V, width\].
+    /// Losses of each row are appended to `losses`, with dhidden overwritten and dw\[V, width\] +=, where it
+    /// is wanted, in the same pass. `w` is \[V, width\].
     ///
     /// Logits exist for a chunk of rows at a time, a dense teacher's too; in each chunk: logits, losses and
     /// their gradient in place, dhidden = dlogits·W, dw += dlogitsᵀ·hidden. The result does not depend
@@ -534,10 +535,10 @@ impl Device {
     ///
     /// # Panics
     /// Where [`HeadTargets::validate`] refuses.
-    pub fn divergence_head(
+    pub fn divergence_head<'a>(
         &self,
         dhidden: &mut Buf,
-        dw: &mut Buf,
+        dw: impl Into<Option<&'a mut Buf>>,
         hidden: &Buf,
         w: &Buf,
         n_rows: usize,
@@ -548,6 +549,7 @@ impl Device {
         if n_rows == 0 {
             return;
         }
+        let mut dw = numbers(dw.into());
         let width = hidden.len() / n_rows;
         let vocab = w.len() / width.max(1);
         assert!(hidden.len() == n_rows * width && w.len() == vocab * width, "one width on both sides");
@@ -559,9 +561,10 @@ impl Device {
             let (pool, by_row) = (&self.pool, Left::rows(dz, vocab));
             let w = Right::Rows { data: &w.data, stride: width };
             gemm::multiply(pool, dh, width, by_row, w, (rows, width, vocab), false);
-            let (dw, by_id) = (&mut dw.data, Left::transposed(dz, vocab));
-            let h = Right::Rows { data: h, stride: width };
-            gemm::multiply(pool, dw, width, by_id, h, (vocab, width, rows), true);
+            if let Some(dw) = &mut dw {
+                let (by_id, h) = (Left::transposed(dz, vocab), Right::Rows { data: h, stride: width });
+                gemm::multiply(pool, dw, width, by_id, h, (vocab, width, rows), true);
+            }
         });
     }
 
@@ -685,6 +688,11 @@ type OnChunk<'f> = dyn FnMut(usize, &mut [f32], &[f32]) + 'f;
 pub fn logits_chunk_rows(n_logits: usize) -> usize {
     const LOGITS_MAX: usize = 12 << 20;
     (LOGITS_MAX / n_logits / TILE_ROWS * TILE_ROWS).clamp(4 * TILE_ROWS, 510)
+}
+
+/// The numbers of a gradient, if it is wanted.
+fn numbers(gradient: Option<&mut Buf>) -> Option<&mut [f32]> {
+    gradient.map(|gradient| &mut gradient.data[..])
 }
 
 /// Query heads and key heads of qkv rows.

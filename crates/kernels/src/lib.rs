@@ -16,6 +16,7 @@ pub mod divergence;
 mod gemm;
 mod head;
 mod kv_cache;
+mod lora;
 mod math;
 mod memory;
 mod packed;
@@ -35,6 +36,7 @@ pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, W
 pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherRow, Term, row_losses};
 pub use head::{DenseTargets, HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
 pub use kv_cache::KvCache;
+pub use lora::{Columns, Dropout};
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
 pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, weigh};

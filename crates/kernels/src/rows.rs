@@ -170,11 +170,11 @@ pub(crate) fn rmsnorm_forward(pool: &Pool, y: &mut [f32], x: &[f32], w: &[f32], 
     });
 }
 
-/// dx += …, dw += …, all rows laid out as `heads` says.
+/// dx += …, dw += … where it is wanted, all rows laid out as `heads` says.
 pub(crate) fn rmsnorm_backward(
     pool: &Pool,
     dx: &mut [f32],
-    dw: &mut [f32],
+    dw: Option<&mut [f32]>,
     dy: &[f32],
     x: &[f32],
     w: &[f32],
@@ -183,14 +183,16 @@ pub(crate) fn rmsnorm_backward(
 ) {
     let stride = heads.row_stride;
     let n_rows = dx.len() / stride;
-    reduce_rows(pool, dw, n_rows, &|rows, dw| {
-        for row in rows {
-            let (x, dy) = (&x[row * stride..][..stride], &dy[row * stride..][..stride]);
-            for (x, dy) in heads.each(x).zip(heads.each(dy)) {
-                norm_row_weight(dw, dy, x, inverse_rms(x, eps));
+    if let Some(dw) = dw {
+        reduce_rows(pool, dw, n_rows, &|rows, dw| {
+            for row in rows {
+                let (x, dy) = (&x[row * stride..][..stride], &dy[row * stride..][..stride]);
+                for (x, dy) in heads.each(x).zip(heads.each(dy)) {
+                    norm_row_weight(dw, dy, x, inverse_rms(x, eps));
+                }
             }
-        }
-    });
+        });
+    }
     for_row_pieces(pool, dx, stride, &|first, piece| {
         for (row, dx) in piece.chunks_exact_mut(stride).enumerate() {
             let at = (first + row) * stride;

@@ -1,4 +1,5 @@
-//! The layers, backward. Gradients lie as the weights do and are added to.
+//! The layers, backward. Gradients lie as what is trained does, and are added to; weights beside an adapter
+//! are frozen and have none.
 //!
 //! Shapes and names as in `forward`; dX stands for ∂loss/∂X.
 
@@ -6,20 +7,17 @@ use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights, RopeTable};
 
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
-use crate::forward::{Activations, Kept};
+use crate::forward::{Activations, Kept, Pass};
+use crate::layout::Linear;
+use crate::lora::{Rows, StepDropout};
 use crate::workspace::Lent;
-
-/// A linear map's parameters: weight and bias.
-#[derive(Clone, Copy)]
-struct Linear {
-    weight: usize,
-    bias: Option<usize>,
-}
 
 /// One backward pass: where gradients go, and what the layers share.
 struct Backward<'a> {
     decoder: &'a Decoder,
+    /// Of what training changes: the weights, or with an adapter its A and B.
     gradients: &'a mut [Buf],
+    dropout: Option<StepDropout>,
     batch: &'a Batch,
     positions: &'a [u32],
     rope: &'a RopeTable,
@@ -41,8 +39,9 @@ pub(crate) struct StepMemory {
     pub(crate) losses: HeadLosses,
 }
 
-/// Forward and backward over one batch; `gradients[i]` += ∂loss/∂weight i. Each supervised row's losses,
-/// unweighted, are then in `memory.losses`.
+/// Forward and backward over one batch; `gradients[i]` += ∂loss/∂parameter i of what is trained. Each
+/// supervised row's losses, unweighted, are then in `memory.losses`. `dropout` is that of the batch's first
+/// row.
 ///
 /// Documents go through in groups of [`TOKENS_PER_GROUP`], each forward and backward.
 pub(crate) fn accumulate(
@@ -52,6 +51,7 @@ pub(crate) fn accumulate(
     batch: &Batch,
     targets: &Targets,
     weights: &HeadWeights,
+    dropout: StepDropout,
 ) {
     batch.check();
     targets.check(batch.n_tokens(), decoder.config.vocab_size);
@@ -62,7 +62,9 @@ pub(crate) fn accumulate(
         memory.positions.extend(memory.group.each_position());
         memory.rows.clear();
         memory.rows.extend(targets.rows[supervised.clone()].iter().map(|r| r - start));
-        accumulate_group(decoder, gradients, memory, &targets.head_of(supervised), weights);
+        let first_row = dropout.first_row + u64::from(start);
+        let dropout = StepDropout { first_row, ..dropout };
+        accumulate_group(decoder, gradients, memory, &targets.head_of(supervised), weights, dropout);
     }
 }
 
@@ -72,14 +74,16 @@ fn accumulate_group(
     memory: &mut StepMemory,
     targets: &HeadTargets<'_>,
     weights: &HeadWeights,
+    dropout: StepDropout,
 ) {
     let StepMemory { group, positions, rows, activations, losses } = memory;
     let rows = &rows[..];
-    let mut pass = decoder.documents(group, positions);
+    let dropout = Some(dropout);
+    let mut pass = Pass { dropout, ..decoder.documents(group, positions) };
     let x = decoder.layers_forward(&group.ids, &mut pass, Some(rows), Some(&mut *activations));
 
     let rope = pass.rope.clone();
-    let mut backward = Backward { decoder, gradients, batch: group, positions, rope: &rope };
+    let mut backward = Backward { decoder, gradients, dropout, batch: group, positions, rope: &rope };
     let mut dx = backward.head(x, rows.len(), targets, weights, losses);
     let mut narrowed = Some(rows).filter(|rows| rows.len() < group.n_tokens());
     for layer in (0..decoder.config.num_hidden_layers).rev() {
@@ -89,12 +93,22 @@ fn accumulate_group(
         });
         dx = backward.layer(layer, dx, kept, narrowed.take());
     }
-    let width = decoder.config.hidden_size;
-    decoder.device.embedding_backward(&mut gradients[decoder.layout.embedding], &dx, &group.ids, width);
+    if let Some(dtable) = backward.gradient(decoder.layout.embedding) {
+        decoder.device.embedding_backward(dtable, &dx, &group.ids, decoder.config.hidden_size);
+    }
     decoder.workspace.give(dx);
 }
 
 impl Backward<'_> {
+    /// Where the gradient of weight `id` goes, if it is trained.
+    fn gradient(&mut self, id: usize) -> Option<&mut Buf> {
+        if self.decoder.adapter.is_some() { None } else { Some(&mut self.gradients[id]) }
+    }
+
+    fn rows<'r>(&self, picked: Option<&'r [u32]>) -> Rows<'r> {
+        Rows { dropout: self.dropout, picked }
+    }
+
     /// Final norm and divergence head on the supervised rows; gives dx of those rows.
     fn head(
         &mut self,
@@ -111,7 +125,7 @@ impl Backward<'_> {
         let id = layout.head_or_embedding();
         d.device.divergence_head(
             &mut dhidden,
-            &mut self.gradients[id],
+            self.gradient(id),
             &hidden,
             d.weight(id),
             n,
@@ -131,19 +145,18 @@ impl Backward<'_> {
         let d = self.decoder;
         let (n, width) = (self.positions.len(), d.config.hidden_size);
         let Kept { x_in, qkv_raw, qkv, attention, lse, x_mid, gate_up } = kept;
-        let dx = self.feed_forward(layer, dx, x_mid, gate_up, rows.map_or(n, <[u32]>::len));
+        let dx = self.feed_forward(layer, dx, x_mid, gate_up, rows);
 
         let shape = d.attention_shape();
         let ids = &d.layout.layers[layer];
-        let out = Linear { weight: ids.o, bias: ids.o_bias };
         let (mut dx, dattention) = match rows {
             None => {
-                let dattention = self.linear(out, &dx, &attention, n);
+                let dattention = self.linear(ids.o(), &dx, &attention, n, self.rows(None));
                 (dx, dattention)
             }
             Some(rows) => {
                 let narrow = d.gather(&attention, rows, d.product(ids.o).n_in());
-                let dnarrow = self.linear(out, &dx, &narrow, rows.len());
+                let dnarrow = self.linear(ids.o(), &dx, &narrow, rows.len(), self.rows(Some(rows)));
                 let mut dattention = d.take(n, d.product(ids.o).n_in());
                 d.device.scatter_rows(&mut dattention, &dnarrow, rows, d.product(ids.o).n_in());
                 let mut dx_in = d.take(n, width);
@@ -164,42 +177,52 @@ impl Backward<'_> {
         }
 
         let norm = d.norm(&x_in, ids.input_norm, n);
-        let dnorm = self.linear(Linear { weight: ids.qkv, bias: ids.qkv_bias }, &dqkv, &norm, n);
+        let dnorm = self.linear(ids.qkv(), &dqkv, &norm, n, self.rows(None));
         self.norm(&mut dx, &dnorm, &x_in, ids.input_norm, n);
         d.workspace.give_all([x_in, dqkv, norm, dnorm]);
         dx
     }
 
-    /// dx_out → dx_mid over n rows.
-    fn feed_forward(&mut self, layer: usize, mut dx: Lent, x_mid: Lent, gate_up: Lent, n: usize) -> Lent {
+    /// dx_out → dx_mid over all rows, or those that the layer was narrowed to.
+    fn feed_forward(
+        &mut self,
+        layer: usize,
+        mut dx: Lent,
+        x_mid: Lent,
+        gate_up: Lent,
+        rows: Option<&[u32]>,
+    ) -> Lent {
         let (d, f) = (self.decoder, self.decoder.config.intermediate_size);
+        let (n, rows) = (rows.map_or(self.positions.len(), <[u32]>::len), self.rows(rows));
         let ids = &d.layout.layers[layer];
         let mut hidden = d.take(n, f);
         d.device.swiglu_forward(&mut hidden, &gate_up, n, f);
-        let down = Linear { weight: ids.down, bias: ids.down_bias };
-        let dhidden = self.linear(down, &dx, &hidden, n);
+        let dhidden = self.linear(ids.down(), &dx, &hidden, n, rows);
         let mut dgate_up = d.take(n, 2 * f);
         d.device.swiglu_backward(&mut dgate_up, &dhidden, &gate_up, n, f);
         d.workspace.give_all([hidden, dhidden, gate_up]);
 
         let norm = d.norm(&x_mid, ids.post_norm, n);
-        let map = Linear { weight: ids.gate_up, bias: ids.gate_up_bias };
-        let dnorm = self.linear(map, &dgate_up, &norm, n);
+        let dnorm = self.linear(ids.gate_up(), &dgate_up, &norm, n, rows);
         self.norm(&mut dx, &dnorm, &x_mid, ids.post_norm, n);
         d.workspace.give_all([dgate_up, norm, dnorm, x_mid]);
         dx
     }
 
-    /// y = x·wᵀ + b over n rows: gradients of w and b are added, dx is returned.
-    fn linear(&mut self, map: Linear, dy: &Buf, x: &Buf, n: usize) -> Lent {
+    /// y = x·wᵀ + b over n rows, and what an adapter adds: gradients of what is trained are added, dx is
+    /// returned.
+    fn linear(&mut self, map: Linear, dy: &Buf, x: &Buf, n: usize, rows: Rows<'_>) -> Lent {
         let d = self.decoder;
         let (n_in, n_out) = (d.product(map.weight).n_in(), d.product(map.weight).n_out());
-        d.device.linear_backward_weight(&mut self.gradients[map.weight], dy, x, n, n_in, n_out);
-        if let Some(bias) = map.bias {
-            d.device.bias_backward(&mut self.gradients[bias], dy, n, n_out);
+        if let Some(dw) = self.gradient(map.weight) {
+            d.device.linear_backward_weight(dw, dy, x, n, n_in, n_out);
+        }
+        if let Some(db) = map.bias.and_then(|bias| self.gradient(bias)) {
+            d.device.bias_backward(db, dy, n, n_out);
         }
         let mut dx = d.take(n, n_in);
         d.device.linear_backward_input(&mut dx, dy, d.weight(map.weight), n, n_in, n_out);
+        d.adapter_backward(self.gradients, &mut dx, dy, x, map.weight, n, rows);
         dx
     }
 
@@ -207,7 +230,7 @@ impl Backward<'_> {
     fn norm(&mut self, dx: &mut Buf, dy: &Buf, x: &Buf, id: usize, n: usize) {
         let (d, width) = (self.decoder, self.decoder.config.hidden_size);
         let eps = d.config.rms_norm_eps;
-        d.device.rmsnorm_backward(dx, &mut self.gradients[id], dy, x, d.weight(id), eps, n, width);
+        d.device.rmsnorm_backward(dx, self.gradient(id), dy, x, d.weight(id), eps, n, width);
     }
 
     fn qk_norm(&mut self, layer: usize, dqkv: &mut Buf, raw: &Buf) {
@@ -216,12 +239,17 @@ impl Backward<'_> {
         let Some((q, k)) = ids.q_norm.zip(ids.k_norm) else {
             return;
         };
-        // The k norm's index follows the q norm's.
-        let (below, above) = self.gradients.split_at_mut(k);
+        let (dq_norm, dk_norm) = if d.adapter.is_some() {
+            (None, None)
+        } else {
+            // The k norm's index follows the q norm's.
+            let (below, above) = self.gradients.split_at_mut(k);
+            (Some(&mut below[q]), Some(&mut above[0]))
+        };
         d.device.qk_norm_backward(
             dqkv,
-            &mut below[q],
-            &mut above[0],
+            dq_norm,
+            dk_norm,
             raw,
             d.weight(q),
             d.weight(k),

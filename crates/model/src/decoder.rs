@@ -10,7 +10,8 @@ use stillroom_kernels::{
 };
 
 use crate::error::ModelError;
-use crate::layout::{Init, Layout, TensorSlot, attention_shape};
+use crate::layout::{Init, Layout, Slots, TensorSlot, attention_shape};
+use crate::lora::Adapter;
 use crate::workspace::Workspace;
 
 /// Rotary tables grow by doubling from this many positions.
@@ -42,6 +43,8 @@ pub struct Decoder {
     packed: OnceLock<Vec<Option<PackedWeight>>>,
     rope: Mutex<Arc<RopeTable>>,
     pub(crate) workspace: Workspace,
+    /// What is trained in place of the weights, and adds to what they compute.
+    pub(crate) adapter: Option<Adapter>,
 }
 
 impl Decoder {
@@ -89,7 +92,10 @@ impl Decoder {
         source: &dyn TensorSource,
     ) -> Result<Decoder, ModelError> {
         let layout = Layout::new(&config)?;
-        check_names(&layout, &source.names())?;
+        let ignored = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq") || (layout.head.is_none() && name == "lm_head.weight")
+        };
+        check_names(&layout, &source.names(), ignored)?;
         if storage == WeightStorage::F32 {
             let read = |slot: &TensorSlot, out: &mut [f32]| read_tensor(source, &slot.name, slot, out);
             return Decoder::assemble(device, config, layout, read);
@@ -130,6 +136,7 @@ impl Decoder {
             packed: OnceLock::new(),
             rope,
             workspace: Workspace::default(),
+            adapter: None,
         }
     }
 
@@ -146,33 +153,36 @@ impl Decoder {
         self.storage
     }
 
-    /// Numbers in all weights; a tied head is counted once.
+    /// Numbers in all weights; a tied head is counted once, an adapter not.
     pub fn n_parameters(&self) -> u64 {
         self.layout.parameters.iter().map(|p| p.len() as u64).sum()
     }
 
-    /// All weights under Hugging Face's names, in the order of transformers' modules.
+    /// All weights under Hugging Face's names, in the order of transformers' modules. An adapter is apart from
+    /// them until [`Decoder::merge`].
     pub fn tensors(&self) -> impl Iterator<Item = NamedTensor> + '_ {
         export_from(&self.layout, |id| self.device.download(&self.plain(id)), "")
     }
 
-    /// SHA-256 over every tensor's name, shape and f32 bits, in the order of [`Decoder::tensors`].
+    /// SHA-256 over every tensor's name, shape and f32 bits, in the order of [`Decoder::tensors`]; with an
+    /// adapter also over its settings and its tensors.
     pub fn digest(&self) -> Digest {
         let mut digester = Digester::new();
-        for tensor in self.tensors() {
-            digester.update(&(tensor.name.len() as u64).to_le_bytes());
-            digester.update(tensor.name.as_bytes());
-            digester.update(&(tensor.shape.len() as u64).to_le_bytes());
-            tensor.shape.iter().for_each(|&n| digester.update(&(n as u64).to_le_bytes()));
-            let bytes: Vec<u8> = tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-            digester.update(&bytes);
+        self.tensors().for_each(|tensor| digest_tensor(&mut digester, &tensor));
+        if let Some(adapter) = &self.adapter {
+            digester.update(adapter.config().to_json(None).to_string().as_bytes());
+            self.trained_tensors().for_each(|tensor| digest_tensor(&mut digester, &tensor));
         }
         digester.finish()
     }
 
     /// A decoder with only `layers` of this one, in the order given: a student that starts from
     /// chosen layers of its teacher. Embedding, final norm and head are kept.
+    ///
+    /// # Panics
+    /// Where there is an adapter: merge it first.
     pub fn keep_layers(&self, layers: &[usize]) -> Result<Decoder, ModelError> {
+        assert!(self.adapter.is_none(), "an adapter belongs to all layers of its decoder");
         let n_layers = self.config.num_hidden_layers;
         if layers.is_empty() {
             return Err(ModelError::NoLayers);
@@ -278,7 +288,9 @@ impl Clone for Decoder {
     fn clone(&self) -> Decoder {
         let weights = self.weights.iter().map(|w| copy(&self.device, w)).collect();
         let (config, layout) = (self.config.clone(), self.layout.clone());
-        let decoder = Decoder::from_parts(self.device.clone(), config, layout, weights);
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.copy(&self.device));
+        let decoder =
+            Decoder { adapter, ..Decoder::from_parts(self.device.clone(), config, layout, weights) };
         match self.storage {
             WeightStorage::F32 => decoder,
             storage @ WeightStorage::AsStored => Decoder { storage, packed: self.packed.clone(), ..decoder },
@@ -292,7 +304,16 @@ impl std::fmt::Debug for Decoder {
     }
 }
 
-fn copy(device: &Device, buf: &Buf) -> Buf {
+fn digest_tensor(digester: &mut Digester, tensor: &NamedTensor) {
+    digester.update(&(tensor.name.len() as u64).to_le_bytes());
+    digester.update(tensor.name.as_bytes());
+    digester.update(&(tensor.shape.len() as u64).to_le_bytes());
+    tensor.shape.iter().for_each(|&n| digester.update(&(n as u64).to_le_bytes()));
+    let bytes: Vec<u8> = tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
+    digester.update(&bytes);
+}
+
+pub(crate) fn copy(device: &Device, buf: &Buf) -> Buf {
     device.upload(&device.download(buf))
 }
 
@@ -310,7 +331,7 @@ fn rope_table(config: &DecoderConfig, n_positions: usize) -> RopeTable {
 /// Tensors of `buffers`, which are laid out like the weights, with `prefix` before each name.
 pub(crate) fn export<'a>(
     device: &'a Device,
-    layout: &'a Layout,
+    layout: &'a Slots,
     buffers: &'a [Buf],
     prefix: &'a str,
 ) -> impl Iterator<Item = NamedTensor> + 'a {
@@ -319,7 +340,7 @@ pub(crate) fn export<'a>(
 
 /// Tensors of the parameters that `read` gives.
 fn export_from<'a>(
-    layout: &'a Layout,
+    layout: &'a Slots,
     read: impl Fn(usize) -> Vec<f32> + 'a,
     prefix: &'a str,
 ) -> impl Iterator<Item = NamedTensor> + 'a {
@@ -347,7 +368,7 @@ fn export_from<'a>(
 /// Fills every parameter tensor by tensor and uploads it; one group is on the host at a time.
 pub(crate) fn upload_tensors(
     device: &Device,
-    layout: &Layout,
+    layout: &Slots,
     fill: impl Fn(&TensorSlot, &mut [f32]) -> Result<(), ModelError>,
 ) -> Result<Vec<Buf>, ModelError> {
     let mut buffers: Vec<Option<Buf>> = layout.parameters.iter().map(|_| None).collect();
@@ -367,32 +388,36 @@ pub(crate) fn upload_tensors(
     Ok(buffers.into_iter().flatten().collect())
 }
 
-fn random_tensor(slot: &TensorSlot, seed: u64, out: &mut [f32], n_threads: usize) {
-    let std = match slot.init {
-        Init::One => return out.fill(1.0),
-        Init::Zero => return out.fill(0.0),
-        Init::Normal { std } => std,
+pub(crate) fn random_tensor(slot: &TensorSlot, seed: u64, out: &mut [f32], n_threads: usize) {
+    let draw = |mut rng: CounterRng| match slot.init {
+        Init::One => 1.0,
+        Init::Zero => 0.0,
+        Init::Normal { std } => (std * rng.normal()) as f32,
+        Init::Uniform { bound } => (bound * (2.0 * rng.uniform() - 1.0)) as f32,
     };
     let digest = Digest::of(slot.name.as_bytes());
     let tensor = digest.as_bytes()[..8].iter().fold(0, |key, &byte| key << 8 | u64::from(byte));
     let piece = out.len().div_ceil(n_threads).max(1);
     std::thread::scope(|scope| {
         for (k, out) in out.chunks_mut(piece).enumerate() {
+            let draw = &draw;
             scope.spawn(move || {
                 for (i, value) in out.iter_mut().enumerate() {
                     let index = (k * piece + i) as u64;
-                    *value = (std * CounterRng::new(&[seed, tensor, index]).normal()) as f32;
+                    *value = draw(CounterRng::new(&[seed, tensor, index]));
                 }
             });
         }
     });
 }
 
-fn check_names(layout: &Layout, names: &[String]) -> Result<(), ModelError> {
+/// An error for a name that has no slot and is not ignored, or a slot without a name.
+pub(crate) fn check_names(
+    layout: &Slots,
+    names: &[String],
+    ignored: impl Fn(&str) -> bool,
+) -> Result<(), ModelError> {
     let known: std::collections::HashSet<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
-    let ignored = |name: &str| {
-        name.ends_with("rotary_emb.inv_freq") || (layout.head.is_none() && name == "lm_head.weight")
-    };
     if let Some(name) = names.iter().find(|name| !known.contains(name.as_str()) && !ignored(name)) {
         return Err(ModelError::UnexpectedTensor { name: name.clone() });
     }

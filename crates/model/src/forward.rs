@@ -10,6 +10,7 @@ use stillroom_kernels::{Buf, KvCache, RopeTable, Segment};
 
 use crate::batch::Batch;
 use crate::decoder::Decoder;
+use crate::lora::{Rows, StepDropout};
 use crate::workspace::{Lent, Workspace};
 
 /// How rows attend.
@@ -27,6 +28,15 @@ pub(crate) struct Pass<'a> {
     pub(crate) positions: &'a [u32],
     pub(crate) rope: Arc<RopeTable>,
     pub(crate) attend: Attend<'a>,
+    /// In training alone.
+    pub(crate) dropout: Option<StepDropout>,
+}
+
+impl Pass<'_> {
+    /// Its rows, or those `picked`, of a linear map.
+    pub(crate) fn rows<'r>(&self, picked: Option<&'r [u32]>) -> Rows<'r> {
+        Rows { dropout: self.dropout, picked }
+    }
 }
 
 /// Activations that the backward pass of a layer needs; norms and swiglu are computed again.
@@ -82,7 +92,8 @@ impl Decoder {
     pub(crate) fn documents<'a>(&self, batch: &'a Batch, positions: &'a [u32]) -> Pass<'a> {
         batch.check();
         let longest = batch.segments.iter().map(|s| s.len).max().unwrap_or(0);
-        Pass { positions, rope: self.rope(longest), attend: Attend::Documents(&batch.segments) }
+        let attend = Attend::Documents(&batch.segments);
+        Pass { positions, rope: self.rope(longest), attend, dropout: None }
     }
 
     /// x after the last layer \[rows, D\], before the final norm.
@@ -108,7 +119,7 @@ impl Decoder {
             let last = layer + 1 == self.config.num_hidden_layers;
             let rows = rows.filter(|_| last);
             let kept = self.layer_inner(layer, x, pass, rows);
-            x = self.layer_out(layer, &kept, rows.map_or(ids.len(), <[u32]>::len));
+            x = self.layer_out(layer, &kept, rows.map_or(ids.len(), <[u32]>::len), pass.rows(rows));
             match &mut keep {
                 Some(keep) => keep.keep(kept, last, &self.workspace),
                 None => {
@@ -136,15 +147,14 @@ impl Decoder {
 
         let n_mid = rows.map_or(n, <[u32]>::len);
         let mut x_mid = self.take(n_mid, width);
-        let bias = ids.o_bias.map(|id| self.weight(id));
         match rows {
             None => {
-                device.linear_forward(&mut x_mid, &attention, self.product(ids.o), bias, n);
+                self.linear(&mut x_mid, &attention, ids.o(), n, pass.rows(None));
                 device.add_assign(&mut x_mid, &x);
             }
             Some(rows) => {
                 let narrow = self.gather(&attention, rows, self.product(ids.o).n_in());
-                device.linear_forward(&mut x_mid, &narrow, self.product(ids.o), bias, n_mid);
+                self.linear(&mut x_mid, &narrow, ids.o(), n_mid, pass.rows(Some(rows)));
                 let residual = self.gather(&x, rows, width);
                 device.add_assign(&mut x_mid, &residual);
                 self.workspace.give_all([narrow, residual]);
@@ -154,21 +164,19 @@ impl Decoder {
         let f = self.config.intermediate_size;
         let norm = self.norm(&x_mid, ids.post_norm, n_mid);
         let mut gate_up = self.take(n_mid, 2 * f);
-        let bias = ids.gate_up_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut gate_up, &norm, self.product(ids.gate_up), bias, n_mid);
+        self.linear(&mut gate_up, &norm, ids.gate_up(), n_mid, pass.rows(rows));
         self.workspace.give(norm);
         Kept { x_in: x, qkv_raw, qkv, attention, lse, x_mid, gate_up }
     }
 
     /// What the layer gives to the next one, n rows.
-    fn layer_out(&self, layer: usize, kept: &Kept, n: usize) -> Lent {
+    fn layer_out(&self, layer: usize, kept: &Kept, n: usize, rows: Rows<'_>) -> Lent {
         let (device, ids) = (&self.device, &self.layout.layers[layer]);
         let f = self.config.intermediate_size;
         let mut hidden = self.take(n, f);
         device.swiglu_forward(&mut hidden, &kept.gate_up, n, f);
         let mut x_out = self.take(n, self.config.hidden_size);
-        let bias = ids.down_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut x_out, &hidden, self.product(ids.down), bias, n);
+        self.linear(&mut x_out, &hidden, ids.down(), n, rows);
         device.add_assign(&mut x_out, &kept.x_mid);
         self.workspace.give(hidden);
         x_out
@@ -180,8 +188,7 @@ impl Decoder {
         let (n, shape) = (pass.positions.len(), self.attention_shape());
         let norm = self.norm(x, ids.input_norm, n);
         let mut qkv = self.take(n, shape.qkv_width());
-        let bias = ids.qkv_bias.map(|id| self.weight(id));
-        device.linear_forward(&mut qkv, &norm, self.product(ids.qkv), bias, n);
+        self.linear(&mut qkv, &norm, ids.qkv(), n, pass.rows(None));
         self.workspace.give(norm);
         let mut raw = None;
         if let Some((q_norm, k_norm)) = ids.q_norm.zip(ids.k_norm) {

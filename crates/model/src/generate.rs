@@ -196,7 +196,7 @@ impl Generator<'_> {
         }
         let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
         let attend = Attend::Decode { slots: &slots, caches: &mut self.caches };
-        let mut pass = Pass { positions: &positions, rope: d.rope(longest), attend };
+        let mut pass = Pass { positions: &positions, rope: d.rope(longest), attend, dropout: None };
         let x = d.layers_forward(&ids, &mut pass, None, None);
         let hidden = d.final_norm(x, ids.len());
         [&mut ids, &mut slots, &mut positions].into_iter().for_each(Vec::clear);

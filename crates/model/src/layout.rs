@@ -1,5 +1,7 @@
 //! Which fused parameters a configuration has, and where Hugging Face's tensors lie in them.
 
+use std::ops::Deref;
+
 use stillroom_formats::DecoderConfig;
 use stillroom_kernels::AttentionShape;
 
@@ -21,7 +23,7 @@ fn init_std(config: &DecoderConfig) -> f64 {
 }
 
 /// A fused parameter as the device holds it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -43,13 +45,26 @@ impl Parameter {
 /// How a random decoder starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Init {
-    Normal { std: f64 },
+    Normal {
+        std: f64,
+    },
+    /// Between −bound and bound.
+    Uniform {
+        bound: f64,
+    },
     One,
     Zero,
 }
 
+/// A linear map's parameters: weight and bias.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear {
+    pub(crate) weight: usize,
+    pub(crate) bias: Option<usize>,
+}
+
 /// One of Hugging Face's tensors: numbers `offset..` of a fused parameter.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TensorSlot {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
@@ -81,18 +96,78 @@ pub(crate) struct LayerIds {
     pub(crate) down_bias: Option<usize>,
 }
 
-/// All parameters of a configuration. `groups` cuts `tensors` where the parameters under them change:
-/// embedding, each layer, final norm, head.
+impl LayerIds {
+    pub(crate) fn qkv(&self) -> Linear {
+        Linear { weight: self.qkv, bias: self.qkv_bias }
+    }
+
+    pub(crate) fn o(&self) -> Linear {
+        Linear { weight: self.o, bias: self.o_bias }
+    }
+
+    pub(crate) fn gate_up(&self) -> Linear {
+        Linear { weight: self.gate_up, bias: self.gate_up_bias }
+    }
+
+    pub(crate) fn down(&self) -> Linear {
+        Linear { weight: self.down, bias: self.down_bias }
+    }
+}
+
+/// Parameters, and the tensors that lie in them. `groups` cuts `tensors` where the parameters under them
+/// change.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots {
+    pub(crate) parameters: Vec<Parameter>,
+    pub(crate) tensors: Vec<TensorSlot>,
+    pub(crate) groups: Vec<std::ops::Range<usize>>,
+}
+
+/// All parameters of a configuration. A group is the embedding, a layer, the final norm, the head.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    pub(crate) parameters: Vec<Parameter>,
+    slots: Slots,
     pub(crate) embedding: usize,
     pub(crate) layers: Vec<LayerIds>,
     pub(crate) final_norm: usize,
     /// None where the embedding is the head too.
     pub(crate) head: Option<usize>,
-    pub(crate) tensors: Vec<TensorSlot>,
-    pub(crate) groups: Vec<std::ops::Range<usize>>,
+}
+
+impl Deref for Layout {
+    type Target = Slots;
+
+    fn deref(&self) -> &Slots {
+        &self.slots
+    }
+}
+
+impl Slots {
+    pub(crate) fn matrix(&mut self, rows: usize, cols: usize) -> usize {
+        self.parameters.push(Parameter { rows, cols, decays: true });
+        self.parameters.len() - 1
+    }
+
+    fn vector(&mut self, len: usize) -> usize {
+        self.parameters.push(Parameter { rows: 1, cols: len, decays: false });
+        self.parameters.len() - 1
+    }
+
+    pub(crate) fn tensor(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        parameter: usize,
+        offset: usize,
+        init: Init,
+    ) {
+        self.tensors.push(TensorSlot { name, shape: shape.to_vec(), parameter, offset, init });
+    }
+
+    pub(crate) fn end_group(&mut self) {
+        let start = self.groups.last().map_or(0, |g| g.end);
+        self.groups.push(start..self.tensors.len());
+    }
 }
 
 impl Layout {
@@ -101,20 +176,20 @@ impl Layout {
         let (v, d) = (config.vocab_size, config.hidden_size);
         let embedding = Init::Normal { std: EMBEDDING_GAIN * init_std(config) };
         let mut layout = Layout::default();
-        layout.embedding = layout.matrix(v, d);
-        layout.tensor("model.embed_tokens.weight".into(), &[v, d], layout.embedding, 0, embedding);
-        layout.end_group();
+        layout.embedding = layout.slots.matrix(v, d);
+        layout.slots.tensor("model.embed_tokens.weight".into(), &[v, d], layout.embedding, 0, embedding);
+        layout.slots.end_group();
         for i in 0..config.num_hidden_layers {
             layout.layer(config, i);
         }
-        layout.final_norm = layout.vector(d);
-        layout.tensor("model.norm.weight".into(), &[d], layout.final_norm, 0, Init::One);
-        layout.end_group();
+        layout.final_norm = layout.slots.vector(d);
+        layout.slots.tensor("model.norm.weight".into(), &[d], layout.final_norm, 0, Init::One);
+        layout.slots.end_group();
         if !config.tie_word_embeddings {
-            let head = layout.matrix(v, d);
+            let head = layout.slots.matrix(v, d);
             layout.head = Some(head);
-            layout.tensor("lm_head.weight".into(), &[v, d], head, 0, embedding);
-            layout.end_group();
+            layout.slots.tensor("lm_head.weight".into(), &[v, d], head, 0, embedding);
+            layout.slots.end_group();
         }
         Ok(layout)
     }
@@ -132,18 +207,18 @@ impl Layout {
         let residual =
             Init::Normal { std: init_std(config) / (2.0 * config.num_hidden_layers as f64).sqrt() };
         let ids = LayerIds {
-            input_norm: self.vector(d),
-            qkv: self.matrix(nq + 2 * nk, d),
-            qkv_bias: config.qkv_bias.then(|| self.vector(nq + 2 * nk)),
-            q_norm: config.qk_norm.then(|| self.vector(shape.head_dim)),
-            k_norm: config.qk_norm.then(|| self.vector(shape.head_dim)),
-            o: self.matrix(d, nq),
-            o_bias: config.attention_out_bias.then(|| self.vector(d)),
-            post_norm: self.vector(d),
-            gate_up: self.matrix(2 * f, d),
-            gate_up_bias: config.mlp_bias.then(|| self.vector(2 * f)),
-            down: self.matrix(d, f),
-            down_bias: config.mlp_bias.then(|| self.vector(d)),
+            input_norm: self.slots.vector(d),
+            qkv: self.slots.matrix(nq + 2 * nk, d),
+            qkv_bias: config.qkv_bias.then(|| self.slots.vector(nq + 2 * nk)),
+            q_norm: config.qk_norm.then(|| self.slots.vector(shape.head_dim)),
+            k_norm: config.qk_norm.then(|| self.slots.vector(shape.head_dim)),
+            o: self.slots.matrix(d, nq),
+            o_bias: config.attention_out_bias.then(|| self.slots.vector(d)),
+            post_norm: self.slots.vector(d),
+            gate_up: self.slots.matrix(2 * f, d),
+            gate_up_bias: config.mlp_bias.then(|| self.slots.vector(2 * f)),
+            down: self.slots.matrix(d, f),
+            down_bias: config.mlp_bias.then(|| self.slots.vector(d)),
         };
         self.layers.push(ids);
         let name = |part: &str| format!("model.layers.{i}.{part}");
@@ -154,7 +229,7 @@ impl Layout {
         self.linear(name("self_attn.o_proj"), [d, nq], ids.o, ids.o_bias, 0, residual);
         for (part, id) in [("self_attn.q_norm", ids.q_norm), ("self_attn.k_norm", ids.k_norm)] {
             if let Some(id) = id {
-                self.tensor(name(part) + ".weight", &[shape.head_dim], id, 0, Init::One);
+                self.slots.tensor(name(part) + ".weight", &[shape.head_dim], id, 0, Init::One);
             }
         }
         for (part, at) in [("gate", 0), ("up", f)] {
@@ -162,9 +237,9 @@ impl Layout {
             self.linear(part, [f, d], ids.gate_up, ids.gate_up_bias, at, normal);
         }
         self.linear(name("mlp.down_proj"), [d, f], ids.down, ids.down_bias, 0, residual);
-        self.tensor(name("input_layernorm.weight"), &[d], ids.input_norm, 0, Init::One);
-        self.tensor(name("post_attention_layernorm.weight"), &[d], ids.post_norm, 0, Init::One);
-        self.end_group();
+        self.slots.tensor(name("input_layernorm.weight"), &[d], ids.input_norm, 0, Init::One);
+        self.slots.tensor(name("post_attention_layernorm.weight"), &[d], ids.post_norm, 0, Init::One);
+        self.slots.end_group();
     }
 
     /// Weight \[rows, inputs\] and its bias, `at` rows into the fused parameters.
@@ -177,29 +252,10 @@ impl Layout {
         at: usize,
         init: Init,
     ) {
-        self.tensor(format!("{name}.weight"), &[rows, inputs], weight, at * inputs, init);
+        self.slots.tensor(format!("{name}.weight"), &[rows, inputs], weight, at * inputs, init);
         if let Some(bias) = bias {
-            self.tensor(format!("{name}.bias"), &[rows], bias, at, Init::Zero);
+            self.slots.tensor(format!("{name}.bias"), &[rows], bias, at, Init::Zero);
         }
-    }
-
-    fn matrix(&mut self, rows: usize, cols: usize) -> usize {
-        self.parameters.push(Parameter { rows, cols, decays: true });
-        self.parameters.len() - 1
-    }
-
-    fn vector(&mut self, len: usize) -> usize {
-        self.parameters.push(Parameter { rows: 1, cols: len, decays: false });
-        self.parameters.len() - 1
-    }
-
-    fn tensor(&mut self, name: String, shape: &[usize], parameter: usize, offset: usize, init: Init) {
-        self.tensors.push(TensorSlot { name, shape: shape.to_vec(), parameter, offset, init });
-    }
-
-    fn end_group(&mut self) {
-        let start = self.groups.last().map_or(0, |g| g.end);
-        self.groups.push(start..self.tensors.len());
     }
 }
 

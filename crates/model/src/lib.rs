@@ -6,7 +6,8 @@
 //! targets and generated text depend neither on the batch size, nor on the number of threads.
 //!
 //! - [`Decoder`]: weights, and what needs no gradient: scores, teacher targets, generation.
-//! - [`TrainState`]: a decoder with gradients and AdamW moments.
+//! - [`TrainState`]: a decoder with gradients and AdamW moments, of all weights or of an adapter
+//!   ([`Decoder::with_new_adapter`]) alone.
 
 mod backward;
 mod batch;
@@ -15,6 +16,7 @@ mod error;
 mod forward;
 mod generate;
 mod layout;
+mod lora;
 pub mod memory;
 mod sampling;
 mod score;

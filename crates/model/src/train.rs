@@ -7,6 +7,7 @@ use crate::backward::{self, StepMemory};
 use crate::batch::{Batch, Targets};
 use crate::decoder::{Decoder, WeightStorage, export, read_tensor, upload_tensors};
 use crate::error::ModelError;
+use crate::lora::StepDropout;
 
 /// Settings of one optimiser step (Loshchilov and Hutter 2019, algorithm 2).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,7 +31,8 @@ pub struct StepReport {
     pub clipped: bool,
 }
 
-/// A decoder with gradients and optimiser moments.
+/// A decoder with gradients and optimiser moments of what is trained: its adapter where it has one, else all
+/// weights.
 pub struct TrainState {
     decoder: Decoder,
     gradients: Vec<Buf>,
@@ -38,6 +40,9 @@ pub struct TrainState {
     v: Vec<Buf>,
     /// Optimiser steps taken.
     n_steps: u64,
+    /// Tokens accumulated since the last step, those of unsupervised documents too.
+    n_tokens: u64,
+    dropout_seed: u64,
     memory: StepMemory,
 }
 
@@ -58,12 +63,14 @@ impl TrainState {
             WeightStorage::F32,
             "a decoder in training has its weights held as f32"
         );
-        let zeros = || decoder.weights.iter().map(|w| decoder.device.zeros(w.len())).collect();
+        let zeros = || decoder.trained().1.iter().map(|w| decoder.device.zeros(w.len())).collect();
         TrainState {
             gradients: zeros(),
             m: zeros(),
             v: zeros(),
             n_steps: 0,
+            n_tokens: 0,
+            dropout_seed: 0,
             memory: StepMemory::default(),
             decoder,
         }
@@ -78,6 +85,14 @@ impl TrainState {
     /// al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     pub fn with_gradient_checkpointing(mut self, on: bool) -> TrainState {
         self.memory.activations.inputs_only = on;
+        self
+    }
+
+    /// Dropout of an adapter's inputs is a function of this seed, the step, the layer, the target, the token's
+    /// number among those accumulated since the last step, and the column. So it depends neither on how a
+    /// step is split into batches, nor on the threads, nor on a [`TrainState::restore`] between steps.
+    pub fn with_dropout_seed(mut self, seed: u64) -> TrainState {
+        self.dropout_seed = seed;
         self
     }
 
@@ -103,13 +118,16 @@ impl TrainState {
     /// # Panics
     /// Where ids, labels or target ids lie outside the vocabulary or shapes disagree.
     pub fn accumulate(&mut self, batch: &Batch, targets: &Targets, weights: &HeadWeights) -> &HeadLosses {
+        let dropout = StepDropout { seed: self.dropout_seed, step: self.n_steps, first_row: self.n_tokens };
         let memory = &mut self.memory;
-        backward::accumulate(&self.decoder, &mut self.gradients, memory, batch, targets, weights);
+        backward::accumulate(&self.decoder, &mut self.gradients, memory, batch, targets, weights, dropout);
+        self.n_tokens += batch.n_tokens() as u64;
         &memory.losses
     }
 
     /// Clips the gradients by their global norm, takes one AdamW step and sets the gradients to zero.
     pub fn step(&mut self, opt: &AdamW) -> StepReport {
+        self.n_tokens = 0;
         let device = self.decoder.device.clone();
         let grad_norm = self.gradients.iter().map(|g| device.sum_of_squares(g)).sum::<f64>().sqrt();
         let max = f64::from(opt.max_grad_norm);
@@ -124,12 +142,12 @@ impl TrainState {
     }
 
     fn update(&mut self, opt: &AdamW, gradient_scale: f32) {
-        let (device, layout) = (self.decoder.device.clone(), self.decoder.layout.clone());
+        let device = self.decoder.device.clone();
         let (n_steps, gradients) = (self.n_steps, &mut self.gradients);
         let moments = self.m.iter_mut().zip(&mut self.v);
-        self.decoder.change_weights(|weights| {
-            let tensors = weights.iter_mut().zip(gradients).zip(moments);
-            for (((weight, gradient), (m, v)), parameter) in tensors.zip(&layout.parameters) {
+        self.decoder.change_trained(|slots, parameters| {
+            let tensors = parameters.iter_mut().zip(gradients).zip(moments);
+            for (((weight, gradient), (m, v)), parameter) in tensors.zip(&slots.parameters) {
                 let step = AdamWStep {
                     step: n_steps,
                     learning_rate: opt.learning_rate,
@@ -144,15 +162,15 @@ impl TrainState {
         });
     }
 
-    /// What was accumulated since the last step, under the weights' names.
+    /// What was accumulated since the last step, under the names of [`Decoder::trained_tensors`].
     pub fn gradients(&self) -> impl Iterator<Item = NamedTensor> + '_ {
-        export(&self.decoder.device, &self.decoder.layout, &self.gradients, "")
+        export(&self.decoder.device, self.decoder.trained().0, &self.gradients, "")
     }
 
-    /// Adam's moments for a checkpoint: `exp_avg.NAME` and `exp_avg_sq.NAME` of each weight, f32 as they
-    /// are. With the weights and [`TrainState::n_steps`] they are the whole state between two steps.
+    /// Adam's moments for a checkpoint: `exp_avg.NAME` and `exp_avg_sq.NAME` of each of
+    /// [`Decoder::trained_tensors`], f32 as they are. With those and [`TrainState::n_steps`] they are the whole state between two steps.
     pub fn optimiser_tensors(&self) -> impl Iterator<Item = NamedTensor> + '_ {
-        let of = |buffers, prefix| export(&self.decoder.device, &self.decoder.layout, buffers, prefix);
+        let of = |buffers, prefix| export(&self.decoder.device, self.decoder.trained().0, buffers, prefix);
         of(&self.m, FIRST_MOMENT).chain(of(&self.v, SECOND_MOMENT))
     }
 
@@ -164,7 +182,7 @@ impl TrainState {
         moments: &dyn TensorSource,
     ) -> Result<TrainState, ModelError> {
         let read = |prefix: &str| {
-            upload_tensors(&decoder.device, &decoder.layout, |slot, out| {
+            upload_tensors(&decoder.device, decoder.trained().0, |slot, out| {
                 read_tensor(moments, &format!("{prefix}{}", slot.name), slot, out)
             })
         };
