@@ -127,6 +127,39 @@ fn errors_name_cause_place_fix_and_next_command() {
             Some(SMALL),
             78,
         ),
+        case(
+            "error-loss-name",
+            &["plan", "recipe.toml", "--set", "train.loss_functions=[{ function = \"reversed_kl\" }]"],
+            Some(SMALL),
+            78,
+        ),
+        case(
+            "error-loss-beta",
+            &[
+                "plan",
+                "recipe.toml",
+                "--set",
+                "teacher.logits={ kind = \"live\" }",
+                "--set",
+                "train.loss_functions=[{ function = \"jsd\", beta = 0.999 }]",
+            ],
+            Some(SMALL),
+            78,
+        ),
+        case(
+            "error-loss-temperatures",
+            &[
+                "plan",
+                "recipe.toml",
+                "--set",
+                "teacher.logits={ kind = \"top_k\" }",
+                "--set",
+                "train.loss_functions=[{ function = \"jsd\" }, { function = \"tvd\", temperature = 2 }]",
+            ],
+            Some(SMALL),
+            78,
+        ),
+        case("error-beta-elsewhere", &["plan", "recipe.toml"], Some("[train]\nbeta = 0.5\n"), 78),
     ]);
 }
 

@@ -394,3 +394,83 @@ fn a_trial_is_marked_and_the_full_run_keeps_what_it_bought() {
     succeed(dir, &["teach", "tiny.toml", "--output", "trial", "--quiet"]);
     assert_eq!(std::fs::metadata(&part).expect("a part").modified().expect("a time"), bought);
 }
+
+#[test]
+fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
+    let dir = workshop();
+    ["live", "live-killed"].iter().for_each(|name| fresh(dir, name));
+    let cached = "logits = { kind = \"random_sampling\", draws = 8 }";
+    let losses =
+        "loss_functions = [{ function = \"forward_kl\" }, { function = \"hard_labels\", weight = 0.1 }]";
+    let live = "loss_functions = [{ function = \"jsd\", beta = 0.3 }, { function = \"skew_reverse_kl\", weight = \
+                { from = 0, to = 1 }, temperature = 2 }, { function = \"hard_labels\", weight = 0.1 }]";
+    assert!(STUDENT.contains(cached) && STUDENT.contains(losses));
+    let recipe = STUDENT.replace(cached, "logits = { kind = \"live\" }").replace(losses, live);
+    std::fs::write(dir.join("live.toml"), recipe).expect("a recipe is written");
+
+    let plan = succeed(dir, &["plan", "live.toml", "--json"]);
+    let plan: Value = serde_json::from_str(&plan).expect("JSON");
+    let stages = plan["estimate"]["stages"].as_array().expect("stages");
+    assert!(stages.iter().all(|stage| stage["stage"] != "logits"), "{plan}");
+
+    let report = succeed(dir, &["run", "live.toml", "--output", "live", "--json", "--quiet"]);
+    let report: Value = serde_json::from_str(&report).expect("stdout holds the report and nothing else");
+    assert!(report["cache"].is_null() && !dir.join("live/corpus/logits").exists());
+    let curve = &report["curves"][0];
+    let method = curve["loss"].as_str().expect("what was trained on");
+    let expected =
+        "jsd (teacher weight 0.3) + (0 → 1) skew_reverse_kl (alpha 0.1, temperature 2) + 0.1 hard_labels";
+    assert!(method.starts_with(expected) && method.contains("live teacher"), "{method}");
+    let terms = curve["points"][1]["train_terms"].as_object().expect("each loss apart");
+    assert_eq!(terms.keys().collect::<Vec<_>>(), ["hard_labels", "jsd", "skew_reverse_kl"]);
+    let page = std::fs::read_to_string(dir.join("live/report.html")).expect("a page");
+    assert!(page.contains("Unweighted, in validation: hard_labels"), "the page shows the losses apart");
+    let training = std::fs::read_to_string(dir.join("live/training/student.json")).expect("its training");
+    let training: Value = serde_json::from_str(&training).expect("JSON");
+    assert_eq!(training["curve"][0]["captured_mass"], 1.0);
+    let jsd = |point: &Value| point["divergences"]["jsd"].as_f64().expect("a divergence");
+    let validation = training["validation"].as_array().expect("points");
+    assert!(jsd(&validation[validation.len() - 1]) < jsd(&validation[0]), "{validation:?}");
+
+    let args = ["train", "live.toml", "--output", "live-killed", "--quiet", "--threads", "1"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
+        .args(args)
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let begun = Instant::now();
+    let log = dir.join("live-killed/events.jsonl");
+    let saved = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("\"event\":\"checkpoint\""));
+    while !saved() && child.try_wait().expect("a child").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint came");
+        std::thread::yield_now();
+    }
+    child.kill().expect("the child is killed");
+    child.wait().expect("the child ends");
+    succeed(dir, &args);
+    assert_eq!(weights(dir, "live-killed"), weights(dir, "live"), "the bits differ");
+}
+
+#[test]
+fn a_live_teacher_and_its_student_need_one_tokenizer() {
+    let dir = workshop();
+    fresh(dir, "foreign");
+    let other = dir.join("other-tokenizer");
+    std::fs::create_dir_all(&other).expect("a folder");
+    let tokenizer = dir.join("teacher/release/tokenizer.json");
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(tokenizer).expect("a tokenizer")).expect("JSON");
+    tokenizer["model"]["merges"].as_array_mut().expect("merges").pop();
+    std::fs::write(other.join("tokenizer.json"), tokenizer.to_string()).expect("another tokenizer");
+    for logits in ["{ kind = \"live\" }", "{ kind = \"top_k\" }"] {
+        let set = format!("teacher.logits={logits}");
+        let args = ["run", "tiny.toml", "--output", "foreign", "--quiet", "--set", &set, "--set"];
+        let refused = stillroom(dir, &[&args[..], &["student.tokenizer=other-tokenizer"]].concat());
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(78), "{said}");
+        assert!(said.starts_with("error[wrong-vocabulary]") && said.contains("\n  fix: "), "{said}");
+        assert!(!dir.join("foreign").exists(), "before anything is written");
+    }
+}

@@ -1,23 +1,28 @@
 //! From rows of documents to what the model takes.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
-use stillroom_model::{Batch, HeadLosses, SparseBatch, Targets};
+use stillroom_model::{Batch, HeadLosses, LiveTeacher, SparseBatch, Targets};
 
 use crate::TrainConfig;
 use crate::feed::Document;
+use crate::losses::StepWeights;
 
 /// Packed documents of one micro-batch with their targets.
 ///
 /// The token at position t of a document is predicted from row t − 1, so its label and the teacher's
-/// distribution belong to that row. Teacher rows go in where the loss uses them.
-pub(crate) fn micro_batch(
+/// distribution belong to that row. A teacher, cached or live, goes in where the loss uses it.
+pub(crate) fn micro_batch<'t>(
     documents: &[Document<'_>],
     rows: &[Vec<u32>],
     config: &TrainConfig,
-) -> (Batch, Targets) {
+    live: Option<LiveTeacher<'t>>,
+) -> (Batch, Targets<'t>) {
     let mut batch = Batch::default();
-    let mut targets = Targets::default();
-    let mut sparse = config.needs_sparse().then(|| SparseBatch::new(config.tail));
+    let taught = config.needs_teacher();
+    let mut targets = Targets { live: live.filter(|_| taught), ..Targets::default() };
+    let mut sparse = (taught && live.is_none()).then(|| SparseBatch::new(config.tail));
     for &document in rows.iter().flatten() {
         let Document { example, length, n_supervised } = documents[document as usize];
         let first_row = batch.ids.len();
@@ -35,12 +40,15 @@ pub(crate) fn micro_batch(
 }
 
 /// Losses summed over supervised tokens, in nats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LossSums {
+    /// The weighted sum, with the weights of each step.
+    pub(crate) loss: f64,
     pub(crate) hard_label: f64,
-    pub(crate) forward_kl: f64,
-    /// Teacher probability of the stored tokens.
+    /// Each with its τ².
+    pub(crate) divergences: Vec<f64>,
+    /// Teacher probability of the stored tokens; 1 each for a live teacher.
     pub(crate) mass: f64,
     /// Supervised tokens.
     pub(crate) n: u64,
@@ -48,17 +56,28 @@ pub(crate) struct LossSums {
 
 impl LossSums {
     /// Adds a micro-batch, token by token in order.
-    pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets) {
+    pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets<'_>, weights: &StepWeights) {
         let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-        self.hard_label += sum(&losses.hard_label);
-        self.forward_kl += sum(losses.divergence(0));
-        self.mass += targets.sparse.as_ref().map_or(0.0, |s| sum(&s.probs));
-        self.n += targets.rows.len() as u64;
+        let divergences = (0..weights.divergences.len()).map(|i| sum(losses.divergence(i))).collect();
+        let hard_label = sum(&losses.hard_label);
+        let mut batch = LossSums {
+            loss: weights.hard_label * hard_label,
+            hard_label,
+            divergences,
+            mass: sum(&losses.captured_mass),
+            n: targets.rows.len() as u64,
+        };
+        for (weight, sum) in weights.divergences.iter().zip(&batch.divergences) {
+            batch.loss += weight * sum;
+        }
+        self.add(&batch);
     }
 
     pub(crate) fn add(&mut self, other: &LossSums) {
+        self.loss += other.loss;
         self.hard_label += other.hard_label;
-        self.forward_kl += other.forward_kl;
+        self.divergences.resize(self.divergences.len().max(other.divergences.len()), 0.0);
+        self.divergences.iter_mut().zip(&other.divergences).for_each(|(sum, more)| *sum += more);
         self.mass += other.mass;
         self.n += other.n;
     }
@@ -67,11 +86,9 @@ impl LossSums {
         sum / (self.n as f64).max(1.0)
     }
 
-    /// The weighted loss that is minimised, per supervised token.
-    pub(crate) fn loss(&self, config: &TrainConfig) -> f64 {
-        self.per_token(
-            config.hard_label_weight * self.hard_label + config.forward_kl_weight * self.forward_kl,
-        )
+    /// Means per supervised token of each divergence, under its name; none without any.
+    pub(crate) fn by_name<'a>(&self, names: impl Iterator<Item = &'a str>) -> BTreeMap<String, f64> {
+        names.zip(&self.divergences).map(|(name, &sum)| (name.to_owned(), self.per_token(sum))).collect()
     }
 }
 
@@ -80,9 +97,8 @@ mod tests {
     use stillroom_core::{SparseRow, Tail};
 
     use super::*;
-    use crate::Example;
-    use crate::Overlong;
     use crate::feed::Documents;
+    use crate::{Example, LossFunction, LossTerm, Overlong};
 
     fn row(id: u32) -> SparseRow {
         SparseRow { ids: vec![id, id + 1], probs: vec![0.75, 0.25], teacher_entropy: id as f32 }
@@ -96,8 +112,9 @@ mod tests {
         let b = Example::new("b", vec![20, 21, 22, 23, 24], b_mask, b_rows).unwrap();
         let examples = [a, b];
         let documents = Documents::fit(&examples, 4, Overlong::Truncate).unwrap().all;
-        let config = TrainConfig { forward_kl_weight: 1.0, tail: Tail::None, ..TrainConfig::default() };
-        let (batch, targets) = micro_batch(&documents, &[vec![1], vec![0]], &config);
+        let losses = vec![LossTerm::new(LossFunction::ForwardKl)];
+        let config = TrainConfig { losses, tail: Tail::None, ..TrainConfig::default() };
+        let (batch, targets) = micro_batch(&documents, &[vec![1], vec![0]], &config, None);
         assert_eq!(batch.ids, [20, 21, 22, 23, 10, 11, 12]);
         assert_eq!(targets.rows, [0, 2, 5]);
         assert_eq!(targets.hard_labels, [21, 23, 12]);
@@ -105,6 +122,6 @@ mod tests {
         assert_eq!(sparse.teacher_entropy, [21.0, 23.0, 12.0]);
         assert_eq!(sparse.offsets, [0, 2, 4, 6]);
         let hard_only = TrainConfig::default();
-        assert_eq!(micro_batch(&documents, &[vec![0]], &hard_only).1.sparse, None);
+        assert_eq!(micro_batch(&documents, &[vec![0]], &hard_only, None).1.sparse, None);
     }
 }

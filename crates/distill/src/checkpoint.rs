@@ -19,8 +19,8 @@ use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_
 use crate::batches::LossSums;
 use crate::{DistillError, Example, Result, TrainConfig, TrainPoint, ValidationPoint};
 
-/// Version of `state.json`.
-const FORMAT: u32 = 1;
+/// Version of `state.json`. 2: any list of losses.
+const FORMAT: u32 = 2;
 /// Largest `state.json` read, in bytes.
 const STATE_BYTES_MAX: u64 = 256 << 20;
 
@@ -37,27 +37,38 @@ pub(crate) struct Identity {
     pub(crate) data: Digest,
     /// Digest of the initial weights.
     pub(crate) start: Digest,
+    /// Digest of a live teacher's weights.
+    pub(crate) teacher: Option<Digest>,
 }
 
 impl Identity {
     pub(crate) fn new(
         start: &Decoder,
+        teacher: Option<&Decoder>,
         examples: &[Example],
         validation: &[Example],
         config: &TrainConfig,
     ) -> Identity {
+        let with_sparse = config.needs_teacher() && teacher.is_none();
         let mut digester = Digester::new();
         for set in [examples, validation] {
             digester.update(&(set.len() as u64).to_le_bytes());
-            set.iter().for_each(|example| example.digest_into(&mut digester, config.needs_sparse()));
+            set.iter().for_each(|example| example.digest_into(&mut digester, with_sparse));
         }
-        Identity { settings: config.digest(), data: digester.finish(), start: start.digest() }
+        Identity {
+            settings: config.digest(),
+            data: digester.finish(),
+            start: start.digest(),
+            teacher: teacher.map(Decoder::digest),
+        }
     }
 
     /// What differs, if anything does.
     fn difference(&self, other: &Identity) -> Option<&'static str> {
         if self.start != other.start {
             Some("initial weights")
+        } else if self.teacher != other.teacher {
+            Some("teacher weights")
         } else if self.data != other.data {
             Some("examples")
         } else if self.settings != other.settings {
@@ -107,6 +118,17 @@ struct State {
 struct Sealed {
     digest: Digest,
     state: State,
+}
+
+/// As much of `state.json` as every version has.
+#[derive(Deserialize)]
+struct SealedFormat {
+    state: Format,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// Why a checkpoint cannot be used.
@@ -299,14 +321,16 @@ fn seal(state: State) -> Vec<u8> {
 }
 
 fn unseal(text: &[u8]) -> std::result::Result<State, Damage> {
-    let sealed: Sealed = serde_json::from_slice(text).map_err(|e| format!("{STATE}: {e}"))?;
+    let unreadable = |e: serde_json::Error| format!("{STATE}: {e}");
+    let of: SealedFormat = serde_json::from_slice(text).map_err(unreadable)?;
+    if of.state.format != FORMAT {
+        return Err(format!("{STATE} has format {}, expected {FORMAT}", of.state.format));
+    }
+    let sealed: Sealed = serde_json::from_slice(text).map_err(unreadable)?;
     // Written compactly, so there is one spelling of every state.
     let same_bytes = serde_json::to_vec(&sealed).is_ok_and(|again| again == text);
     if !same_bytes || state_digest(&sealed.state) != sealed.digest {
         return Err(format!("{STATE} does not match its digest"));
-    }
-    if sealed.state.format != FORMAT {
-        return Err(format!("{STATE} has format {}, expected {FORMAT}", sealed.state.format));
     }
     Ok(sealed.state)
 }
@@ -370,7 +394,8 @@ mod tests {
     /// Steps 1 and 2 are saved.
     fn two_checkpoints(dir: &Path) -> Checkpoints {
         let digest = Digest::of(b"");
-        let checkpoints = Checkpoints::new(dir, Identity { settings: digest, data: digest, start: digest });
+        let checkpoints =
+            Checkpoints::new(dir, Identity { settings: digest, data: digest, start: digest, teacher: None });
         let state = TrainState::new(Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1));
         [1, 2].iter().for_each(|&step| drop(checkpoints.save(&state, &progress(step, None)).unwrap()));
         checkpoints
@@ -401,6 +426,18 @@ mod tests {
             fs::write(&path, &whole).unwrap();
             assert_eq!(newest(&checkpoints), 2, "{file} is whole again");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_of_an_earlier_format_says_so() {
+        let temp = tempfile::tempdir().unwrap();
+        let checkpoints = two_checkpoints(temp.path());
+        let path = checkpoints.path(2).join(STATE);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"format\":2", "\"format\":1")).unwrap();
+        let found = checkpoints.newest_good().unwrap();
+        assert_eq!(found.progress.unwrap().step, 1);
+        assert_eq!(found.skipped, [("step-000002".into(), "state.json has format 1, expected 2".into())]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Tail};
-use stillroom_model::{AdamW, HeadWeights};
+use stillroom_model::AdamW;
 
+use crate::losses::{LossFunction, LossTerm, Losses, TeacherTargets, check_losses};
 use crate::{DistillError, Result};
 
 /// Epochs accepted at most.
@@ -70,14 +71,14 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// Seed of the order of examples.
     pub seed: u64,
-    /// Weight of the cross-entropy on the text's own tokens.
-    pub hard_label_weight: f64,
-    /// Weight of τ²·KL(teacher‖student).
-    pub forward_kl_weight: f64,
-    /// τ: softens the student's distribution in the divergence; the targets were softened when stored.
-    pub loss_temperature: f64,
-    /// What stands for the teacher's mass outside the stored tokens; `none` for random sampling.
+    /// What is minimised, per supervised token: Σ weight·τ²·divergence, and weight·(−log q(label)).
+    pub losses: Vec<LossTerm>,
+    /// What stands for the teacher's mass outside the stored tokens; `none` for random sampling, and for a
+    /// teacher that is live.
     pub tail: Tail,
+    /// How many ids student and live teacher both have, where the paddings of their vocabularies differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_ids: Option<usize>,
     /// Steps between checkpoints; 0 for the last only.
     pub save_steps: u64,
     /// Steps between validations; 0 for the last only.
@@ -113,10 +114,9 @@ impl Default for TrainConfig {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             seed: 0,
-            hard_label_weight: 1.0,
-            forward_kl_weight: 0.0,
-            loss_temperature: 1.0,
+            losses: vec![LossTerm::new(LossFunction::HardLabels)],
             tail: Tail::None,
+            n_ids: None,
             save_steps: 100,
             eval_steps: 100,
             logging_steps: 10,
@@ -133,7 +133,6 @@ impl TrainConfig {
         let share = (0.0, 1.0, "expected 0 to 1");
         let decay = (0.0, 1.0 - f64::EPSILON, "expected 0 to below 1");
         let small = (f64::MIN_POSITIVE, 1.0, "expected more than 0, at most 1");
-        let temperature = (0.01, 100.0, "expected 0.01 to 100");
         let epochs = (f64::MIN_POSITIVE, EPOCHS_MAX, "expected more than 0, at most 100000");
         let steps = (1.0, STEPS_MAX as f64, "expected 1 to 100000000");
         let rows = (1.0, BATCH_MAX as f64, "expected 1 to 65536");
@@ -152,9 +151,6 @@ impl TrainConfig {
             ("adam_beta2", self.adam_beta2, decay),
             ("adam_epsilon", self.adam_epsilon, small),
             ("max_grad_norm", self.max_grad_norm, at_least_0),
-            ("hard_label_weight", self.hard_label_weight, at_least_0),
-            ("forward_kl_weight", self.forward_kl_weight, at_least_0),
-            ("loss_temperature", self.loss_temperature, temperature),
             ("logging_steps", self.logging_steps as f64, steps),
         ];
         for (key, value, (low, high, rule)) in numbers {
@@ -162,11 +158,18 @@ impl TrainConfig {
                 return Err(DistillError::Config { key, value: value.to_string(), rule });
             }
         }
-        if self.hard_label_weight + self.forward_kl_weight == 0.0 {
-            let rule = "at least one loss needs a weight";
-            return Err(DistillError::Config { key: "forward_kl_weight", value: "0".into(), rule });
+        // Validation, which chooses the checkpoint, has the weights of the last step.
+        if self.losses.iter().all(|term| term.weight.at_the_end() == 0.0) {
+            let rule = "at least one loss needs a weight at the last step";
+            return Err(DistillError::Config { key: "losses", value: "0".into(), rule });
         }
         Ok(())
+    }
+
+    /// Refuses losses that these targets cannot give.
+    pub(crate) fn validate_losses(&self, live: bool) -> Result<()> {
+        let targets = if live { TeacherTargets::Live } else { TeacherTargets::Cached(self.tail) };
+        check_losses(&self.losses, targets)
     }
 
     /// Digest of the settings that the trained weights and their choice depend on. How often is saved or
@@ -186,17 +189,19 @@ impl TrainConfig {
         Digest::of(&text)
     }
 
-    pub(crate) fn needs_sparse(&self) -> bool {
-        self.forward_kl_weight > 0.0
+    /// Whether a loss is trained on that compares the student with a teacher.
+    pub fn needs_teacher(&self) -> bool {
+        self.computed_losses().need_teacher()
     }
 
-    pub(crate) fn head_weights(&self, scale: f32) -> HeadWeights {
-        HeadWeights {
-            hard_label: self.hard_label_weight as f32,
-            forward_kl: self.forward_kl_weight as f32,
-            loss_temperature: self.loss_temperature as f32,
-            scale,
-        }
+    pub(crate) fn computed_losses(&self) -> Losses {
+        Losses::of(&self.losses)
+    }
+
+    /// The temperature that cached targets must have been softened at; none where no loss needs them.
+    pub(crate) fn cached_temperature(&self) -> Option<f64> {
+        let computed = self.losses.iter().filter(|term| !term.weight.is_zero());
+        computed.filter(|term| term.function.divergence().is_some()).map(|term| term.temperature).next()
     }
 
     pub(crate) fn adamw(&self, learning_rate: f64) -> AdamW {
@@ -214,19 +219,22 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LossWeight;
 
     #[test]
     fn settings_out_of_range_are_named() {
         let base = TrainConfig::default();
         base.validate().unwrap();
+        let hard = LossTerm::new(LossFunction::HardLabels);
+        let fading = LossWeight::Linear { from: 1.0, to: 0.0 };
         let wrong: [(&str, TrainConfig); 8] = [
             ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..base.clone() }),
             ("warmup_ratio", TrainConfig { warmup_ratio: 1.5, ..base.clone() }),
             ("num_train_epochs", TrainConfig { num_train_epochs: 0.0, ..base.clone() }),
             ("max_steps", TrainConfig { max_steps: Some(0), ..base.clone() }),
             ("max_length", TrainConfig { max_length: 1, ..base.clone() }),
-            ("forward_kl_weight", TrainConfig { hard_label_weight: 0.0, ..base.clone() }),
-            ("loss_temperature", TrainConfig { loss_temperature: 0.0, ..base.clone() }),
+            ("losses", TrainConfig { losses: vec![LossTerm { weight: fading, ..hard }], ..base.clone() }),
+            ("losses", TrainConfig { losses: vec![], ..base.clone() }),
             ("logging_steps", TrainConfig { logging_steps: 0, ..base.clone() }),
         ];
         for (expected, config) in wrong {
@@ -245,6 +253,11 @@ mod tests {
         assert_eq!(base.digest(), recomputing.digest());
         assert_ne!(base.digest(), TrainConfig { seed: 1, ..base.clone() }.digest());
         assert_ne!(base.digest(), TrainConfig { eval_steps: 1, ..base.clone() }.digest());
+        let hard = LossTerm::new(LossFunction::HardLabels);
+        let softer = vec![hard, LossTerm::new(LossFunction::ForwardKl).at_temperature(2.0)];
+        let with_loss = TrainConfig { losses: softer, ..base.clone() };
+        assert_ne!(base.digest(), with_loss.digest());
+        assert_ne!(with_loss.digest(), TrainConfig { n_ids: Some(7), ..with_loss.clone() }.digest());
         let text = serde_json::to_string(&base).unwrap();
         assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap().digest(), base.digest());
         assert!(serde_json::from_str::<TrainConfig>("{\"learning_rat\": 1}").is_err());

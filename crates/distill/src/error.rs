@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use stillroom_core::{Digest, ErrorKind};
 use stillroom_formats::FormatError;
-use stillroom_model::ModelError;
+use stillroom_model::{DivergenceError, ModelError};
 use stillroom_store::StoreError;
 
 /// A failure of training or of its preparation.
@@ -14,6 +14,9 @@ pub enum DistillError {
     /// A setting out of range, or one that another forbids.
     #[error("`{key}` is {value}: {rule}")]
     Config { key: &'static str, value: String, rule: &'static str },
+    /// A loss that cannot be taken, or not of these targets.
+    #[error(transparent)]
+    Losses(#[from] DivergenceError),
     #[error("there is nothing to train on: {what}")]
     NoExamples { what: &'static str },
     /// An example whose parts do not fit together.
@@ -22,7 +25,7 @@ pub enum DistillError {
     #[error("example `{id}` has {n_tokens} tokens, a row holds {max_length}")]
     TooLong { id: String, n_tokens: usize, max_length: usize },
     /// A loss that needs the teacher's distributions, and an example without.
-    #[error("example `{id}` has no teacher distributions, which `forward_kl` needs")]
+    #[error("example `{id}` has no teacher distributions, which the loss needs")]
     NoTeacherTargets { id: String },
     /// A prompt without a target of the data set's own.
     #[error("prompt `{id}` has no target of its own")]
@@ -62,7 +65,7 @@ impl DistillError {
     /// The kind of failure, for the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            DistillError::Config { .. } => ErrorKind::BadRecipe,
+            DistillError::Config { .. } | DistillError::Losses(_) => ErrorKind::BadRecipe,
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
             DistillError::Model(error) => error.kind(),
             DistillError::Format(error) => error.kind(),
@@ -77,11 +80,19 @@ impl DistillError {
             DistillError::Model(error) => return error.fix(),
             DistillError::Format(error) => return error.fix(),
             DistillError::Store(error) => return error.fix(),
+            DistillError::Losses(DivergenceError::Counts { .. }) => {
+                "take the teacher live, with `logits = { kind = \"live\" }`, or keep its likeliest tokens, with \
+                 `kind = \"top_k\"`"
+            }
+            DistillError::Losses(DivergenceError::Temperatures { .. }) => {
+                "give them one temperature, or take the teacher live, with `logits = { kind = \"live\" }`"
+            }
+            DistillError::Losses(_) => "choose a value within these bounds",
             DistillError::TooLong { .. } => {
                 "raise `max_length`, or allow longer documents to be cut with `overlong = \"truncate\"`"
             }
             DistillError::NoTeacherTargets { .. } => {
-                "run the teacher with `logits`, or train on `hard_labels` only"
+                "give the teacher `logits`, or train on `hard_labels` only"
             }
             DistillError::NoTarget { .. } => {
                 "give every prompt a target, or leave the `undistilled` control out"

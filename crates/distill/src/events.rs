@@ -1,5 +1,7 @@
 //! What training tells while it runs.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::TrainPlan;
@@ -36,13 +38,14 @@ pub struct TrainPoint {
     pub step: u64,
     /// Passes over the examples done.
     pub epoch: f64,
-    /// The weighted sum that is minimised.
+    /// The weighted sum that is minimised, with the weights of each step.
     pub loss: f64,
     /// Cross-entropy on the text's own tokens, whatever its weight.
     pub hard_label: f64,
-    /// τ²·KL(teacher‖student), where it is trained on.
-    pub forward_kl: Option<f64>,
-    /// Mean teacher probability of the tokens that the cache kept; 1 for random sampling.
+    /// Each divergence that is trained on, unweighted and with its τ², under the name of its function; the
+    /// second of one function has `_2` behind it.
+    pub divergences: BTreeMap<String, f64>,
+    /// Mean teacher probability of the tokens that the cache kept; 1 for random sampling and a live teacher.
     pub captured_mass: Option<f64>,
     /// Of the last step.
     pub learning_rate: f64,
@@ -63,10 +66,11 @@ pub struct TrainPoint {
 pub struct ValidationPoint {
     pub step: u64,
     pub tokens: u64,
-    /// The same weighted sum as in training.
+    /// The same weighted sum as in training, always with the weights of the last step, so that points compare.
     pub loss: f64,
     pub hard_label: f64,
-    pub forward_kl: Option<f64>,
+    pub divergences: BTreeMap<String, f64>,
+    pub captured_mass: Option<f64>,
     /// Whether no earlier step (0 aside) had a loss as low.
     pub best: bool,
 }

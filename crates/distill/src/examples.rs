@@ -59,8 +59,9 @@ pub fn check_cache(info: &LogitCacheInfo, tokenizer_digest: &Digest, config: &Tr
     if info.tokenizer_digest != *tokenizer_digest {
         return refuse("tokenizer", info.tokenizer_digest.to_string(), tokenizer_digest.to_string());
     }
-    let expected = config.loss_temperature as f32;
-    if info.temperature != expected {
+    if let Some(expected) = config.cached_temperature().map(|t| t as f32)
+        && info.temperature != expected
+    {
         return refuse("temperature", info.temperature.to_string(), expected.to_string());
     }
     let cached = match info.kept {

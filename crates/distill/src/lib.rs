@@ -13,6 +13,7 @@ mod events;
 mod example;
 pub mod examples;
 mod feed;
+mod losses;
 mod packing;
 mod schedule;
 mod train;
@@ -23,6 +24,7 @@ pub use error::DistillError;
 pub use events::{TrainEvent, TrainPoint, ValidationPoint};
 pub use example::Example;
 pub use feed::TrainPlan;
+pub use losses::{LossFunction, LossTerm, LossWeight, TeacherTargets, check_losses};
 pub use schedule::learning_rate;
 pub use train::{TrainOutcome, plan, train};
 

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use stillroom_model::{Decoder, TrainState};
+use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
 use crate::batches::{LossSums, micro_batch};
 use crate::checkpoint::{Best, Checkpoints, Identity, Progress};
 use crate::feed::{Document, Documents, Feed, pack_rows};
+use crate::losses::Losses;
 use crate::schedule::learning_rate;
 use crate::{DistillError, Example, Result, TrainConfig, TrainEvent, TrainPlan, TrainPoint, ValidationPoint};
 
@@ -45,16 +46,19 @@ pub fn plan(examples: &[Example], config: &TrainConfig) -> Result<TrainPlan> {
 /// Trains `start` on `examples` and gives back the checkpoint with the lowest loss on `validation`, or
 /// the last one without validation examples.
 ///
-/// One optimiser step minimises Σ (`hard_label_weight`·CE + `forward_kl_weight`·τ²·KL) / n over the n
-/// supervised tokens of all its micro-batches together, so that splitting them otherwise changes nothing
-/// but rounding. Rows of micro-batches are packed documents that don't see each other; nothing is padded.
+/// One optimiser step minimises Σ (the weighted `losses` of a token) / n over the n supervised tokens of all
+/// its micro-batches together, so that splitting them otherwise changes nothing but rounding. Rows of
+/// micro-batches are packed documents that don't see each other; nothing is padded. Divergences are taken
+/// from `teacher`, which reads every batch right before the student, or from the examples' own targets.
 ///
 /// Checkpoints go to `dir`, which must belong to this run alone (the run directory's lock sees to that).
 /// Where one is found, training goes on behind the newest good one, and ends with the same bits as if it
-/// had never stopped; one that was written with other settings, examples or initial weights is an error.
+/// had never stopped; one that was written with other settings, examples, initial weights or another live
+/// teacher is an error.
 /// `examples` must be the same in the same order.
 pub fn train(
     start: Decoder,
+    teacher: Option<&Decoder>,
     examples: &[Example],
     validation: &[Example],
     config: &TrainConfig,
@@ -62,9 +66,15 @@ pub fn train(
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
     config.validate()?;
-    check_examples(&start, examples, config)?;
-    check_examples(&start, validation, config)?;
-    let n_tokens_max = config.max_length.min(start.config().max_position_embeddings);
+    let live = teacher.filter(|_| config.needs_teacher());
+    let live = live.map(|decoder| LiveTeacher { decoder, n_ids: config.n_ids });
+    config.validate_losses(live.is_some())?;
+    let vocab_size = shared_vocabulary(&start, live)?;
+    check_examples(vocab_size, live, examples, config)?;
+    check_examples(vocab_size, live, validation, config)?;
+    let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
+    let of_teacher = live.map_or(usize::MAX, |teacher| context(teacher.decoder));
+    let n_tokens_max = config.max_length.min(context(&start)).min(of_teacher);
     let documents = fit(examples, n_tokens_max, config)?;
     let held = Documents::fit(validation, n_tokens_max, config.overlong)?.all;
     let (truncated, dropped) = (documents.truncated, documents.dropped);
@@ -73,13 +83,18 @@ pub fn train(
     sink(TrainEvent::Planned(plan.clone()));
     create_dir_durable(dir)?;
     remove_partials(dir)?;
-    let checkpoints = Checkpoints::new(dir, Identity::new(&start, examples, validation, config));
+    let checkpoints = Checkpoints::new(
+        dir,
+        Identity::new(&start, live.map(|teacher| teacher.decoder), examples, validation, config),
+    );
     let (state, progress) = begin(start, &checkpoints, sink)?;
     let state = state.with_gradient_checkpointing(config.gradient_checkpointing);
     let order: Vec<u32> = (0..held.len() as u32).collect();
     let held_rows = pack_rows(&held, &order, config);
     let mut trainer = Trainer {
         config,
+        losses: config.computed_losses(),
+        live,
         feed,
         plan,
         held,
@@ -107,9 +122,25 @@ fn fit<'a>(examples: &'a [Example], n_tokens_max: usize, config: &TrainConfig) -
     Ok(documents)
 }
 
-fn check_examples(start: &Decoder, examples: &[Example], config: &TrainConfig) -> Result<()> {
-    let vocab_size = start.config().vocab_size;
-    let tail = config.needs_sparse().then_some(config.tail);
+/// How many ids the student, and a live teacher, have.
+fn shared_vocabulary(start: &Decoder, live: Option<LiveTeacher<'_>>) -> Result<usize> {
+    let student = start.config().vocab_size;
+    let Some(LiveTeacher { decoder, n_ids }) = live else { return Ok(student) };
+    let teacher = decoder.config().vocab_size;
+    let shared = n_ids.unwrap_or(student.max(teacher));
+    if shared > student.min(teacher) {
+        return Err(DivergenceError::Vocabularies { student, teacher, n_ids }.into());
+    }
+    Ok(shared)
+}
+
+fn check_examples(
+    vocab_size: usize,
+    live: Option<LiveTeacher<'_>>,
+    examples: &[Example],
+    config: &TrainConfig,
+) -> Result<()> {
+    let tail = (config.needs_teacher() && live.is_none()).then_some(config.tail);
     let mut longest = 0;
     for example in examples {
         example.check(vocab_size, tail)?;
@@ -157,6 +188,8 @@ struct Timed {
 
 struct Trainer<'a> {
     config: &'a TrainConfig,
+    losses: Losses,
+    live: Option<LiveTeacher<'a>>,
     feed: Feed<'a>,
     plan: TrainPlan,
     held: Vec<Document<'a>>,
@@ -206,14 +239,16 @@ impl Trainer<'_> {
         let in_step = || micro_batches.iter().flatten().flatten().map(|&i| documents[i as usize]);
         let n_supervised: usize = in_step().map(|d| d.n_supervised).sum();
         let n_tokens = in_step().map(|d| d.length as u64).sum::<u64>();
-        let weights = self.config.head_weights(1.0 / n_supervised as f32);
+        let weights = self.losses.at(step, self.plan.steps);
+        let (hard_label, divergences) = (weights.hard_label as f32, &weights.terms[..]);
+        let terms = HeadTerms { hard_label, divergences, scale: 1.0 / n_supervised as f32 };
         let mut sums = LossSums::default();
         for rows in &micro_batches {
-            let (batch, targets) = micro_batch(documents, rows, self.config);
-            let losses = self.state.accumulate(&batch, &targets, &weights);
-            sums.add_batch(losses, &targets);
+            let (batch, targets) = micro_batch(documents, rows, self.config, self.live);
+            let losses = self.state.accumulate(&batch, &targets, &terms);
+            sums.add_batch(losses, &targets, &weights);
         }
-        self.check_finite(step, sums.loss(self.config))?;
+        self.check_finite(step, sums.per_token(sums.loss))?;
         let learning_rate = learning_rate(self.config, step, self.plan.steps);
         let report = self.state.step(&self.config.adamw(learning_rate));
         if !report.grad_norm.is_finite() {
@@ -243,17 +278,15 @@ impl Trainer<'_> {
     }
 
     fn log(&mut self, stepped: &Stepped) {
-        let config = self.config;
         let progress = &mut self.progress;
         let window = std::mem::take(&mut progress.window);
-        let sparse = config.needs_sparse();
         let point = TrainPoint {
             step: progress.step,
             epoch: stepped.epoch,
-            loss: window.loss(config),
+            loss: window.per_token(window.loss),
             hard_label: window.per_token(window.hard_label),
-            forward_kl: sparse.then(|| window.per_token(window.forward_kl)),
-            captured_mass: sparse.then(|| window.per_token(window.mass)),
+            divergences: window.by_name(self.losses.names()),
+            captured_mass: self.losses.need_teacher().then(|| window.per_token(window.mass)),
             learning_rate: stepped.learning_rate,
             grad_norm: stepped.grad_norm,
             clipped_steps: std::mem::take(&mut progress.window_clipped),
@@ -271,13 +304,14 @@ impl Trainer<'_> {
         if self.held.is_empty() {
             return Ok(false);
         }
+        let weights = self.losses.at_the_end();
         let mut sums = LossSums::default();
         for rows in self.held_rows.chunks(self.config.per_device_train_batch_size) {
-            let (batch, targets) = micro_batch(&self.held, rows, self.config);
-            let losses = self.state.decoder().losses(&batch, &targets, self.config.loss_temperature as f32);
-            sums.add_batch(&losses, &targets);
+            let (batch, targets) = micro_batch(&self.held, rows, self.config, self.live);
+            let losses = self.state.decoder().losses(&batch, &targets, &weights.terms);
+            sums.add_batch(&losses, &targets, &weights);
         }
-        let (step, loss) = (self.progress.step, sums.loss(self.config));
+        let (step, loss) = (self.progress.step, sums.per_token(sums.loss));
         self.check_finite(step, loss)?;
         let best = step > 0 && self.progress.best.is_none_or(|best| loss < best.loss);
         if best {
@@ -288,7 +322,8 @@ impl Trainer<'_> {
             tokens: self.progress.tokens,
             loss,
             hard_label: sums.per_token(sums.hard_label),
-            forward_kl: self.config.needs_sparse().then(|| sums.per_token(sums.forward_kl)),
+            divergences: sums.by_name(self.losses.names()),
+            captured_mass: self.losses.need_teacher().then(|| sums.per_token(sums.mass)),
             best,
         };
         self.progress.validation.push(point.clone());

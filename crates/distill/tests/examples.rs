@@ -4,7 +4,7 @@ use std::path::Path;
 
 use stillroom_core::{Digest, ErrorKind, FinishReason, Message, Prompt, Role, SparseRow, Tail, Trace};
 use stillroom_distill::examples::{attach_targets, check_cache, from_targets, from_texts, from_traces};
-use stillroom_distill::{DistillError, Example, TrainConfig};
+use stillroom_distill::{DistillError, Example, LossFunction, LossTerm, TrainConfig};
 use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow, read_logits, write_logits};
 
@@ -13,6 +13,10 @@ fn tokenizer() -> Tokenizer {
     let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     let (config, template) = (read("tokenizer_config.json"), read("chat_template.jinja"));
     Tokenizer::from_json_files(&read("tokenizer.json"), Some(&config), Some(&template)).unwrap()
+}
+
+fn kl_at(temperature: f64) -> Vec<LossTerm> {
+    vec![LossTerm::new(LossFunction::ForwardKl).at_temperature(temperature)]
 }
 
 fn trace(id: &str, sample: u32, question: &str, reasoning: &str, answer: &str) -> Trace {
@@ -127,7 +131,7 @@ fn a_cache_fits_its_own_examples_only() {
     write_logits(&mut bytes, &info, &rows).unwrap();
     let (read_info, mut read) = read_logits(bytes).unwrap();
     read.reverse();
-    let config = TrainConfig { forward_kl_weight: 1.0, ..TrainConfig::default() };
+    let config = TrainConfig { losses: kl_at(1.0), ..TrainConfig::default() };
     check_cache(&read_info, &tokenizer.digest(), &config).unwrap();
     let mut examples = bare[..2].to_vec();
     attach_targets(&mut examples, read).unwrap();
@@ -168,7 +172,7 @@ fn a_cache_made_otherwise_is_refused() {
         tokenizer_digest: digest,
         teacher: "t".into(),
     };
-    let config = TrainConfig { loss_temperature: 2.0, tail: Tail::Bucket, ..TrainConfig::default() };
+    let config = TrainConfig { losses: kl_at(2.0), tail: Tail::Bucket, ..TrainConfig::default() };
     check_cache(&info, &digest, &config).unwrap();
     let what = |info: &LogitCacheInfo, config: &TrainConfig| match check_cache(info, &digest, config) {
         Err(DistillError::CacheMismatch { what, .. }) => what,
@@ -176,7 +180,7 @@ fn a_cache_made_otherwise_is_refused() {
     };
     let other = LogitCacheInfo { tokenizer_digest: Digest::of(b"other"), ..info.clone() };
     assert_eq!(what(&other, &config), "tokenizer");
-    assert_eq!(what(&info, &TrainConfig { loss_temperature: 1.0, ..config.clone() }), "temperature");
+    assert_eq!(what(&info, &TrainConfig { losses: kl_at(1.0), ..config.clone() }), "temperature");
     assert_eq!(what(&info, &TrainConfig { tail: Tail::Drop, ..config.clone() }), "tail");
     let draws = LogitCacheInfo { kept: Kept::Draws(8), ..info.clone() };
     assert_eq!(what(&draws, &config), "tail");

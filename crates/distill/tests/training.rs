@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{VOCAB, run, sentence, sentences, small_run, student, taught};
+use common::{VOCAB, hard_and_kl, run, sentence, sentences, small_run, student, taught};
 use stillroom_core::{ErrorKind, SparseRow, Tail};
 use stillroom_distill::{
     DistillError, Example, Overlong, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint, plan,
@@ -37,7 +37,7 @@ fn attempt(
     config: &TrainConfig,
     dir: &Path,
 ) -> stillroom_distill::Result<TrainOutcome> {
-    train(start, examples, &[], config, dir, &mut |_| {})
+    train(start, None, examples, &[], config, dir, &mut |_| {})
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -69,7 +69,7 @@ fn the_loss_falls_on_a_toy_language() {
     assert_ne!(outcome.decoder.digest(), untrained);
     assert_eq!((outcome.steps, outcome.curve.len()), (150, 6));
     assert!(outcome.curve[5].loss < outcome.curve[0].loss);
-    assert!(outcome.curve.iter().all(|p| p.tokens_per_second > 0.0 && p.forward_kl.is_none()));
+    assert!(outcome.curve.iter().all(|p| p.tokens_per_second > 0.0 && p.divergences.is_empty()));
     assert!(matches!(events.first(), Some(TrainEvent::Planned(_))));
     assert!(matches!(events.last(), Some(TrainEvent::Finished { steps: 150, .. })));
 }
@@ -79,8 +79,7 @@ fn the_teachers_distribution_is_learned() {
     let dir = temp();
     let config = TrainConfig {
         max_steps: Some(120),
-        hard_label_weight: 0.0,
-        forward_kl_weight: 1.0,
+        losses: hard_and_kl(0.0, 1.0),
         learning_rate: 1e-2,
         per_device_train_batch_size: 12,
         eval_steps: 60,
@@ -90,10 +89,14 @@ fn the_teachers_distribution_is_learned() {
     let set = |keys| -> Vec<Example> { sentences(keys).into_iter().map(taught).collect() };
     let (outcome, _) = run(student(1, 2), &set(0..300), &set(1000..1040), &config, dir.path());
     let (first, last) = (&outcome.validation[0], outcome.validation.last().unwrap());
-    assert!(last.forward_kl.unwrap() < 0.3 * first.forward_kl.unwrap(), "{:?}", outcome.validation);
+    assert!(
+        last.divergences["forward_kl"] < 0.3 * first.divergences["forward_kl"],
+        "{:?}",
+        outcome.validation
+    );
     // The best that hard labels can become under this teacher is −ln 0.75.
     assert!(last.hard_label > 0.28 && last.hard_label < 0.8);
-    assert_eq!(last.loss, last.forward_kl.unwrap());
+    assert_eq!(last.loss, last.divergences["forward_kl"]);
     assert!(outcome.curve.iter().all(|p| (p.captured_mass.unwrap() - 1.0).abs() < 1e-6));
 
     let dir = temp();
@@ -119,7 +122,7 @@ fn killed_at(
 ) -> bool {
     let mut seen = 0;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        train(student(3, 1), examples, validation, config, dir, &mut |_| {
+        train(student(3, 1), None, examples, validation, config, dir, &mut |_| {
             seen += 1;
             if seen > n {
                 panic_any(Killed);
@@ -185,6 +188,7 @@ fn child_that_trains() {
     let config = TrainConfig { max_steps: Some(40), save_steps: 2, ..small_run() };
     let outcome = train(
         student(4, 2),
+        None,
         &sentences(0..60),
         &sentences(500..510),
         &config,
@@ -249,7 +253,7 @@ fn recomputed_activations_change_no_bit_even_from_a_checkpoint_on() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let examples: Vec<Example> = sentences(0..60).into_iter().map(taught).collect();
-    let config = TrainConfig { forward_kl_weight: 0.5, ..small_run() };
+    let config = TrainConfig { losses: hard_and_kl(1.0, 0.5), ..small_run() };
     let digests = [1, 2, 3].map(|n_threads| {
         let dir = temp();
         run(student(3, n_threads), &examples, &examples[..5], &config, dir.path()).0.decoder.digest()
@@ -271,7 +275,7 @@ fn accumulation_changes_nothing_but_rounding() {
     let config = |batch, accumulation| TrainConfig {
         per_device_train_batch_size: batch,
         gradient_accumulation_steps: accumulation,
-        forward_kl_weight: 0.5,
+        losses: hard_and_kl(1.0, 0.5),
         adam_epsilon: 1e-4,
         max_steps: Some(8),
         logging_steps: 1,
@@ -414,7 +418,7 @@ fn damaged_checkpoints_are_skipped_and_the_result_is_the_same() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let examples: Vec<Example> = sentences(0..30).into_iter().map(taught).collect();
-    let config = TrainConfig { forward_kl_weight: 1.0, ..small_run() };
+    let config = TrainConfig { losses: hard_and_kl(1.0, 1.0), ..small_run() };
     let dir = temp();
     attempt(student(3, 1), &examples, &config, dir.path()).unwrap();
     let refused = |result| match fails(result) {
@@ -472,7 +476,7 @@ fn what_cannot_be_right_is_refused_before_anything_is_written() {
     assert!(matches!(fail(&[], &config), DistillError::NoExamples { .. }));
     let wrong = TrainConfig { max_length: 0, ..config.clone() };
     assert_eq!(fail(&good, &wrong).kind(), ErrorKind::BadRecipe);
-    let kl = TrainConfig { forward_kl_weight: 1.0, ..config.clone() };
+    let kl = TrainConfig { losses: hard_and_kl(1.0, 1.0), ..config.clone() };
     assert!(matches!(fail(&good, &kl), DistillError::NoTeacherTargets { .. }));
     let short = TrainConfig { max_length: 8, ..config.clone() };
     assert!(matches!(fail(&good, &short), DistillError::TooLong { max_length: 8, .. }));

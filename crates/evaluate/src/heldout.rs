@@ -65,7 +65,7 @@ pub fn document_losses(
                 targets.hard_labels.push(text.ids[position as usize + 1]);
             }
         }
-        let mut losses = decoder.losses(&batch, &targets, 1.0).hard_label.into_iter();
+        let mut losses = decoder.losses(&batch, &targets, &[]).hard_label.into_iter();
         for text in pass {
             let tokens = text.wanted().len();
             let nats = losses.by_ref().take(tokens).map(f64::from).sum();

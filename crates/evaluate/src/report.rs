@@ -142,19 +142,24 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     pub model: Contender,
-    /// What the loss is: `forward_kl + 0.1 hard_label, nats per supervised token`.
+    /// What the loss is: `forward_kl + 0.1 hard_labels, nats per supervised token`.
     pub loss: String,
     pub points: Vec<CurvePoint>,
     /// The step whose weights were kept.
     pub best_step: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     pub step: u64,
     pub tokens: u64,
     pub train_loss: Option<f64>,
     pub validation_loss: Option<f64>,
+    /// Each loss of the weighted sum apart, unweighted, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub train_terms: BTreeMap<String, f64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub validation_terms: BTreeMap<String, f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

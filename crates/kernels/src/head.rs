@@ -1,9 +1,7 @@
 //! The divergence head: linear + softmax + divergence in chunks, forward and backward in one pass.
 
 use crate::device::{Buf, Weight};
-use crate::divergence::{
-    Divergence, DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, Term, row_losses,
-};
+use crate::divergence::{DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, row_losses};
 use crate::pool::Shards;
 use crate::scratch::with_scratch;
 
@@ -133,35 +131,6 @@ impl<'a> SparseTargets<'a> {
             entropy: self.teacher_entropy.get(r).copied().unwrap_or(0.0),
             tail: self.tail,
         }
-    }
-}
-
-/// The loss of one divergence, `forward_kl`, beside hard labels.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadWeights {
-    /// Weight of −log q(label), always at temperature 1.
-    pub hard_label: f32,
-    /// Weight of τ²·KL(p‖q^τ) on the teacher's targets.
-    pub forward_kl: f32,
-    /// τ: the student's logits are divided by it in the divergence; sparse targets come softened.
-    pub loss_temperature: f32,
-    /// Multiplies every row's gradient (1 / tokens in the optimiser step).
-    pub scale: f32,
-}
-
-impl HeadWeights {
-    pub fn forward_kl(&self) -> Term {
-        Term {
-            divergence: Divergence::ForwardKl,
-            weight: self.forward_kl,
-            temperature: self.loss_temperature,
-        }
-    }
-
-    /// The loss, with the divergence in it if there is a teacher to diverge from.
-    pub fn terms<'a>(&self, divergence: &'a [Term; 1], targets: &HeadTargets<'_>) -> HeadTerms<'a> {
-        let divergences: &[Term] = if targets.has_teacher() { divergence } else { &[] };
-        HeadTerms { hard_label: self.hard_label, divergences, scale: self.scale }
     }
 }
 

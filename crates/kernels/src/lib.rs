@@ -34,7 +34,7 @@ pub use cpu::cpu_features;
 pub use dequantise::{BlockFormat, dequantise};
 pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight, logits_chunk_rows};
 pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherRow, Term, row_losses};
-pub use head::{DenseTargets, HeadLosses, HeadTargets, HeadWeights, SparseTargets, TailMode};
+pub use head::{DenseTargets, HeadLosses, HeadTargets, SparseTargets, TailMode};
 pub use kv_cache::KvCache;
 pub use lora::{Columns, Dropout};
 pub use packed::{PackedWeight, StoredRows};

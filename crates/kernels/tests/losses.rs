@@ -6,7 +6,7 @@ mod common;
 use common::{bits, close, numbers};
 use serde::Deserialize;
 use stillroom_kernels::{
-    Device, HeadLosses, HeadTargets, HeadTerms, HeadWeights, SparseTargets, TailMode, Weight,
+    Device, Divergence, HeadLosses, HeadTargets, HeadTerms, SparseTargets, TailMode, Term, Weight,
 };
 
 #[derive(Deserialize)]
@@ -58,10 +58,9 @@ fn loss_and_gradient(row: &Row) -> (f32, Vec<f32>) {
         sparse: (!hard).then_some(sparse),
         ..HeadTargets::default()
     };
-    let weights =
-        HeadWeights { hard_label: 1.0, forward_kl: 1.0, loss_temperature: row.temperature, scale: 1.0 };
-    let divergence = [weights.forward_kl()];
-    let terms = weights.terms(&divergence, &targets);
+    let divergence = [Term { divergence: Divergence::ForwardKl, weight: 1.0, temperature: row.temperature }];
+    let divergences = if hard { &[][..] } else { &divergence[..] };
+    let terms = HeadTerms { hard_label: 1.0, divergences, scale: 1.0 };
     let (mut dh, mut dw) = (dev.zeros(v), dev.zeros(v * v));
     let hidden = dev.upload(&row.logits);
     let mut losses = HeadLosses::default();
@@ -148,40 +147,39 @@ impl Batch {
     }
 
     /// (weighted loss in f64, dhidden, dw).
-    fn run(&self, n_threads: usize, tail: TailMode, weights: &HeadWeights) -> (f64, Vec<f32>, Vec<f32>) {
+    fn run(&self, n_threads: usize, tail: TailMode, temperature: f32) -> (f64, Vec<f32>, Vec<f32>) {
+        let divergences = &[Term { divergence: Divergence::ForwardKl, weight: 0.8, temperature }];
+        let terms = HeadTerms { hard_label: 0.3, divergences, scale: 0.1 };
         let dev = Device::cpu(n_threads);
         let (w, hidden) = (dev.upload(&self.w), dev.upload(&self.hidden));
         let (mut dh, mut dw) = (dev.zeros(self.hidden.len()), dev.zeros(self.w.len()));
         let (targets, mut losses) = (self.targets(tail), HeadLosses::default());
-        let divergence = [weights.forward_kl()];
-        let terms = weights.terms(&divergence, &targets);
         dev.divergence_head(&mut dh, &mut dw, &hidden, &w, self.n(), &targets, &terms, &mut losses);
         let sum = |x: &[f32]| x.iter().map(|&v| f64::from(v)).sum::<f64>();
-        let total = f64::from(weights.hard_label) * sum(&losses.hard_label)
-            + f64::from(weights.forward_kl) * sum(losses.divergence(0));
-        (total * f64::from(weights.scale), dev.download(&dh), dev.download(&dw))
+        let total = f64::from(terms.hard_label) * sum(&losses.hard_label)
+            + f64::from(divergences[0].weight) * sum(losses.divergence(0));
+        (total * f64::from(terms.scale), dev.download(&dh), dev.download(&dw))
     }
 }
 
 #[test]
 fn gradients_through_the_head_match_finite_differences() {
     for tail in [TailMode::None, TailMode::Drop, TailMode::Bucket, TailMode::Uniform] {
-        for loss_temperature in [1.0, 1.7] {
-            let weights = HeadWeights { hard_label: 0.3, forward_kl: 0.8, loss_temperature, scale: 0.1 };
+        for temperature in [1.0, 1.7] {
             let mut batch = Batch::new(9);
-            let (_, dh, dw) = batch.run(1, tail, &weights);
+            let (_, dh, dw) = batch.run(1, tail, temperature);
             let h = 1e-2f32;
             let mut check = |pick: fn(&mut Batch) -> &mut Vec<f32>, k: usize, analytic: f32| {
                 let at = pick(&mut batch)[k];
                 pick(&mut batch)[k] = at + h;
-                let above = batch.run(1, tail, &weights).0;
+                let above = batch.run(1, tail, temperature).0;
                 pick(&mut batch)[k] = at - h;
-                let below = batch.run(1, tail, &weights).0;
+                let below = batch.run(1, tail, temperature).0;
                 pick(&mut batch)[k] = at;
                 let numeric = (above - below) / f64::from(2.0 * h);
                 assert!(
                     (numeric - f64::from(analytic)).abs() < 2e-4,
-                    "{tail:?} τ={loss_temperature} {k}: {numeric} against {analytic}"
+                    "{tail:?} τ={temperature} {k}: {numeric} against {analytic}"
                 );
             };
             (0..dh.len()).step_by(7).for_each(|k| check(|b| &mut b.hidden, k, dh[k]));
@@ -192,18 +190,17 @@ fn gradients_through_the_head_match_finite_differences() {
 
 #[test]
 fn threads_and_the_rows_around_change_no_bit() {
-    let weights = HeadWeights { hard_label: 0.3, forward_kl: 0.8, loss_temperature: 1.0, scale: 0.1 };
     let batch = Batch::new(230);
-    let one = batch.run(1, TailMode::Bucket, &weights);
+    let one = batch.run(1, TailMode::Bucket, 1.0);
     for n_threads in [2, 3] {
-        let other = batch.run(n_threads, TailMode::Bucket, &weights);
+        let other = batch.run(n_threads, TailMode::Bucket, 1.0);
         assert_eq!(
             (other.0.to_bits(), bits(&other.1), bits(&other.2)),
             (one.0.to_bits(), bits(&one.1), bits(&one.2))
         );
     }
     let few = Batch::new(31);
-    let alone = few.run(2, TailMode::Bucket, &weights);
+    let alone = few.run(2, TailMode::Bucket, 1.0);
     assert_ne!(few.hidden, batch.hidden);
     assert_eq!(bits(&alone.1), bits(&one.1[..31 * WIDTH]));
 }

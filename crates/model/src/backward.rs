@@ -3,7 +3,7 @@
 //!
 //! Shapes and names as in `forward`; dX stands for ∂loss/∂X.
 
-use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights, RopeTable};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadTerms, RopeTable};
 
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
@@ -49,8 +49,8 @@ pub(crate) fn accumulate(
     gradients: &mut [Buf],
     memory: &mut StepMemory,
     batch: &Batch,
-    targets: &Targets,
-    weights: &HeadWeights,
+    targets: &Targets<'_>,
+    terms: &HeadTerms<'_>,
     dropout: StepDropout,
 ) {
     batch.check();
@@ -64,7 +64,14 @@ pub(crate) fn accumulate(
         memory.rows.extend(targets.rows[supervised.clone()].iter().map(|r| r - start));
         let first_row = dropout.first_row + u64::from(start);
         let dropout = StepDropout { first_row, ..dropout };
-        accumulate_group(decoder, gradients, memory, &targets.head_of(supervised), weights, dropout);
+        let of_group = targets.head_of(supervised);
+        let Some(teacher) = targets.live else {
+            accumulate_group(decoder, gradients, memory, &of_group, terms, dropout);
+            continue;
+        };
+        let read = teacher.read(&memory.group, &memory.positions, &memory.rows);
+        accumulate_group(decoder, gradients, memory, &read.supervise(of_group), terms, dropout);
+        read.give_back();
     }
 }
 
@@ -73,7 +80,7 @@ fn accumulate_group(
     gradients: &mut [Buf],
     memory: &mut StepMemory,
     targets: &HeadTargets<'_>,
-    weights: &HeadWeights,
+    terms: &HeadTerms<'_>,
     dropout: StepDropout,
 ) {
     let StepMemory { group, positions, rows, activations, losses } = memory;
@@ -84,7 +91,7 @@ fn accumulate_group(
 
     let rope = pass.rope.clone();
     let mut backward = Backward { decoder, gradients, dropout, batch: group, positions, rope: &rope };
-    let mut dx = backward.head(x, rows.len(), targets, weights, losses);
+    let mut dx = backward.head(x, rows.len(), targets, terms, losses);
     let mut narrowed = Some(rows).filter(|rows| rows.len() < group.n_tokens());
     for layer in (0..decoder.config.num_hidden_layers).rev() {
         let kept = activations.kept.pop().unwrap_or_else(|| {
@@ -115,7 +122,7 @@ impl Backward<'_> {
         x: Lent,
         n: usize,
         targets: &HeadTargets<'_>,
-        weights: &HeadWeights,
+        terms: &HeadTerms<'_>,
         losses: &mut HeadLosses,
     ) -> Lent {
         let (d, layout) = (self.decoder, &self.decoder.layout);
@@ -130,7 +137,7 @@ impl Backward<'_> {
             d.weight(id),
             n,
             targets,
-            &weights.terms(&[weights.forward_kl()], targets),
+            terms,
             losses,
         );
         let mut dx = hidden;

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use stillroom_core::Tail;
-use stillroom_kernels::{HeadTargets, Segment, SparseTargets, TailMode};
+use stillroom_kernels::{DenseTargets, HeadTargets, Segment, SparseTargets, TailMode};
+
+use crate::decoder::Decoder;
+use crate::workspace::Lent;
 
 /// Documents packed one after the other; each attends to itself only and its positions start at 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,14 +77,55 @@ impl Batch {
     }
 }
 
-/// Supervision of a batch: row `rows[i]` is taught `hard_labels[i]` and row i of `sparse`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Targets {
+/// Supervision of a batch: row `rows[i]` is taught `hard_labels[i]` and row i of `sparse`, or what `live`
+/// makes of the same documents. There is one teacher, or none.
+#[derive(Clone, Debug, Default)]
+pub struct Targets<'t> {
     /// Batch rows with supervision, ascending. The token that row r predicts is at row r + 1.
     pub rows: Vec<u32>,
     /// The text's own next token of each row; empty for none.
     pub hard_labels: Vec<u32>,
     pub sparse: Option<SparseBatch>,
+    pub live: Option<LiveTeacher<'t>>,
+}
+
+/// A teacher at hand. It reads each group of documents right before the student does; its logits exist for
+/// a chunk of rows at a time. What it gives has the bits that it gives alone.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveTeacher<'t> {
+    pub decoder: &'t Decoder,
+    /// How many ids both vocabularies have, from 0; needed where they differ in size, by their paddings.
+    pub n_ids: Option<usize>,
+}
+
+/// What a live teacher makes of a group of documents.
+pub(crate) struct Read<'t> {
+    teacher: LiveTeacher<'t>,
+    /// Its final hidden states of the supervised rows, after the norm.
+    hidden: Lent,
+}
+
+impl<'t> LiveTeacher<'t> {
+    /// Reads a group. Its buffers are the teacher's own.
+    pub(crate) fn read(self, group: &Batch, positions: &[u32], rows: &[u32]) -> Read<'t> {
+        let mut pass = self.decoder.documents(group, positions);
+        let x = self.decoder.layers_forward(&group.ids, &mut pass, Some(rows), None);
+        Read { teacher: self, hidden: self.decoder.final_norm(x, rows.len()) }
+    }
+}
+
+impl Read<'_> {
+    /// `targets` with this teacher in them.
+    pub(crate) fn supervise<'a>(&'a self, targets: HeadTargets<'a>) -> HeadTargets<'a> {
+        let decoder = self.teacher.decoder;
+        let head = decoder.product(decoder.layout.head_or_embedding());
+        let dense = DenseTargets { hidden: &self.hidden, first_row: 0, head };
+        HeadTargets { dense: Some(dense), n_ids: self.teacher.n_ids, ..targets }
+    }
+
+    pub(crate) fn give_back(self) {
+        self.teacher.decoder.workspace.give(self.hidden);
+    }
 }
 
 /// Teacher distributions in compressed rows; the owned twin of [`SparseTargets`].
@@ -124,7 +168,7 @@ impl SparseBatch {
     }
 }
 
-impl Targets {
+impl Targets<'_> {
     pub(crate) fn check(&self, n_tokens: usize, vocab_size: usize) {
         assert!(self.rows.windows(2).all(|w| w[0] < w[1]), "supervised rows ascend");
         assert!(
@@ -135,8 +179,9 @@ impl Targets {
             self.hard_labels.is_empty() || self.hard_labels.len() == self.rows.len(),
             "one label per row"
         );
+        let n_ids = self.live.and_then(|live| live.n_ids).unwrap_or(vocab_size);
         assert!(
-            self.hard_labels.iter().all(|&id| (id as usize) < vocab_size),
+            self.hard_labels.iter().all(|&id| (id as usize) < vocab_size.min(n_ids)),
             "label outside the vocabulary"
         );
         if let Some(sparse) = &self.sparse {
@@ -159,7 +204,7 @@ impl Targets {
         batch.groups(n_tokens_max).filter_map(with_rows)
     }
 
-    /// What supervises `rows[range]`.
+    /// What supervises `rows[range]`, a live teacher aside.
     pub(crate) fn head_of(&self, range: Range<usize>) -> HeadTargets<'_> {
         HeadTargets {
             hard_labels: (!self.hard_labels.is_empty()).then(|| &self.hard_labels[range.clone()]),
@@ -219,6 +264,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "label outside")]
     fn a_label_outside_the_vocabulary_is_refused() {
-        Targets { rows: vec![0], hard_labels: vec![9], sparse: None }.check(1, 9);
+        Targets { rows: vec![0], hard_labels: vec![9], ..Targets::default() }.check(1, 9);
     }
 }

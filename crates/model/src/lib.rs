@@ -24,14 +24,17 @@ mod train;
 mod workspace;
 
 pub use backward::TOKENS_PER_GROUP;
-pub use batch::{Batch, SparseBatch, Targets};
+pub use batch::{Batch, LiveTeacher, SparseBatch, Targets};
 pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use score::TOKENS_PER_CHUNK;
 pub use train::{AdamW, StepReport, TrainState};
 
-pub use stillroom_kernels::{Device, HeadLosses, HeadWeights, Segment};
+pub use stillroom_kernels::divergence::TERMS_MAX;
+pub use stillroom_kernels::{
+    Device, Divergence, DivergenceError, HeadLosses, HeadTerms, Segment, TailMode, Term,
+};
 
 #[cfg(test)]
 mod tests {

@@ -70,6 +70,21 @@ pub fn lora_training_bytes(
     NUMBER * (parameters + n as u64 * per_token) + logits_bytes(config, n)
 }
 
+/// What a live teacher takes beside its weights while a student trains, or is validated, on `batch` documents of
+/// `sequence` tokens: its activations of a group of documents, and its share of the chunk of logits.
+pub fn live_teacher_bytes(
+    teacher: &DecoderConfig,
+    student: &DecoderConfig,
+    batch: usize,
+    sequence: usize,
+) -> u64 {
+    let n = tokens_together(batch, sequence, TOKENS_PER_GROUP);
+    let logits = student.vocab_size + teacher.vocab_size;
+    let of_both = NUMBER * (logits_chunk_rows(logits).min(n) * logits) as u64;
+    let activations = NUMBER * n as u64 * passing_numbers_per_token(teacher);
+    activations + of_both.saturating_sub(logits_bytes(student, n))
+}
+
 /// The most activations of each width that are in use together: buffers stay with their width.
 fn training_numbers_per_token(config: &DecoderConfig, gradient_checkpointing: bool) -> u64 {
     let Widths { d, qkv, raw, heads, lse, f } = Widths::of(config);
@@ -171,10 +186,10 @@ mod tests {
     use std::sync::Arc;
 
     use stillroom_formats::{Family, RopeScaling};
-    use stillroom_kernels::{Device, HeadWeights};
+    use stillroom_kernels::{Device, Divergence, HeadTerms, Term};
 
     use super::*;
-    use crate::{AdamW, Batch, Decoder, Targets, TrainState};
+    use crate::{AdamW, Batch, Decoder, LiveTeacher, Targets, TrainState};
 
     fn config(family: Family) -> DecoderConfig {
         DecoderConfig {
@@ -213,7 +228,7 @@ mod tests {
 
     #[test]
     fn activations_are_those_that_the_workspace_holds() {
-        let weights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
+        let terms = HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 };
         let opt = AdamW {
             learning_rate: 1e-3,
             beta1: 0.9,
@@ -231,9 +246,10 @@ mod tests {
                     let batch = batch(documents, sequence);
                     let mut rows: Vec<u32> = (0..batch.n_tokens() as u32).collect();
                     rows.retain(|r| !(r + 1).is_multiple_of(sequence as u32));
-                    let targets = Targets { hard_labels: vec![7; rows.len()], rows, sparse: None };
+                    let hard_labels = vec![7; rows.len()];
+                    let targets = Targets { hard_labels, rows, ..Targets::default() };
                     for _ in 0..2 {
-                        state.accumulate(&batch, &targets, &weights);
+                        state.accumulate(&batch, &targets, &terms);
                         state.step(&opt);
                     }
                     let n = tokens_together(documents, sequence, TOKENS_PER_GROUP);
@@ -244,6 +260,20 @@ mod tests {
                 }
                 let decoder = fresh.clone();
                 let batch = batch(documents, sequence);
+                let (teacher, rows) = (fresh.clone(), 0..batch.n_tokens() as u32);
+                let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+                let targets = Targets { rows: rows.collect(), live, ..Targets::default() };
+                let term = Term { divergence: Divergence::Tvd, weight: 1.0, temperature: 1.0 };
+                (0..2).for_each(|_| drop(fresh.losses(&batch, &targets, &[term])));
+                let n = tokens_together(documents, sequence, TOKENS_PER_GROUP);
+                let both = NUMBER * (logits_chunk_rows(600).min(n) * 600) as u64;
+                let of_logits = both - logits_bytes(&config, n);
+                let predicted = live_teacher_bytes(&config, &config, documents, sequence) - of_logits;
+                assert_predicts(
+                    &format!("a live teacher, {family:?}, {documents} × {sequence}"),
+                    predicted,
+                    &teacher,
+                );
                 let texts: Vec<&[u32]> =
                     batch.segments.iter().map(|s| &batch.ids[s.start..s.start + s.len]).collect();
                 (0..2).for_each(|_| drop(decoder.token_logprobs(&texts)));

@@ -6,10 +6,10 @@
 use std::sync::OnceLock;
 
 use stillroom_core::{CounterRng, SparseRow};
-use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadWeights};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets, Term};
 
 use crate::backward::TOKENS_PER_GROUP;
-use crate::batch::{Batch, Targets};
+use crate::batch::{Batch, Read, Targets};
 use crate::decoder::Decoder;
 use crate::sampling::{draw_targets, top_k};
 
@@ -127,22 +127,33 @@ impl Decoder {
         kl
     }
 
-    /// Losses of each supervised row in nats, unweighted; nothing is differentiated.
-    pub fn losses(&self, batch: &Batch, targets: &Targets, loss_temperature: f32) -> HeadLosses {
+    /// Losses of each supervised row in nats, unweighted; nothing is differentiated, and the weights of the
+    /// divergences do not matter.
+    ///
+    /// # Panics
+    /// As [`TrainState::accumulate`](crate::TrainState::accumulate).
+    pub fn losses(&self, batch: &Batch, targets: &Targets<'_>, divergences: &[Term]) -> HeadLosses {
         targets.check(batch.n_tokens(), self.config.vocab_size);
         batch.check();
         let mut losses = HeadLosses::default();
-        let weights = HeadWeights { hard_label: 1.0, forward_kl: 1.0, loss_temperature, scale: 1.0 };
-        let divergence = [weights.forward_kl()];
         let (mut group, head) = (Batch::default(), self.product(self.layout.head_or_embedding()));
         for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
             let start = group.set_part(batch, documents) as u32;
             let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
+            let read = targets.live.map(|teacher| teacher.read(&group, &group.positions(), &rows));
+            let of_group = targets.head_of(supervised);
+            let of_group = read.as_ref().map_or(of_group, |read| read.supervise(of_group));
             let hidden = self.hidden_rows(&group, &rows);
-            let targets = targets.head_of(supervised);
-            let terms = weights.terms(&divergence, &targets).divergences;
-            self.device.divergence_head_forward(&hidden, head, rows.len(), &targets, terms, &mut losses);
+            self.device.divergence_head_forward(
+                &hidden,
+                head,
+                rows.len(),
+                &of_group,
+                divergences,
+                &mut losses,
+            );
             self.workspace.give(hidden);
+            read.into_iter().for_each(Read::give_back);
         }
         losses
     }

@@ -1,7 +1,7 @@
 //! A decoder in training: gradients, clipping, AdamW.
 
 use stillroom_formats::{NamedTensor, TensorSource};
-use stillroom_kernels::{AdamWStep, Buf, HeadLosses, HeadWeights};
+use stillroom_kernels::{AdamWStep, Buf, HeadLosses, HeadTerms};
 
 use crate::backward::{self, StepMemory};
 use crate::batch::{Batch, Targets};
@@ -110,17 +110,18 @@ impl TrainState {
     }
 
     /// Forward and backward over one batch; gradients of Σ over supervised rows of
-    /// `weights.scale`·(weighted losses) are added. Returns each row's losses in nats, unweighted.
+    /// `terms.scale`·(weighted losses) are added. Returns each row's losses in nats, unweighted.
     ///
     /// From about the second step on batches of the same shape, neither this nor [`TrainState::step`]
     /// allocates memory.
     ///
     /// # Panics
-    /// Where ids, labels or target ids lie outside the vocabulary or shapes disagree.
-    pub fn accumulate(&mut self, batch: &Batch, targets: &Targets, weights: &HeadWeights) -> &HeadLosses {
+    /// Where ids, labels or target ids lie outside the vocabulary, shapes disagree, or the targets cannot
+    /// give the terms ([`HeadTargets::validate`](stillroom_kernels::HeadTargets::validate)).
+    pub fn accumulate(&mut self, batch: &Batch, targets: &Targets<'_>, terms: &HeadTerms<'_>) -> &HeadLosses {
         let dropout = StepDropout { seed: self.dropout_seed, step: self.n_steps, first_row: self.n_tokens };
         let memory = &mut self.memory;
-        backward::accumulate(&self.decoder, &mut self.gradients, memory, batch, targets, weights, dropout);
+        backward::accumulate(&self.decoder, &mut self.gradients, memory, batch, targets, terms, dropout);
         self.n_tokens += batch.n_tokens() as u64;
         &memory.losses
     }

@@ -9,7 +9,9 @@ mod common;
 use common::{Tensors, config, documents, lively, slices};
 use stillroom_core::{CounterRng, SparseRow, Tail};
 use stillroom_formats::{DecoderConfig, Family};
-use stillroom_model::{Batch, Decoder, HeadLosses, HeadWeights, SparseBatch, Targets, TrainState};
+use stillroom_model::{
+    Batch, Decoder, Divergence, HeadLosses, HeadTerms, LiveTeacher, SparseBatch, Targets, Term, TrainState,
+};
 
 fn small(family: Family) -> DecoderConfig {
     DecoderConfig {
@@ -27,7 +29,7 @@ fn small(family: Family) -> DecoderConfig {
     }
 }
 
-fn supervised(tail: Tail) -> (Batch, Targets) {
+fn supervised(tail: Tail) -> (Batch, Targets<'static>) {
     let documents = documents(&[9, 5], 23, 31);
     let batch = Batch::from_documents(&slices(&documents));
     let rows = vec![1, 2, 5, 7, 9, 12, 13];
@@ -39,20 +41,26 @@ fn supervised(tail: Tail) -> (Batch, Targets) {
         sparse.push(&SparseRow { ids: vec![first, first + 3], probs, teacher_entropy: 0.4 });
     }
     let hard_labels = rows.iter().map(|_| rng.below(23) as u32).collect();
-    (batch, Targets { rows, hard_labels, sparse: Some(sparse) })
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse), live: None })
 }
 
-fn weighted(losses: &HeadLosses, w: &HeadWeights) -> f64 {
+fn weighted(losses: &HeadLosses, terms: &HeadTerms<'_>) -> f64 {
     let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-    f64::from(w.scale)
-        * (f64::from(w.hard_label) * sum(&losses.hard_label)
-            + f64::from(w.forward_kl) * sum(losses.divergence(0)))
+    let divergences = terms.divergences.iter().enumerate();
+    let divergences = divergences.map(|(i, term)| f64::from(term.weight) * sum(losses.divergence(i)));
+    f64::from(terms.scale)
+        * (f64::from(terms.hard_label) * sum(&losses.hard_label) + divergences.sum::<f64>())
 }
 
-fn check(family: Family, tail: Tail, loss_temperature: f32) {
-    let w = HeadWeights { hard_label: 0.6, forward_kl: 0.4, loss_temperature, scale: 0.3 };
-    let decoder = lively(small(family), 1, 33);
+fn check(family: Family, tail: Tail, temperature: f32) {
+    let term = Term { divergence: Divergence::ForwardKl, weight: 0.4, temperature };
     let (batch, targets) = supervised(tail);
+    check_terms(family, &batch, &targets, &[term]);
+}
+
+fn check_terms(family: Family, batch: &Batch, targets: &Targets<'_>, divergences: &[Term]) {
+    let terms = HeadTerms { hard_label: 0.6, divergences, scale: 0.3 };
+    let decoder = lively(small(family), 1, 33);
     let whole = Tensors::of(decoder.tensors());
     let (device, config) = (decoder.device().clone(), decoder.config().clone());
     let loss_at = |name: &str, direction: &[f64], h: f64| {
@@ -60,10 +68,10 @@ fn check(family: Family, tail: Tail, loss_temperature: f32) {
         let (_, data) = tensors.0.get_mut(name).unwrap();
         data.iter_mut().zip(direction).for_each(|(v, d)| *v = (f64::from(*v) + h * d) as f32);
         let moved = Decoder::load(device.clone(), config.clone(), &tensors).unwrap();
-        weighted(&moved.losses(&batch, &targets, loss_temperature), &w)
+        weighted(&moved.losses(batch, targets, divergences), &terms)
     };
     let mut state = TrainState::new(decoder);
-    state.accumulate(&batch, &targets, &w);
+    state.accumulate(batch, targets, &terms);
     for (i, gradient) in state.gradients().enumerate() {
         // Half along the gradient, so that there is something to see, half at random.
         let norm = gradient.data.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
@@ -99,4 +107,20 @@ fn qwen3_with_a_uniform_tail() {
 #[test]
 fn qwen3_with_a_dropped_tail_and_a_low_temperature() {
     check(Family::Qwen3, Tail::Drop, 0.7);
+}
+
+#[test]
+fn a_live_teacher_with_a_larger_vocabulary_and_two_temperatures() {
+    let teacher = lively(DecoderConfig { vocab_size: 31, ..small(Family::Qwen2) }, 1, 35);
+    let (batch, targets) = supervised(Tail::None);
+    let hard_labels = targets.hard_labels.iter().map(|id| id % 21).collect();
+    let live = Some(LiveTeacher { decoder: &teacher, n_ids: Some(21) });
+    let targets = Targets { hard_labels, sparse: None, live, ..targets };
+    let term = |divergence, temperature| Term { divergence, weight: 0.4, temperature };
+    let terms = [
+        term(Divergence::Jsd { teacher_weight: 0.3 }, 1.0),
+        term(Divergence::ReverseKl, 2.0),
+        term(Divergence::SkewReverseKl { alpha: 0.1 }, 1.0),
+    ];
+    check_terms(Family::Llama, &batch, &targets, &terms);
 }

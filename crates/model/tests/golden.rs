@@ -7,7 +7,7 @@
 mod common;
 
 use common::{VARIANTS, Variant, bits, logits, slices};
-use stillroom_model::{AdamW, Batch, HeadWeights, Targets, TrainState};
+use stillroom_model::{AdamW, Batch, HeadTerms, Targets, TrainState};
 
 const LOGITS_TOLERANCE: f32 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -46,20 +46,20 @@ fn packed_documents_are_those_of_transformers_and_equal_separate_ones_bit_for_bi
 }
 
 /// The golden batch and its supervision.
-fn supervised(variant: &Variant) -> (Batch, Targets) {
+fn supervised(variant: &Variant) -> (Batch, Targets<'static>) {
     let documents = variant.documents("input_ids");
     let labels = &variant.golden["labels"].ints;
     let rows: Vec<u32> = (0..labels.len() as u32).filter(|&r| labels[r as usize] >= 0).collect();
     let hard_labels = rows.iter().map(|&r| labels[r as usize] as u32).collect();
-    (Batch::from_documents(&slices(&documents)), Targets { rows, hard_labels, sparse: None })
+    (Batch::from_documents(&slices(&documents)), Targets { rows, hard_labels, ..Targets::default() })
 }
 
 fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
 }
 
-fn hard(n_rows: usize) -> HeadWeights {
-    HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 / n_rows as f32 }
+fn hard(n_rows: usize) -> HeadTerms<'static> {
+    HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 / n_rows as f32 }
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn the_gradient_of_every_parameter_is_that_of_pytorch() {
     for name in VARIANTS {
         let variant = Variant::open(name, 2);
         let (batch, targets) = supervised(&variant);
-        let losses = variant.decoder.losses(&batch, &targets, 1.0);
+        let losses = variant.decoder.losses(&batch, &targets, &[]);
         let (golden, json) = (variant.golden, variant.json);
         let mut state = TrainState::new(variant.decoder);
         let trained = state.accumulate(&batch, &targets, &hard(targets.rows.len()));

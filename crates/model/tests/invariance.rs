@@ -9,8 +9,8 @@ use common::{bits, config, documents, lively, slices};
 use stillroom_core::{CounterRng, FinishReason, SparseRow, Tail};
 use stillroom_formats::Family;
 use stillroom_model::{
-    AdamW, Batch, Decoder, Generation, GenerationRequest, HeadWeights, SamplingParams, SparseBatch, Targets,
-    TrainState,
+    AdamW, Batch, Decoder, Divergence, Generation, GenerationRequest, HeadTerms, LiveTeacher, SamplingParams,
+    SparseBatch, Targets, Term, TrainState,
 };
 
 const FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
@@ -93,7 +93,7 @@ fn a_decoder_has_no_divergence_from_itself() {
 }
 
 /// Hard labels for most rows and a sparse target for each of them.
-fn supervised(lengths: &[usize], seed: u64) -> (Batch, Targets) {
+fn supervised(lengths: &[usize], seed: u64) -> (Batch, Targets<'static>) {
     let documents = documents(lengths, 211, seed);
     let batch = Batch::from_documents(&slices(&documents));
     let mut rng = CounterRng::new(&[seed, 1]);
@@ -105,14 +105,17 @@ fn supervised(lengths: &[usize], seed: u64) -> (Batch, Targets) {
         sparse.push(&SparseRow { ids, probs: vec![0.25, 0.75], teacher_entropy: 0.5 });
     }
     let hard_labels = rows.iter().map(|_| rng.below(211) as u32).collect();
-    (batch, Targets { rows, hard_labels, sparse: Some(sparse) })
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse), live: None })
 }
 
 const OPT: AdamW =
     AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
 
-const WEIGHTS: HeadWeights =
-    HeadWeights { hard_label: 0.4, forward_kl: 0.6, loss_temperature: 2.0, scale: 0.01 };
+const TERMS: HeadTerms<'static> = HeadTerms {
+    hard_label: 0.4,
+    divergences: &[Term { divergence: Divergence::ForwardKl, weight: 0.6, temperature: 2.0 }],
+    scale: 0.01,
+};
 
 fn train(family: Family, n_threads: usize, n_steps: u64) -> TrainState {
     let mut state = TrainState::new(lively(config(family), n_threads, 11));
@@ -126,7 +129,7 @@ fn one_step(state: &mut TrainState, step: u64) {
     for half in 0..2 {
         let lengths = [3 + step as usize, 150, 41, 1, 30 + 7 * half];
         let (batch, targets) = supervised(&lengths, 100 + 2 * step + half as u64);
-        state.accumulate(&batch, &targets, &WEIGHTS);
+        state.accumulate(&batch, &targets, &TERMS);
     }
     state.step(&OPT);
 }
@@ -166,20 +169,20 @@ fn a_restored_state_goes_on_bit_for_bit() {
 fn masked_rows_change_nothing_and_a_batch_without_supervision_has_no_gradient() {
     let (batch, mut targets) = supervised(&[20, 9], 13);
     let mut state = TrainState::new(lively(config(Family::Llama), 1, 12));
-    let losses = state.accumulate(&batch, &targets, &WEIGHTS);
+    let losses = state.accumulate(&batch, &targets, &TERMS);
     assert_eq!(losses.hard_label.len(), targets.rows.len());
     // The same supervision with every row of the batch computed to the end.
     let n = batch.n_tokens() as u32;
-    let all = Targets { rows: (0..n).collect(), hard_labels: vec![0; n as usize], sparse: None };
-    let whole = state.decoder().losses(&batch, &all, 1.0);
+    let all = Targets { rows: (0..n).collect(), hard_labels: vec![0; n as usize], ..Targets::default() };
+    let whole = state.decoder().losses(&batch, &all, &[]);
     targets.sparse = None;
     targets.hard_labels.fill(0);
-    let some = state.decoder().losses(&batch, &targets, 1.0);
+    let some = state.decoder().losses(&batch, &targets, &[]);
     let picked: Vec<f32> = targets.rows.iter().map(|&r| whole.hard_label[r as usize]).collect();
     assert_eq!(bits(&some.hard_label), bits(&picked));
 
     let mut state = TrainState::new(state.into_decoder());
-    let losses = state.accumulate(&batch, &Targets::default(), &WEIGHTS);
+    let losses = state.accumulate(&batch, &Targets::default(), &TERMS);
     assert!(losses.hard_label.is_empty());
     assert!(state.gradients().all(|g| g.data.iter().all(|&v| v == 0.0)));
 }
@@ -266,8 +269,8 @@ fn recomputed_activations_give_the_same_bits() {
         for step in 0..3 {
             // Some rows of each document are masked, so the last layer is narrowed.
             let (batch, targets) = supervised(&[61, 1, 40, 120], 200 + step);
-            let losses = kept.accumulate(&batch, &targets, &WEIGHTS);
-            let again = recomputed.accumulate(&batch, &targets, &WEIGHTS);
+            let losses = kept.accumulate(&batch, &targets, &TERMS);
+            let again = recomputed.accumulate(&batch, &targets, &TERMS);
             assert_eq!(bits(&losses.hard_label), bits(&again.hard_label), "{family:?}");
             assert_eq!(bits(losses.divergence(0)), bits(again.divergence(0)), "{family:?}");
             for (a, b) in kept.gradients().zip(recomputed.gradients()) {
@@ -277,4 +280,41 @@ fn recomputed_activations_give_the_same_bits() {
         }
         assert_eq!(kept.decoder().digest(), recomputed.decoder().digest(), "{family:?}");
     }
+}
+
+/// Losses and gradients of each group of documents after the other, with a teacher at hand.
+fn with_live_teacher(groups: &[&[Vec<u32>]], n_threads: usize) -> ([Vec<u32>; 2], Vec<Vec<u32>>) {
+    let teacher = lively(config(Family::Qwen3), n_threads, 15);
+    let mut state = TrainState::new(lively(config(Family::Llama), n_threads, 14));
+    let term = |divergence, temperature| Term { divergence, weight: 0.5, temperature };
+    let jsd = Divergence::Jsd { teacher_weight: 0.5 };
+    let terms = [term(Divergence::ForwardKl, 2.0), term(jsd, 1.0)];
+    let terms = HeadTerms { divergences: &terms, ..TERMS };
+    let mut found = [Vec::new(), Vec::new()];
+    for documents in groups {
+        let batch = Batch::from_documents(&slices(documents));
+        let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|r| r % 3 > 0).collect();
+        let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+        let targets = Targets { hard_labels: vec![3; rows.len()], rows, live, ..Targets::default() };
+        let held = state.decoder().losses(&batch, &targets, terms.divergences);
+        let losses = state.accumulate(&batch, &targets, &terms);
+        assert!(losses.captured_mass.iter().all(|&mass| mass == 1.0));
+        for (i, found) in found.iter_mut().enumerate() {
+            assert_eq!(bits(held.divergence(i)), bits(losses.divergence(i)));
+            found.extend(bits(losses.divergence(i)));
+        }
+    }
+    (found, state.gradients().map(|g| bits(&g.data)).collect())
+}
+
+#[test]
+fn threads_change_no_bit_beside_a_live_teacher_nor_does_the_batch() {
+    let documents = documents(&[90, 60, 120, 30], 211, 77);
+    let one = with_live_teacher(&[&documents], 1);
+    for n_threads in [2, 3] {
+        assert_eq!(with_live_teacher(&[&documents], n_threads), one, "{n_threads} threads");
+    }
+    // 90 tokens are a multiple of 3, so the same rows are supervised.
+    let split = with_live_teacher(&[&documents[..1], &documents[1..]], 2);
+    assert_eq!(split.0, one.0, "losses of two batches");
 }

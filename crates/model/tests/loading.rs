@@ -8,11 +8,11 @@ use common::{Tensors, Variant, bits, config, documents, lively, logits, slices};
 use stillroom_formats::{Family, ModelFiles};
 use stillroom_kernels::Device;
 use stillroom_model::{
-    AdamW, Batch, Decoder, GenerationRequest, HeadWeights, ModelError, SamplingParams, Targets, TrainState,
+    AdamW, Batch, Decoder, GenerationRequest, HeadTerms, ModelError, SamplingParams, Targets, TrainState,
     WeightStorage,
 };
 
-const HARD: HeadWeights = HeadWeights { hard_label: 1.0, forward_kl: 0.0, loss_temperature: 1.0, scale: 1.0 };
+const HARD: HeadTerms<'static> = HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 };
 
 const OPT: AdamW =
     AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
@@ -202,7 +202,7 @@ fn a_clone_is_its_own() {
     let batch = Batch::from_documents(&slices(&documents));
     let before = logits(&decoder, &batch);
     let mut state = TrainState::new(decoder.clone());
-    let targets = Targets { rows: vec![3], hard_labels: vec![1], sparse: None };
+    let targets = Targets { rows: vec![3], hard_labels: vec![1], ..Targets::default() };
     state.accumulate(&batch, &targets, &HARD);
     let report = state.step(&AdamW { max_grad_norm: 0.0, ..OPT });
     assert!(!report.clipped && report.grad_norm > 0.0);
@@ -216,9 +216,9 @@ fn a_gradient_that_is_not_finite_changes_no_weight() {
     let digest = decoder.digest();
     let documents = documents(&[9], 211, 1);
     let batch = Batch::from_documents(&slices(&documents));
-    let targets = Targets { rows: vec![3], hard_labels: vec![1], sparse: None };
+    let targets = Targets { rows: vec![3], hard_labels: vec![1], ..Targets::default() };
     let mut state = TrainState::new(decoder);
-    state.accumulate(&batch, &targets, &HeadWeights { scale: f32::INFINITY, ..HARD });
+    state.accumulate(&batch, &targets, &HeadTerms { scale: f32::INFINITY, ..HARD });
     let report = state.step(&OPT);
     assert!(!report.grad_norm.is_finite() && !report.clipped);
     assert_eq!((state.n_steps(), state.decoder().digest()), (0, digest));

@@ -10,7 +10,9 @@ use common::{config, documents, lively, slices};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use stillroom_core::{CounterRng, SparseRow, Tail};
 use stillroom_formats::{DecoderConfig, Family};
-use stillroom_model::{AdamW, Batch, HeadWeights, SparseBatch, Targets, TrainState};
+use stillroom_model::{
+    AdamW, Batch, Decoder, Divergence, HeadTerms, LiveTeacher, SparseBatch, Targets, Term, TrainState,
+};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -18,38 +20,50 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const OPT: AdamW =
     AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 0.1 };
 
-/// Documents that make several groups, most of their rows supervised, with eight teacher ids each.
-fn supervised(tail: Option<Tail>) -> (Batch, Targets) {
+/// What supervises beside the text's own tokens.
+#[derive(Clone, Copy, Debug)]
+enum Teacher<'t> {
+    None,
+    /// Eight ids of each row.
+    Sparse(Tail),
+    Live(&'t Decoder),
+}
+
+/// Documents that make several groups, most of their rows supervised.
+fn supervised(teacher: Teacher<'_>) -> (Batch, Targets<'_>) {
     let documents = documents(&[200, 190, 17, 1, 230, 513], 211, 31);
     let batch = Batch::from_documents(&slices(&documents));
     let mut rng = CounterRng::new(&[32]);
     let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|_| rng.uniform() < 0.6).collect();
     let hard_labels = rows.iter().map(|_| rng.below(211) as u32).collect();
-    let sparse = tail.map(|tail| {
+    let sparse_of = |tail| {
         let mut sparse = SparseBatch::new(tail);
         for row in &rows {
             let ids = (0..8).map(|i| (row * 7 + 23 * i) % 211).collect();
             sparse.push(&SparseRow { ids, probs: vec![0.1; 8], teacher_entropy: 0.0 });
         }
         sparse
-    });
-    (batch, Targets { rows, hard_labels, sparse })
+    };
+    let (sparse, live) = match teacher {
+        Teacher::None => (None, None),
+        Teacher::Sparse(tail) => (Some(sparse_of(tail)), None),
+        Teacher::Live(decoder) => (None, Some(LiveTeacher { decoder, n_ids: None })),
+    };
+    (batch, Targets { rows, hard_labels, sparse, live })
 }
 
 /// Asserts that steps 3 to 5 allocate nothing on any thread.
-fn assert_steady(what: &str, config: DecoderConfig, tail: Option<Tail>, gradient_checkpointing: bool) {
-    let (batch, targets) = supervised(tail);
-    let weights = HeadWeights {
-        hard_label: if tail.is_some() { 0.3 } else { 1.0 },
-        forward_kl: if tail.is_some() { 0.7 } else { 0.0 },
-        loss_temperature: if tail.is_some() { 2.0 } else { 1.0 },
-        scale: 1.0 / targets.rows.len() as f32,
-    };
+fn assert_steady(what: &str, config: DecoderConfig, teacher: Teacher<'_>, gradient_checkpointing: bool) {
+    let (batch, targets) = supervised(teacher);
+    let term = |divergence| Term { divergence, weight: 0.7, temperature: 2.0 };
+    let both = [term(Divergence::ForwardKl), term(Divergence::Jsd { teacher_weight: 0.5 })];
+    let divergences = if matches!(teacher, Teacher::None) { &[][..] } else { &both[..] };
+    let terms = HeadTerms { hard_label: 0.3, divergences, scale: 10.0 / targets.rows.len() as f32 };
     let mut state =
         TrainState::new(lively(config, 2, 33)).with_gradient_checkpointing(gradient_checkpointing);
     for step in 1..=5 {
         let region = Region::new(ALLOCATOR);
-        let n_losses = state.accumulate(&batch, &targets, &weights).hard_label.len();
+        let n_losses = state.accumulate(&batch, &targets, &terms).hard_label.len();
         let report = state.step(&OPT);
         let change = region.change();
         assert_eq!(n_losses, targets.rows.len());
@@ -69,10 +83,16 @@ fn from_the_third_step_on_training_allocates_nothing() {
     // Tied and untied heads, with biases and with QK-norm.
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
         let config = DecoderConfig { max_position_embeddings: 1024, ..config(family) };
-        for tail in [None, Some(Tail::Bucket)] {
+        let decoder = lively(DecoderConfig { num_hidden_layers: 2, ..config.clone() }, 2, 34);
+        let teachers = [
+            ("none", Teacher::None),
+            ("sparse", Teacher::Sparse(Tail::Bucket)),
+            ("live", Teacher::Live(&decoder)),
+        ];
+        for (name, teacher) in teachers {
             for gradient_checkpointing in [false, true] {
-                let what = format!("{family:?}, {tail:?}, {gradient_checkpointing}");
-                assert_steady(&what, config.clone(), tail, gradient_checkpointing);
+                let what = format!("{family:?}, teacher: {name}, {gradient_checkpointing}");
+                assert_steady(&what, config.clone(), teacher, gradient_checkpointing);
             }
         }
     }

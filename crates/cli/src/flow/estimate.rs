@@ -10,7 +10,7 @@ use stillroom_kernels::Device;
 
 use super::memory::Stages;
 use crate::failure::Result;
-use crate::recipe::{Control, Logits, LossFunction, PromptSource, Recipe, Source, WeightType};
+use crate::recipe::{Control, Logits, PromptSource, Recipe, Source, WeightType};
 
 /// Share of the machine's FMA peak that each kind of work is taken to reach.
 const TRAIN_SHARE: f64 = 0.70;
@@ -162,14 +162,17 @@ fn stages(
             let wall_s = seconds(samples * learned * forward(config), DECODE_SHARE);
             stages.push(of("teach", samples * learned, wall_s, memory.teach()));
         }
-        if recipe.train.weight(LossFunction::ForwardKl) > 0.0 {
+        if recipe.cached_targets().is_some() {
             let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
             stages.push(of("logits", samples * learned, wall_s, memory.logits()));
         }
     }
     let train = training_tokens(recipe, sizes);
     let wall_s = seconds(3.0 * train * forward(student), TRAIN_SHARE);
-    stages.push(of("train", train, wall_s, memory.training(true)));
+    // A live teacher reads all that the student reads, each time.
+    let live = teacher.filter(|_| recipe.targets().is_some_and(Logits::is_live));
+    let reading = live.map_or(0.0, |config| seconds(train * forward(config), SCORE_SHARE));
+    stages.push(of("train", train, wall_s + reading, memory.training(true)));
     for control in &recipe.evaluate.controls {
         let (stage, more) = match control {
             Control::TracesOnly => ("control-traces_only", 1.0),
@@ -212,17 +215,17 @@ fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
         WeightType::Q8_0 => weights * 34 / 128,
     };
     let positions = (sizes.train_items + sizes.validation_items) * sizes.reply_tokens;
-    let logits = recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
-    let ids = logits.map_or(0.0, ids_per_position);
+    let ids = recipe.cached_targets().map_or(0.0, ids_per_position);
     let cache = positions * ids * BYTES_PER_ID;
     n_models * weights + checkpoints + of(recipe.release.dtype) + of(recipe.release.gguf) + cache as u64
 }
 
-/// Ids that are kept of a distribution.
+/// Ids that are stored of a distribution.
 pub(super) fn ids_per_position(logits: Logits) -> f64 {
     match logits {
         Logits::RandomSampling { draws, .. } => f64::from(draws) * UNIQUE_SHARE,
         Logits::TopK { k, .. } => f64::from(k),
+        Logits::Live { .. } => 0.0,
     }
 }
 

@@ -9,11 +9,11 @@ use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{self, Kept, LogitCacheInfo, LogitCacheRow};
 use stillroom_store::PartStore;
 
-use crate::failure::{Exit, Failure, Result};
-use crate::flow::train::{self, Piece};
+use crate::failure::Result;
+use crate::flow::train::Piece;
 use crate::flow::{Flow, curate, data, digest_of, teach};
 use crate::models::Model;
-use crate::recipe::{Logits, LossFunction};
+use crate::recipe::Logits;
 
 pub(crate) const STAGE: &str = "logits";
 pub(crate) const FOLDER: &str = "corpus/logits";
@@ -23,14 +23,9 @@ const PIECES_PER_PART: usize = 64;
 impl Flow {
     /// Stores what the teacher thinks of every supervised position.
     pub(crate) fn logits(&mut self) -> Result<()> {
-        let wanted = self.recipe.train.weight(LossFunction::ForwardKl) > 0.0;
-        let Some((teacher, logits)) = self.recipe.teacher.clone().and_then(|t| t.logits.map(|l| (t, l)))
-        else {
+        let Some((teacher, logits)) = self.recipe.teacher.clone().zip(self.recipe.cached_targets()) else {
             return Ok(());
         };
-        if !wanted {
-            return Ok(());
-        }
         let tokenizer = self.student_tokenizer()?;
         let settings = json!([1, self.teacher_digest()?, logits, teacher.seed, tokenizer.digest()]);
         let after: &[&str] = if self.learns_text() { &[data::STAGE] } else { &[data::STAGE, curate::STAGE] };
@@ -41,15 +36,6 @@ impl Flow {
 
     fn write_logits(&mut self, tokenizer: &Tokenizer, logits: Logits, made_from: Digest) -> Result<()> {
         let model = self.teacher()?;
-        let config = train::student_shape(&self.recipe, &self.source)?.0;
-        if model.tokenizer.digest() != tokenizer.digest()
-            || model.decoder.config().vocab_size != config.vocab_size
-        {
-            return Err(Failure::new(Exit::BadRecipe, "teacher and student have different vocabularies")
-                .code("wrong-vocabulary")
-                .at(self.source.place(&["train", "loss_functions"]))
-                .fix("train on `hard_labels` only, or give the student the teacher's tokenizer"));
-        }
         let mut parts: Vec<Vec<Piece>> = Vec::new();
         for split in [Split::Validation, Split::Train] {
             let pieces = self.teacher_pieces(split, tokenizer)?;
@@ -87,6 +73,7 @@ impl Flow {
             Logits::TopK { k, temperature, .. } => {
                 model.decoder.top_k_targets(&ids, &wanted, k as usize, temperature as f32)
             }
+            Logits::Live { .. } => unreachable!("of a live teacher nothing is stored"),
         };
         let row = |(piece, rows): (&Piece, Vec<SparseRow>)| LogitCacheRow {
             id: piece.id.clone(),
@@ -102,6 +89,7 @@ impl Flow {
         let (kept, tail) = match logits {
             Logits::RandomSampling { draws, .. } => (Kept::Draws(draws), Tail::None),
             Logits::TopK { k, tail, .. } => (Kept::TopK(k), tail),
+            Logits::Live { .. } => unreachable!("of a live teacher nothing is stored"),
         };
         LogitCacheInfo {
             kept,

@@ -2,13 +2,13 @@
 
 use stillroom_formats::{DecoderConfig, ModelFiles};
 use stillroom_model::WeightStorage;
-use stillroom_model::memory::{generation_bytes, scoring_bytes, training_bytes};
+use stillroom_model::memory::{generation_bytes, live_teacher_bytes, scoring_bytes, training_bytes};
 
 use super::estimate::Sizes;
 use super::{divergence, measure, teach};
 use crate::failure::Result;
 use crate::footprint::{PROGRAM_BYTES, Stored};
-use crate::recipe::{LossFunction, Recipe};
+use crate::recipe::{Logits, Recipe};
 
 /// Of a text's token: its id and mask, and its share of the strings that it stands in.
 const BYTES_PER_TOKEN: f64 = 24.0;
@@ -60,7 +60,15 @@ impl<'a> Stages<'a> {
         let learned = if from_distributions { self.distributions() } else { 0 };
         let recomputing = self.recipe.train.gradient_checkpointing;
         let (documents, tokens) = self.documents();
-        PROGRAM_BYTES + self.texts() + learned + training_bytes(self.student, documents, tokens, recomputing)
+        let own = training_bytes(self.student, documents, tokens, recomputing);
+        let live = from_distributions && self.recipe.targets().is_some_and(Logits::is_live);
+        let models = match self.teacher.filter(|_| live) {
+            Some((teacher, stored)) => {
+                stored.with(own + live_teacher_bytes(teacher, self.student, documents, tokens))
+            }
+            None => own,
+        };
+        PROGRAM_BYTES + self.texts() + learned + models
     }
 
     /// Every model in turn writes and reads; at last the teacher reads beside as many others as go together.
@@ -120,11 +128,8 @@ impl<'a> Stages<'a> {
 
     /// The teacher's distributions on the texts, and the files that they are read from.
     fn distributions(&self) -> u64 {
-        let logits = self.recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
-        if self.recipe.train.weight(LossFunction::ForwardKl) == 0.0 {
-            return 0;
-        }
-        let ids = logits.map_or(0.0, super::estimate::ids_per_position);
+        let Some(logits) = self.recipe.cached_targets() else { return 0 };
+        let ids = super::estimate::ids_per_position(logits);
         let per_position = BYTES_PER_ROW + ids * (BYTES_PER_KEPT_ID + super::estimate::BYTES_PER_ID);
         (self.examples() * self.sizes.reply_tokens * per_position) as u64
     }

@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → curate → logits → train (student, controls) → measure → divergence → report → release
+//! gate → prompts → teach → curate → logits (cached) → train (student, controls) → measure → divergence → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -19,7 +19,7 @@ mod memory;
 mod release;
 mod report;
 mod teach;
-mod train;
+pub(crate) mod train;
 pub(crate) mod trial;
 
 use std::path::{Path, PathBuf};
@@ -100,6 +100,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     let decision = gate::pass(&recipe, &source, &output)?;
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
+    train::shared_ids(&recipe, &source)?;
     let device = models::device(request.machine);
     if let Some(time) = request.trial {
         recipe = trial::shrink(&recipe, &source, &device, time)?;

@@ -18,7 +18,7 @@ use stillroom_model::Decoder;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::train::{Training, training_of, weights_of};
 use crate::flow::{Flow, curate, data, divergence, logits, measure, teach};
-use crate::recipe::{Logits, LossFunction, PromptSource};
+use crate::recipe::{Logits, PromptSource};
 
 pub(crate) const STAGE: &str = "report";
 /// Held-out problems shown with every model's reply.
@@ -134,14 +134,17 @@ impl Flow {
                         step: point.step,
                         tokens: point.tokens,
                         train_loss: Some(point.loss),
-                        validation_loss: None,
+                        train_terms: terms(point.hard_label, &point.divergences),
+                        ..CurvePoint::default()
                     };
                     points.insert(point.step, point);
                 }
                 for point in &training.validation {
                     let (step, tokens) = (point.step, point.tokens);
-                    let fresh = CurvePoint { step, tokens, train_loss: None, validation_loss: None };
-                    points.entry(step).or_insert(fresh).validation_loss = Some(point.loss);
+                    let fresh = CurvePoint { step, tokens, ..CurvePoint::default() };
+                    let entry = points.entry(step).or_insert(fresh);
+                    entry.validation_loss = Some(point.loss);
+                    entry.validation_terms = terms(point.hard_label, &point.divergences);
                 }
                 let points = points.into_values().collect();
                 Ok(Curve { model, loss: training.loss, points, best_step: training.best_step })
@@ -204,10 +207,7 @@ impl Flow {
     }
 
     fn cache_facts(&self) -> Result<Option<CacheFacts>> {
-        let logits = self.recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
-        let Some(logits) = logits.filter(|_| self.recipe.train.weight(LossFunction::ForwardKl) > 0.0) else {
-            return Ok(None);
-        };
+        let Some(logits) = self.recipe.cached_targets() else { return Ok(None) };
         let (mut positions, mut bytes, mut ids) = (0u64, 0u64, 0u64);
         for part in self.part_files(logits::FOLDER)? {
             bytes += part.len() as u64;
@@ -220,6 +220,7 @@ impl Flow {
         let (draws, top_k, tail) = match logits {
             Logits::RandomSampling { draws, .. } => (Some(draws), None, Tail::None),
             Logits::TopK { k, tail, .. } => (None, Some(k), tail),
+            Logits::Live { .. } => unreachable!("of a live teacher nothing is stored"),
         };
         Ok(Some(CacheFacts {
             positions,
@@ -293,6 +294,15 @@ impl Flow {
         }
         Ok(digests)
     }
+}
+
+/// The losses of a point, each under the name of its function; none where hard labels are all there is.
+fn terms(hard_label: f64, divergences: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let mut terms = divergences.clone();
+    if !terms.is_empty() {
+        terms.insert("hard_labels".to_owned(), hard_label);
+    }
+    terms
 }
 
 /// The student against every other model, on every metric that both have.

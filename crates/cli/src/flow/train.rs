@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use stillroom_core::{Prompt, Tail, Trace};
 use stillroom_corpus::Split;
 use stillroom_distill::{
-    DistillError, Example, Overlong, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint,
-    ValidationPoint, examples, remove_checkpoints,
+    DistillError, Example, LossFunction, LossTerm, LossWeight, Overlong, SchedulerType, TrainConfig,
+    TrainEvent, TrainOutcome, TrainPoint, ValidationPoint, examples, remove_checkpoints,
 };
 use stillroom_evaluate::Contender;
 use stillroom_formats::{DecoderConfig, Encoding, Family, ModelFiles, RopeScaling, Tokenizer, write_hf_dir};
@@ -19,7 +19,7 @@ use stillroom_model::Decoder;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::{Flow, curate, data, logits};
 use crate::models::Model;
-use crate::recipe::{Architecture, Control, Logits, LossFunction, Recipe, Schedule, Shape, Source, Student};
+use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student};
 
 /// An example, and what it is made of: sample `sample` for a prompt, or piece `sample` of a text.
 #[derive(Clone, Debug)]
@@ -43,6 +43,15 @@ pub(crate) struct Training {
     pub(crate) loss: String,
     pub(crate) curve: Vec<TrainPoint>,
     pub(crate) validation: Vec<ValidationPoint>,
+}
+
+/// What a training run learns from.
+#[derive(Clone, Copy)]
+struct Supervision<'a> {
+    /// At hand while the student trains.
+    teacher: Option<&'a Decoder>,
+    train: &'a [Example],
+    validation: &'a [Example],
 }
 
 /// Where the weights of a model of this run lie.
@@ -82,17 +91,22 @@ impl Flow {
     }
 
     pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
-        let config = self.train_config(contender);
+        let mut config = self.train_config(contender);
+        let live = config.needs_teacher() && self.recipe.targets().is_some_and(Logits::is_live);
+        if live {
+            config.n_ids = shared_ids(&self.recipe, &self.source)?;
+        }
+        let teacher = live.then(|| self.teacher_digest()).transpose()?;
         // A run goes on with or without it: the bits are the same.
         let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
-        let settings =
-            json!([1, self.recipe.student, self.start_digest()?, self.recipe.train.seed, of_result]);
+        let (student, seed) = (&self.recipe.student, self.recipe.train.seed);
+        let settings = json!([2, student, self.start_digest()?, seed, of_result, teacher]);
         let stage = stage_of(contender);
         let mut after = match (&self.recipe.teacher, self.learns_text()) {
             (None, _) | (_, true) => vec![data::STAGE],
             (Some(_), false) => vec![data::STAGE, curate::STAGE],
         };
-        if config.forward_kl_weight > 0.0 {
+        if config.needs_teacher() && !live {
             after.push(logits::STAGE);
         }
         if contender == Contender::UndistilledEqualTokens {
@@ -100,35 +114,42 @@ impl Flow {
         }
         let (weights, facts) = (weights_of(contender), training_of(contender));
         self.stage(&stage, &settings, &after, &[&weights, &facts], |flow| {
-            flow.forget_teacher();
-            flow.train_and_save(contender, config)
+            if !live {
+                flow.forget_teacher();
+            }
+            flow.train_and_save(contender, config, live)
         })
     }
 
-    fn train_and_save(&mut self, contender: Contender, mut config: TrainConfig) -> Result<()> {
+    fn train_and_save(&mut self, contender: Contender, mut config: TrainConfig, live: bool) -> Result<()> {
         if contender == Contender::UndistilledEqualTokens {
             let student: Training = self.read_json(&training_of(Contender::Student))?;
             config.max_steps = Some(student.steps);
         }
         let start = self.start()?;
         let tokenizer = &start.tokenizer;
-        let train = self.examples(contender, Split::Train, tokenizer)?;
-        let validation = self.examples(contender, Split::Validation, tokenizer)?;
+        let cached = config.needs_teacher() && !live;
+        let train = self.examples(contender, Split::Train, tokenizer, cached.then_some(&config))?;
+        let validation = self.examples(contender, Split::Validation, tokenizer, cached.then_some(&config))?;
+        let teacher = if live { Some(self.teacher()?) } else { None };
+        let teacher = teacher.as_ref().map(|model| &model.decoder);
+        let supervision = Supervision { teacher, train: &train, validation: &validation };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
             control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
         };
         let began = Instant::now();
-        let outcome = match self.train_once(contender, start.decoder, &train, &validation, &config, &folder) {
+        let outcome = match self.train_once(contender, start.decoder, supervision, &config, &folder) {
             Err(DistillError::ForeignCheckpoint { .. }) => {
                 self.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
                 remove_checkpoints(&folder)?;
                 let again = self.start()?.decoder;
-                self.train_once(contender, again, &train, &validation, &config, &folder)?
+                self.train_once(contender, again, supervision, &config, &folder)?
             }
             other => other?,
         };
-        let training = training(&outcome, began.elapsed().as_secs_f64(), &config);
+        let loss = method(&config.losses, self.recipe.targets());
+        let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
         let decoder = &outcome.decoder;
         let dir = self.run.path(&weights_of(contender))?;
@@ -148,13 +169,13 @@ impl Flow {
         &mut self,
         contender: Contender,
         start: Decoder,
-        train: &[Example],
-        validation: &[Example],
+        supervision: Supervision<'_>,
         config: &TrainConfig,
         folder: &std::path::Path,
     ) -> std::result::Result<TrainOutcome, DistillError> {
         let mut steps = 0;
-        stillroom_distill::train(start, train, validation, config, folder, &mut |event| {
+        let Supervision { teacher, train, validation } = supervision;
+        stillroom_distill::train(start, teacher, train, validation, config, folder, &mut |event| {
             match &event {
                 TrainEvent::Planned(plan) => steps = plan.steps,
                 TrainEvent::Step(point) => self.progress.update(&format!(
@@ -175,8 +196,14 @@ impl Flow {
         })
     }
 
-    /// What a model learns from, in order.
-    fn examples(&self, contender: Contender, split: Split, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
+    /// What a model learns from, in order; with the teacher's stored distributions for a `cached` loss.
+    fn examples(
+        &self,
+        contender: Contender,
+        split: Split,
+        tokenizer: &Tokenizer,
+        cached: Option<&TrainConfig>,
+    ) -> Result<Vec<Example>> {
         let undistilled = matches!(contender, Contender::Undistilled | Contender::UndistilledEqualTokens);
         if !self.learns_text() && (undistilled || self.recipe.teacher.is_none()) {
             let mut prompts = self.prompts_of(split)?;
@@ -187,9 +214,8 @@ impl Flow {
         }
         let pieces = self.teacher_pieces(split, tokenizer)?;
         let mut examples: Vec<Example> = pieces.into_iter().map(|piece| piece.example).collect();
-        let config = self.train_config(contender);
-        if config.forward_kl_weight > 0.0 {
-            self.attach_logits(&mut examples, &config)?;
+        if let Some(config) = cached {
+            self.attach_logits(&mut examples, config)?;
         }
         Ok(examples)
     }
@@ -230,12 +256,9 @@ impl Flow {
 
     pub(crate) fn train_config(&self, contender: Contender) -> TrainConfig {
         let train = &self.recipe.train;
-        let teacher_logits = self.recipe.teacher.as_ref().and_then(|teacher| teacher.logits);
-        let (hard_label_weight, forward_kl_weight) = match contender {
-            Contender::Student => {
-                (train.weight(LossFunction::HardLabels), train.weight(LossFunction::ForwardKl))
-            }
-            _ => (1.0, 0.0),
+        let losses = match contender {
+            Contender::Student => train.loss_functions.clone(),
+            _ => vec![LossTerm::new(LossFunction::HardLabels)],
         };
         TrainConfig {
             learning_rate: train.learning_rate,
@@ -260,13 +283,12 @@ impl Flow {
             adam_epsilon: train.adam_epsilon,
             max_grad_norm: train.max_grad_norm,
             seed: train.seed,
-            hard_label_weight,
-            forward_kl_weight,
-            loss_temperature: teacher_logits.map_or(1.0, Logits::temperature),
-            tail: match teacher_logits {
+            losses,
+            tail: match self.recipe.targets() {
                 Some(Logits::TopK { tail, .. }) => tail,
                 _ => Tail::None,
             },
+            n_ids: None,
             save_steps: train.save_steps,
             eval_steps: train.eval_steps,
             logging_steps: train.logging_steps,
@@ -340,6 +362,31 @@ pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(Decoder
     };
     Decoder::check_config(&config)?;
     Ok((config, tokenizer))
+}
+
+/// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ. A
+/// teacher whose distributions the student cannot learn from is refused.
+pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
+    let Some(targets) = recipe.targets() else { return Ok(None) };
+    let teacher = super::teacher_files(recipe, source)?;
+    let (config, tokenizer) = student_shape(recipe, source)?;
+    let same = teacher.tokenizer.as_ref().is_none_or(|its| its.digest() == tokenizer.digest());
+    let (width, other, n_ids) = (config.vocab_size, teacher.config.vocab_size, tokenizer.vocab_size());
+    if same && width == other {
+        return Ok(None);
+    }
+    if same && targets.is_live() && n_ids <= width.min(other) {
+        return Ok(Some(n_ids));
+    }
+    let failure = Failure::new(Exit::BadRecipe, "teacher and student have different vocabularies")
+        .code("wrong-vocabulary")
+        .at(source.place(&["train", "loss_functions"]));
+    Err(match same && n_ids <= width.min(other) {
+        true => failure.detail(format!("one tokenizer, but tables of {other} and {width} ids")).fix(
+            "take the teacher live, with `logits = { kind = \"live\" }`: the paddings are left out then",
+        ),
+        false => failure.fix("train on `hard_labels` only, or give the student the teacher's tokenizer"),
+    })
 }
 
 /// The model whose weights the student starts from.
@@ -423,15 +470,42 @@ fn read_tokenizer(dir: &std::path::Path) -> Result<Tokenizer> {
     Ok(Tokenizer::from_json_files(&text, config.as_deref(), template.as_deref())?)
 }
 
-fn training(outcome: &TrainOutcome, wall_s: f64, config: &TrainConfig) -> Training {
-    let weighted = |weight: f64, name: &str| match weight {
-        0.0 => None,
-        1.0 => Some(name.to_owned()),
-        _ => Some(format!("{weight} {name}")),
+/// A loss in words: `0.5 jsd (teacher weight 0.3, temperature 2)`.
+fn in_words(term: &LossTerm) -> String {
+    let weight = match term.weight {
+        LossWeight::Constant(1.0) => String::new(),
+        LossWeight::Constant(weight) => format!("{weight} "),
+        LossWeight::Linear { from, to } => format!("({from} → {to}) "),
     };
-    let terms =
-        [weighted(config.forward_kl_weight, "forward_kl"), weighted(config.hard_label_weight, "hard_labels")];
-    let terms: Vec<String> = terms.into_iter().flatten().collect();
+    let parameter = match term.function {
+        LossFunction::Jsd { jsd_teacher_weight } => Some(format!("teacher weight {jsd_teacher_weight}")),
+        LossFunction::SkewKl { alpha } | LossFunction::SkewReverseKl { alpha } => {
+            Some(format!("alpha {alpha}"))
+        }
+        _ => None,
+    };
+    let temperature = (term.temperature != 1.0).then(|| format!("temperature {}", term.temperature));
+    let notes: Vec<String> = parameter.into_iter().chain(temperature).collect();
+    let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join(", ")) };
+    format!("{weight}{}{notes}", term.function.name())
+}
+
+/// What a model was trained on, for the report.
+fn method(losses: &[LossTerm], targets: Option<Logits>) -> String {
+    let computed: Vec<&LossTerm> = losses.iter().filter(|term| !term.weight.is_zero()).collect();
+    let terms: Vec<String> = computed.iter().map(|term| in_words(term)).collect();
+    let of = match targets.filter(|_| computed.iter().any(|term| term.function.divergence().is_some())) {
+        Some(Logits::TopK { k, tail, .. }) => {
+            let tail = format!("{tail:?}").to_lowercase();
+            format!("; approximate: from the teacher's {k} likeliest tokens, the rest as `{tail}`")
+        }
+        Some(Logits::Live { .. }) => "; from the whole distributions of a live teacher".to_owned(),
+        Some(Logits::RandomSampling { .. }) | None => String::new(),
+    };
+    format!("{}, nats per supervised token{of}", terms.join(" + "))
+}
+
+fn training(outcome: &TrainOutcome, wall_s: f64, loss: String) -> Training {
     Training {
         steps: outcome.steps,
         tokens: outcome.tokens,
@@ -441,8 +515,33 @@ fn training(outcome: &TrainOutcome, wall_s: f64, config: &TrainConfig) -> Traini
         truncated: outcome.plan.truncated,
         wall_s,
         best_step: outcome.best_step,
-        loss: format!("{}, nats per supervised token", terms.join(" + ")),
+        loss,
         curve: outcome.curve.clone(),
         validation: outcome.validation.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_was_trained_on() {
+        let jsd = LossTerm::new(LossFunction::Jsd { jsd_teacher_weight: 0.3 }).at_temperature(2.0);
+        let hard = LossTerm::new(LossFunction::HardLabels);
+        let falling = LossTerm { weight: LossWeight::Linear { from: 1.0, to: 0.1 }, ..hard };
+        let unused = LossTerm::new(LossFunction::Tvd).with_weight(0.0);
+        let live = method(&[jsd.with_weight(0.5), falling, unused], Some(Logits::Live { temperature: 1.0 }));
+        assert_eq!(
+            live,
+            "0.5 jsd (teacher weight 0.3, temperature 2) + (1 → 0.1) hard_labels, nats per supervised token; from \
+             the whole distributions of a live teacher"
+        );
+        let top = Logits::TopK { k: 64, tail: Tail::Bucket, temperature: 1.0 };
+        let skew = LossTerm::new(LossFunction::SkewKl { alpha: 0.1 });
+        let expected = "skew_kl (alpha 0.1), nats per supervised token; approximate: from the teacher's 64 \
+                        likeliest tokens, the rest as `bucket`";
+        assert_eq!(method(&[skew], Some(top)), expected);
+        assert_eq!(method(&[hard], Some(top)), "hard_labels, nats per supervised token");
     }
 }

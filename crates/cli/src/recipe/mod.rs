@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::{Digest, Tail};
+use stillroom_distill::{LossTerm, TeacherTargets};
 
 pub(crate) use source::{Source, did_you_mean};
 
@@ -129,12 +130,29 @@ pub(crate) enum Logits {
     RandomSampling { draws: u32, temperature: f64 },
     /// The `k` likeliest ids, and what becomes of the rest.
     TopK { k: u32, tail: Tail, temperature: f64 },
+    /// Nothing: the teacher is held while the student trains, and reads each batch as it comes.
+    Live { temperature: f64 },
 }
 
 impl Logits {
     pub(crate) fn temperature(self) -> f64 {
         match self {
-            Logits::RandomSampling { temperature, .. } | Logits::TopK { temperature, .. } => temperature,
+            Logits::RandomSampling { temperature, .. }
+            | Logits::TopK { temperature, .. }
+            | Logits::Live { temperature } => temperature,
+        }
+    }
+
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Logits::Live { .. })
+    }
+
+    /// As training takes them.
+    pub(crate) fn targets(self) -> TeacherTargets {
+        match self {
+            Logits::RandomSampling { .. } => TeacherTargets::Cached(Tail::None),
+            Logits::TopK { tail, .. } => TeacherTargets::Cached(tail),
+            Logits::Live { .. } => TeacherTargets::Live,
         }
     }
 }
@@ -209,28 +227,13 @@ pub(crate) struct Train {
     pub(crate) eval_steps: u64,
     pub(crate) logging_steps: u64,
     pub(crate) save_total_limit: usize,
-    pub(crate) loss_functions: Vec<Loss>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Loss {
-    pub(crate) function: LossFunction,
-    pub(crate) weight: f64,
-    pub(crate) temperature: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum LossFunction {
-    /// KL(teacher‖student).
-    ForwardKl,
-    /// Cross-entropy on the text's own tokens.
-    HardLabels,
+    pub(crate) loss_functions: Vec<LossTerm>,
 }
 
 impl Train {
-    pub(crate) fn weight(&self, function: LossFunction) -> f64 {
-        self.loss_functions.iter().filter(|l| l.function == function).map(|l| l.weight).sum()
+    /// Whether the student is compared with the teacher's distributions.
+    pub(crate) fn distils(&self) -> bool {
+        self.loss_functions.iter().any(|term| term.function.divergence().is_some() && !term.weight.is_zero())
     }
 }
 
@@ -313,6 +316,16 @@ impl Recipe {
         let (source, raw) = Source::read(path, overrides)?;
         let recipe = resolve::resolve(raw, &source)?;
         Ok((recipe, source))
+    }
+
+    /// The teacher's distributions that the student learns from, if it does.
+    pub(crate) fn targets(&self) -> Option<Logits> {
+        self.teacher.as_ref().and_then(|teacher| teacher.logits).filter(|_| self.train.distils())
+    }
+
+    /// Those of them that are stored before training.
+    pub(crate) fn cached_targets(&self) -> Option<Logits> {
+        self.targets().filter(|logits| !logits.is_live())
     }
 
     /// The recipe as TOML, every default written out.

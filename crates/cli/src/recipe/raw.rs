@@ -146,8 +146,26 @@ pub(super) struct RawTrain {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLoss {
     pub(super) function: Option<String>,
-    pub(super) weight: Option<f64>,
+    pub(super) weight: Option<RawWeight>,
     pub(super) temperature: Option<f64>,
+    pub(super) jsd_teacher_weight: Option<f64>,
+    /// TRL's name of it.
+    pub(super) beta: Option<f64>,
+    pub(super) alpha: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "a weight is a number, or `{ from = NUMBER, to = NUMBER }`")]
+pub(super) enum RawWeight {
+    Constant(f64),
+    Linear(RawLine),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLine {
+    pub(super) from: f64,
+    pub(super) to: f64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use stillroom_core::{Digest, Tail};
+use stillroom_distill::{LossFunction, LossWeight, check_losses};
 
 use super::raw::*;
 use super::*;
@@ -13,6 +14,8 @@ use crate::failure::Failure;
 const SIZE_MAX: usize = 1 << 20;
 const EXAMPLES_MAX: usize = 100_000_000;
 const STEPS_MAX: u64 = 1_000_000_000;
+const WEIGHTS: RangeInclusive<f64> = 0.0..=1e6;
+const LOSSES: [&str; 2] = ["train", "loss_functions"];
 
 pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let at = Checker { source };
@@ -274,11 +277,26 @@ fn secret(at: &Checker<'_>, text: Option<&str>) -> Result<()> {
 
 fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {
     let key = |name: &'static str| ["teacher", "logits", name];
-    let fix = "write `kind = \"random_sampling\"` or `kind = \"top_k\"`";
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Sampled,
+        TopK,
+        Live,
+    }
+    let fix = "write `kind = \"random_sampling\"`, `kind = \"top_k\"` or `kind = \"live\"`";
     let kind = at.need(&key("kind"), raw.kind, fix)?;
-    let sampled = at.choose(&key("kind"), &kind, &[("random_sampling", true), ("top_k", false)])?;
+    let kinds = [("random_sampling", Kind::Sampled), ("top_k", Kind::TopK), ("live", Kind::Live)];
+    let kind = at.choose(&key("kind"), &kind, &kinds)?;
     let temperature = at.number(&key("temperature"), raw.temperature.unwrap_or(1.0), 1e-2..=100.0)?;
-    if sampled {
+    if kind == Kind::Live {
+        if raw.draws.is_some() || raw.k.is_some() || raw.tail.is_some() {
+            return Err(at
+                .bad(&key("kind"), "of a live teacher nothing is stored")
+                .fix("remove `draws`, `k` and `tail`, or choose another `kind`"));
+        }
+        return Ok(Logits::Live { temperature });
+    }
+    if kind == Kind::Sampled {
         if raw.k.is_some() || raw.tail.is_some() {
             return Err(at
                 .bad(&key("kind"), "draws from the whole distribution leave no tail")
@@ -403,64 +421,109 @@ fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) 
     })
 }
 
-fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>) -> Result<Vec<Loss>> {
-    const KEY: [&str; 2] = ["train", "loss_functions"];
+fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>) -> Result<Vec<LossTerm>> {
     let logits = teacher.and_then(|t| t.logits);
-    let softening = logits.map_or(1.0, Logits::temperature);
     let Some(raw) = raw else {
         let function = if logits.is_some() { LossFunction::ForwardKl } else { LossFunction::HardLabels };
-        let temperature = if logits.is_some() { softening } else { 1.0 };
-        return Ok(vec![Loss { function, weight: 1.0, temperature }]);
+        return Ok(vec![LossTerm::new(function).at_temperature(logits.map_or(1.0, Logits::temperature))]);
     };
-    let mut losses: Vec<Loss> = Vec::with_capacity(raw.len());
+    let mut losses: Vec<LossTerm> = Vec::with_capacity(raw.len());
     for given in raw {
-        let name = at.need(&KEY, given.function, "give each loss a `function`")?;
-        let function = loss_function(at, &name, logits)?;
-        let weight = at.number(&KEY, given.weight.unwrap_or(1.0), 0.0..=1e6)?;
-        let default = if function == LossFunction::ForwardKl { softening } else { 1.0 };
-        let temperature = given.temperature.unwrap_or(default);
-        if temperature != default {
-            let cause = format!("`{name}` at temperature {temperature} does not fit targets at {default}");
-            return Err(at.bad(&KEY, cause).fix("set `teacher.logits.temperature` to the same value"));
+        let term = loss(at, given, logits)?;
+        let name = term.function.name();
+        if losses.iter().any(|l| l.function == term.function && l.temperature == term.temperature) {
+            return Err(at.bad(&LOSSES, format!("`{name}` stands twice")).fix("add up the weights"));
         }
-        if losses.iter().any(|l| l.function == function) {
-            return Err(at.bad(&KEY, format!("`{name}` stands twice")).fix("add up the weights"));
-        }
-        losses.push(Loss { function, weight, temperature });
+        losses.push(term);
     }
-    if losses.iter().all(|l| l.weight == 0.0) {
-        return Err(at.bad(&KEY, "every loss has weight 0").fix("give one of them a weight above 0"));
+    if losses.iter().all(|l| l.weight.at_the_end() == 0.0) {
+        let cause = match losses.iter().all(|l| l.weight.is_zero()) {
+            true => "every loss has weight 0",
+            false => "every loss has weight 0 at the last step, which is what validation goes by",
+        };
+        return Err(at.bad(&LOSSES, cause).fix("give one of them a weight above 0"));
     }
+    let targets = logits.map_or(TeacherTargets::Live, Logits::targets);
+    check_losses(&losses, targets).map_err(|refused| {
+        let failure = at.bad(&LOSSES, refused.to_string());
+        failure.fix(refused.fix().unwrap_or_else(|| "choose a value within these bounds".to_owned()))
+    })?;
     Ok(losses)
 }
 
-fn loss_function(at: &Checker<'_>, name: &str, logits: Option<Logits>) -> Result<LossFunction> {
-    const KEY: [&str; 2] = ["train", "loss_functions"];
-    const LATER: [&str; 5] = ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"];
-    if LATER.contains(&name) {
-        let failure = match logits {
-            Some(Logits::RandomSampling { .. }) => at.bad(
-                &KEY,
-                format!(
-                    "`{name}` cannot be had from random samples: they are unbiased for `forward_kl` only"
-                ),
-            ),
-            _ => at.bad(&KEY, format!("`{name}` is not supported yet")).code("not-supported-yet"),
+fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<LossTerm> {
+    let function = loss_function(at, &given)?;
+    let (name, softened) = (function.name(), function.divergence().is_some());
+    if softened && logits.is_none() {
+        let fix = match function {
+            LossFunction::ForwardKl => {
+                "add `[teacher.logits]`, for example `logits = { kind = \"random_sampling\", draws = 50 }`"
+            }
+            _ => "add `[teacher.logits]`, for example `logits = { kind = \"live\" }`",
         };
-        return Err(failure.fix("use `forward_kl`"));
+        return Err(at.bad(&LOSSES, format!("`{name}` needs the teacher's distributions")).fix(fix));
     }
-    let known = [
-        ("forward_kl", LossFunction::ForwardKl),
-        ("hard_labels", LossFunction::HardLabels),
-        ("cross_entropy", LossFunction::HardLabels),
-    ];
-    let function = at.choose(&KEY, name, &known)?;
-    if function == LossFunction::ForwardKl && logits.is_none() {
-        return Err(at.bad(&KEY, "`forward_kl` needs the teacher's distributions").fix(
-            "add `[teacher.logits]`, for example `logits = { kind = \"random_sampling\", draws = 50 }`",
+    let weight = match given.weight.unwrap_or(RawWeight::Constant(1.0)) {
+        RawWeight::Constant(weight) => LossWeight::Constant(at.number(&LOSSES, weight, WEIGHTS)?),
+        RawWeight::Linear(RawLine { from, to }) => {
+            let (from, to) = (at.number(&LOSSES, from, WEIGHTS)?, at.number(&LOSSES, to, WEIGHTS)?);
+            LossWeight::Linear { from, to }
+        }
+    };
+    let default = logits.filter(|_| softened).map_or(1.0, Logits::temperature);
+    let temperature = given.temperature.unwrap_or(default);
+    // A live teacher's distributions are softened as each loss wants them; hard labels never are.
+    if softened && temperature != default && !logits.is_some_and(Logits::is_live) {
+        let cause = format!("`{name}` at temperature {temperature} does not fit targets at {default}");
+        return Err(at.bad(&LOSSES, cause).fix(
+            "set `teacher.logits.temperature` to the same value, or take the teacher live: `logits = { kind = \"live\" }`",
         ));
     }
-    Ok(function)
+    Ok(LossTerm { function, weight, temperature })
+}
+
+fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Plain(LossFunction),
+        Jsd,
+        Skew(fn(f64) -> LossFunction),
+    }
+    let known = [
+        ("forward_kl", Kind::Plain(LossFunction::ForwardKl)),
+        ("reverse_kl", Kind::Plain(LossFunction::ReverseKl)),
+        ("jsd", Kind::Jsd),
+        ("skew_kl", Kind::Skew(|alpha| LossFunction::SkewKl { alpha })),
+        ("skew_reverse_kl", Kind::Skew(|alpha| LossFunction::SkewReverseKl { alpha })),
+        ("tvd", Kind::Plain(LossFunction::Tvd)),
+        ("hard_labels", Kind::Plain(LossFunction::HardLabels)),
+        ("cross_entropy", Kind::Plain(LossFunction::HardLabels)),
+    ];
+    let name = at.need(&LOSSES, given.function.as_deref(), "give each loss a `function`")?;
+    let kind = at.choose(&LOSSES, name, &known)?;
+    let foreign = |key: &str, of: &str| {
+        Err(at
+            .bad(&LOSSES, format!("`{key}` belongs to {of}, not to `{name}`"))
+            .fix(format!("remove `{key}`")))
+    };
+    if given.alpha.is_some() && !matches!(kind, Kind::Skew(_)) {
+        return foreign("alpha", "`skew_kl` and `skew_reverse_kl`");
+    }
+    match (given.jsd_teacher_weight, given.beta) {
+        (Some(_), Some(_)) => Err(at
+            .bad(&LOSSES, "`beta` is TRL's name of `jsd_teacher_weight`: a loss has one of them")
+            .fix("remove one of them")),
+        (Some(_), _) if !matches!(kind, Kind::Jsd) => foreign("jsd_teacher_weight", "`jsd`"),
+        (_, Some(_)) if !matches!(kind, Kind::Jsd) => foreign("beta", "`jsd`"),
+        // As TRL has it: `jsd` is 0 at both ends, and another loss is meant there.
+        (_, Some(0.0)) => Ok(LossFunction::ForwardKl),
+        (_, Some(1.0)) => Ok(LossFunction::ReverseKl),
+        (ours, trls) => Ok(match kind {
+            Kind::Plain(function) => function,
+            Kind::Jsd => LossFunction::Jsd { jsd_teacher_weight: ours.or(trls).unwrap_or(0.5) },
+            Kind::Skew(of) => of(given.alpha.unwrap_or(0.1)),
+        }),
+    }
 }
 
 fn evaluate(
@@ -472,7 +535,7 @@ fn evaluate(
 ) -> Result<Evaluate> {
     let key = |name: &'static str| ["evaluate", name];
     let names = [("undistilled", Control::Undistilled), ("traces_only", Control::TracesOnly)];
-    let distils = train.weight(LossFunction::ForwardKl) > 0.0;
+    let distils = train.distils();
     let controls = match raw.controls {
         Some(given) => {
             given.iter().map(|name| at.choose(&key("controls"), name, &names)).collect::<Result<Vec<_>>>()?
@@ -584,11 +647,66 @@ mod tests {
     }
 
     #[test]
+    fn a_live_teacher_gives_every_loss_and_two_temperatures() {
+        let text = WHOLE
+            .replace("{ kind = \"random_sampling\", draws = 50, temperature = 1 }", "{ kind = \"live\" }");
+        let losses = r#"train.loss_functions=[
+            { function = "jsd" }, { function = "jsd", beta = 0.25, temperature = 2 }, { function = "jsd", beta = 0 },
+            { function = "jsd", beta = 1, weight = { from = 0, to = 2 } }, { function = "skew_kl" },
+            { function = "skew_reverse_kl", alpha = 0.3 }, { function = "tvd" }, { function = "hard_labels" }]"#;
+        let recipe = load(&text, &[&losses.replace('\n', "")]).unwrap_or_else(|e| panic!("{e}"));
+        let jsd = |jsd_teacher_weight| LossTerm::new(LossFunction::Jsd { jsd_teacher_weight });
+        let rising = LossWeight::Linear { from: 0.0, to: 2.0 };
+        let expected = [
+            jsd(0.5),
+            jsd(0.25).at_temperature(2.0),
+            LossTerm::new(LossFunction::ForwardKl),
+            LossTerm { weight: rising, ..LossTerm::new(LossFunction::ReverseKl) },
+            LossTerm::new(LossFunction::SkewKl { alpha: 0.1 }),
+            LossTerm::new(LossFunction::SkewReverseKl { alpha: 0.3 }),
+            LossTerm::new(LossFunction::Tvd),
+            LossTerm::new(LossFunction::HardLabels),
+        ];
+        assert_eq!(recipe.train.loss_functions, expected);
+        assert!(recipe.targets().is_some_and(Logits::is_live) && recipe.cached_targets().is_none());
+        assert_eq!(recipe.evaluate.controls, [Control::Undistilled, Control::TracesOnly]);
+        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
+        assert_eq!(again, recipe);
+        let refused = [
+            ("[{ function = \"jsd\", beta = 0.001 }]", "leaves `jsd` next to nothing"),
+            ("[{ function = \"jsd\", jsd_teacher_weight = 1 }]", "leaves `jsd` next to nothing"),
+            ("[{ function = \"skew_kl\", alpha = 0.95 }]", "alpha of `skew_kl` is 0.95"),
+            ("[{ function = \"jsd\" }, { function = \"jsd\", beta = 0.5 }]", "stands twice"),
+        ];
+        for (losses, cause) in refused {
+            let shown =
+                load(&text, &[&format!("train.loss_functions={losses}")]).expect_err(cause).to_string();
+            assert!(shown.contains(cause) && shown.contains("fix: "), "{shown}");
+        }
+        let top_k = "teacher.logits={ kind = \"top_k\", temperature = 2 }";
+        let two = "train.loss_functions=[{ function = \"jsd\" }, { function = \"tvd\", temperature = 1 }]";
+        let shown = load(&text, &[top_k, two]).unwrap_err().to_string();
+        assert!(shown.contains("`tvd` at temperature 1 does not fit targets at 2"), "{shown}");
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_with_its_key() {
         let refused = [
             ("teacher.api_key=sk-123", "a secret does not belong in a recipe"),
             ("train.learning_rate=nan", "`train.learning_rate` is NaN"),
-            ("train.loss_functions=[{ function = \"reverse_kl\" }]", "cannot be had from random samples"),
+            ("train.loss_functions=[{ function = \"reverse_kl\" }]", "unbiased for `forward_kl` only"),
+            ("train.loss_functions=[{ function = \"reversed_kl\" }]", "did you mean `reverse_kl`?"),
+            ("train.loss_functions=[{ function = \"tvd\", beta = 0.5 }]", "`beta` belongs to `jsd`"),
+            (
+                "train.loss_functions=[{ function = \"jsd\", beta = 1, jsd_teacher_weight = 1 }]",
+                "one of them",
+            ),
+            (
+                "train.loss_functions=[{ function = \"forward_kl\", weight = { from = 1, to = 0 } }]",
+                "last step",
+            ),
+            ("train.loss_functions=[{ function = \"hard_labels\", temperature = 2 }]", "not softened"),
+            ("teacher.logits={ kind = \"live\", k = 3 }", "nothing is stored"),
             ("train.loss_functions=[{ function = \"forward_kl\", temperature = 2 }]", "does not fit"),
             ("train.lr_scheduler_type=cosin", "cannot be `cosin`"),
             ("student.num_key_value_heads=3", "cannot serve"),

@@ -19,10 +19,8 @@ const LIKENESS_MIN: f64 = 0.8;
 
 /// Keys that people know from other tools and that this version does not have.
 const NOT_YET: &[&str] = &[
-    "beta",
     "bf16",
     "engine",
-    "jsd_teacher_weight",
     "lmbda",
     "lora_alpha",
     "lora_r",
@@ -31,6 +29,9 @@ const NOT_YET: &[&str] = &[
     "push_to_hub",
     "report_to",
 ];
+
+/// Keys of a loss that other tools keep beside the learning rate.
+const OF_A_LOSS: &[&str] = &["alpha", "beta", "jsd_teacher_weight"];
 
 /// Where a recipe comes from.
 pub(crate) struct Source {
@@ -215,6 +216,9 @@ fn unknown_key(rest: &str, keys: &[String]) -> Failure {
             .fix("remove the key");
     }
     let failure = Failure::new(Exit::BadRecipe, format!("unknown key `{shown}`"));
+    if OF_A_LOSS.contains(&unknown) {
+        return failure.fix("it belongs to a loss: `loss_functions = [{ function = \"jsd\", beta = 0.5 }]`");
+    }
     match did_you_mean(unknown, &known) {
         Some(meant) => failure.fix(format!("did you mean `{meant}`?")),
         None => failure.fix(format!("known here: {}", known.join(", "))),
@@ -305,6 +309,7 @@ fn path_at(table: &DeTable<'_>, offset: usize) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::raw::RawWeight;
 
     fn read(text: &str, overrides: &[&str]) -> Result<(Source, RawRecipe)> {
         read_as(".toml", text, overrides)
@@ -329,7 +334,7 @@ mod tests {
         ];
         let (source, raw) = read(text, &set).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(raw.train.as_ref().unwrap().max_steps, Some(7));
-        assert_eq!(raw.train.unwrap().loss_functions.unwrap()[0].weight, Some(1.0));
+        assert_eq!(raw.train.unwrap().loss_functions.unwrap()[0].weight, Some(RawWeight::Constant(1.0)));
         assert_eq!(raw.prompts.unwrap().path.as_deref(), Some("../shared/data"));
         assert_eq!(raw.teacher.unwrap().logits.unwrap().k, Some(4));
         let declared = &raw.policy.unwrap().declare.unwrap()["a.b"];
@@ -346,6 +351,11 @@ mod tests {
         assert!(shown.starts_with("error[bad-recipe]: unknown key `train.lerning_rate`\n"), "{shown}");
         assert!(shown.contains(".toml:4\n"), "{shown}");
         assert!(shown.contains("fix: did you mean `learning_rate`?"), "{shown}");
+        let shown = read("[train]\nbeta = 0.5\n", &[]).err().unwrap().to_string();
+        assert!(shown.contains("unknown key `train.beta`") && shown.contains("belongs to a loss"), "{shown}");
+        let shown =
+            read("", &["train.loss_functions=[{ weight = { from = 1 } }]"]).err().unwrap().to_string();
+        assert!(shown.contains("a weight is a number, or"), "{shown}");
         let shown = read("", &["train.lora_r=8"]).err().unwrap().to_string();
         assert!(shown.starts_with("error[not-supported-yet]: `train.lora_r`"), "{shown}");
     }

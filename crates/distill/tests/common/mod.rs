@@ -1,9 +1,11 @@
 //! A toy language, a tiny student and a teacher made of arithmetic.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::sync::Arc;
 
 use stillroom_core::{CounterRng, SparseRow};
-use stillroom_distill::{Example, TrainConfig, TrainEvent, TrainOutcome};
+use stillroom_distill::{Example, LossFunction, LossTerm, TrainConfig, TrainEvent, TrainOutcome};
 use stillroom_formats::{DecoderConfig, Family, RopeScaling};
 use stillroom_model::{Decoder, Device};
 
@@ -84,6 +86,12 @@ pub(crate) fn small_run() -> TrainConfig {
     }
 }
 
+/// Hard labels and `forward_kl` with these weights.
+pub(crate) fn hard_and_kl(hard_labels: f64, forward_kl: f64) -> Vec<LossTerm> {
+    let term = |function, weight| LossTerm::new(function).with_weight(weight);
+    vec![term(LossFunction::HardLabels, hard_labels), term(LossFunction::ForwardKl, forward_kl)]
+}
+
 pub(crate) fn run(
     start: Decoder,
     examples: &[Example],
@@ -91,7 +99,19 @@ pub(crate) fn run(
     config: &TrainConfig,
     dir: &std::path::Path,
 ) -> (TrainOutcome, Vec<TrainEvent>) {
+    run_with(start, None, examples, validation, config, dir)
+}
+
+pub(crate) fn run_with(
+    start: Decoder,
+    teacher: Option<&Decoder>,
+    examples: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    dir: &std::path::Path,
+) -> (TrainOutcome, Vec<TrainEvent>) {
     let mut events = Vec::new();
-    let outcome = stillroom_distill::train(start, examples, validation, config, dir, &mut |e| events.push(e));
+    let mut sink = |event| events.push(event);
+    let outcome = stillroom_distill::train(start, teacher, examples, validation, config, dir, &mut sink);
     (outcome.unwrap(), events)
 }

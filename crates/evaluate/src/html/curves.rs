@@ -1,5 +1,7 @@
 //! Loss curves, one panel for each training run.
 
+use std::collections::BTreeMap;
+
 use super::charts::{Px, Scale, svg, text, ticks, vertical};
 use super::markup::Markup;
 use crate::report::{Curve, CurvePoint};
@@ -29,8 +31,29 @@ pub(super) fn panels(markup: &mut Markup, curves: &[Curve]) {
                     caption.text(" ").element("span", &[("class", &"muted")], &curve.loss);
                 });
                 panel(figure, curve);
+                terms(figure, curve);
             });
         }
+    });
+}
+
+/// Each loss of a weighted sum apart, from its first point to its last: of validation, else of training.
+fn terms(figure: &mut Markup, curve: &Curve) {
+    let of = |terms: fn(&CurvePoint) -> &BTreeMap<String, f64>| {
+        let mut points = curve.points.iter().map(terms).filter(|terms| !terms.is_empty());
+        let first = points.next()?;
+        Some((first, points.next_back().unwrap_or(first)))
+    };
+    let validation = of(|point| &point.validation_terms).map(|ends| ("validation", ends));
+    let training = || of(|point| &point.train_terms).map(|ends| ("training", ends));
+    let Some((on, (first, last))) = validation.or_else(training) else { return };
+    let term = |(name, end): (&String, &f64)| match first.get(name) {
+        Some(start) => format!("{name} {} → {}", significant(*start), significant(*end)),
+        None => format!("{name} {}", significant(*end)),
+    };
+    let all: Vec<String> = last.iter().map(term).collect();
+    figure.nest("p", &[("class", &"muted")], |p| {
+        p.text(format_args!("Unweighted, in {on}: {}", all.join(", ")));
     });
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use stillroom_evaluate::*;
 use stillroom_formats::{DecoderConfig, Family, NamedTensor, RopeScaling};
-use stillroom_kernels::{Device, HeadWeights};
+use stillroom_kernels::{Device, HeadTerms};
 use stillroom_model::{AdamW, Batch, Decoder, Targets, TrainState};
 
 const VOCAB: usize = 40;
@@ -77,16 +77,11 @@ fn trained(start: Decoder, documents: &[Document], steps: u32, learning_rate: f3
         }
         start += document.ids.len() as u32;
     }
-    let weights = HeadWeights {
-        hard_label: 1.0,
-        forward_kl: 0.0,
-        loss_temperature: 1.0,
-        scale: 1.0 / targets.rows.len() as f32,
-    };
+    let terms = HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 / targets.rows.len() as f32 };
     let optimiser =
         AdamW { learning_rate, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     for _ in 0..steps {
-        state.accumulate(&batch, &targets, &weights);
+        state.accumulate(&batch, &targets, &terms);
         state.step(&optimiser);
     }
     state.into_decoder()

@@ -167,6 +167,7 @@ fn curves() -> Vec<Curve> {
                     tokens: step * 4_096,
                     train_loss: Some(level * (1.0 + noise)),
                     validation_loss: (step % 40 == 0).then_some(level * 1.02),
+                    ..CurvePoint::default()
                 }
             })
             .collect(),

@@ -55,6 +55,24 @@ fn the_page_is_the_golden_one() {
 }
 
 #[test]
+fn losses_of_a_weighted_sum_are_shown_apart_where_there_are_several() {
+    let mut report = made_up::report();
+    assert!(!report.to_html().contains("Unweighted") && !report.to_json().contains("_terms"));
+    for (i, point) in report.curves[0].points.iter_mut().enumerate() {
+        point.train_terms.insert("jsd".into(), 0.5 / (1.0 + i as f64));
+        if point.validation_loss.is_some() {
+            point.validation_terms.insert("jsd".into(), 0.25);
+            point.validation_terms.insert("<tvd>".into(), 0.125);
+        }
+    }
+    let page = report.to_html();
+    assert!(page.contains("Unweighted, in validation: &lt;tvd&gt; 0.125 → 0.125, jsd 0.250 → 0.250"), "{page}");
+    report.curves[0].points.iter_mut().for_each(|point| point.validation_terms.clear());
+    assert!(report.to_html().contains("Unweighted, in training: jsd 0.500 → "));
+    assert_eq!(Report::from_json(&report.to_json()).unwrap(), report);
+}
+
+#[test]
 fn the_json_has_the_names_that_other_tools_rely_on() {
     let json: Value = serde_json::from_str(&made_up::report().to_json()).unwrap();
     for key in ["recipe", "task", "heldout_examples", "models", "paired", "checks"] {

@@ -35,7 +35,7 @@ pub(super) fn supervised(
     vocab_size: usize,
     masked: usize,
     supervision: Supervision,
-) -> (Batch, Targets) {
+) -> (Batch, Targets<'static>) {
     let (mut batch, mut targets) = (Batch::default(), Targets::default());
     let mut sparse = SparseBatch::new(Tail::None);
     for ids in sequences(n, length + 1, vocab_size) {

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use stillroom_core::statistics::{mean, median};
 use stillroom_kernels::Device;
-use stillroom_model::{AdamW, Decoder, GenerationRequest, HeadWeights, SamplingParams, TrainState};
+use stillroom_model::{
+    AdamW, Decoder, Divergence, GenerationRequest, HeadTerms, SamplingParams, Term, TrainState,
+};
 
 use super::memory::{Mark, MemoryPeaks};
 use super::synthetic::{Supervision, sequences, supervised};
@@ -59,17 +61,17 @@ pub(super) fn train(
 ) -> Result<Trained> {
     let vocab_size = state.decoder().config().vocab_size;
     let (batch, targets) = supervised(sizes.batch, sizes.sequence, vocab_size, masked, supervision);
-    let weights = HeadWeights {
-        hard_label: f32::from(supervision == Supervision::HardLabels),
-        forward_kl: f32::from(supervision != Supervision::HardLabels),
-        loss_temperature: 1.0,
-        scale: 1.0 / targets.rows.len() as f32,
+    let forward_kl = [Term { divergence: Divergence::ForwardKl, weight: 1.0, temperature: 1.0 }];
+    let (hard_label, divergences) = match supervision {
+        Supervision::HardLabels => (1.0, &[][..]),
+        Supervision::Sparse { .. } => (0.0, &forward_kl[..]),
     };
+    let terms = HeadTerms { hard_label, divergences, scale: 1.0 / targets.rows.len() as f32 };
     let device = state.decoder().device().clone();
     let mut losses = Vec::new();
     let timed = repeat(sizes.steps, &device, |step| {
         let began = Instant::now();
-        let of_rows = state.accumulate(&batch, &targets, &weights);
+        let of_rows = state.accumulate(&batch, &targets, &terms);
         let nats = of_rows.hard_label.iter().chain(of_rows.divergence(0)).map(|&loss| f64::from(loss));
         let loss = nats.sum::<f64>() / targets.rows.len() as f64;
         let report = state.step(&ADAMW);

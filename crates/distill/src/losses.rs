@@ -1,0 +1,336 @@
+//! What is minimised: a weighted list of losses.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::Tail;
+use stillroom_model::{Divergence, DivergenceError, TERMS_MAX, TailMode, Term};
+
+use crate::{DistillError, Result};
+
+/// Cross-entropy on the text's own tokens, or a divergence of the student's distribution q from the teacher's
+/// p, as [`Divergence`] has them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "function", rename_all = "snake_case")]
+pub enum LossFunction {
+    /// −log q(label), at temperature 1 always.
+    HardLabels,
+    /// KL(teacher‖student).
+    ForwardKl,
+    /// KL(student‖teacher).
+    ReverseKl,
+    /// β·KL(p‖m) + (1−β)·KL(q‖m) with m = βp + (1−β)q; β is the teacher's weight.
+    Jsd { jsd_teacher_weight: f64 },
+    /// KL(p‖αp + (1−α)q).
+    SkewKl { alpha: f64 },
+    /// KL(q‖(1−α)p + αq).
+    SkewReverseKl { alpha: f64 },
+    /// ½·Σ abs(p − q).
+    Tvd,
+}
+
+/// The weight of a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LossWeight {
+    Constant(f64),
+    /// From the first optimiser step to the last in equal parts.
+    Linear {
+        from: f64,
+        to: f64,
+    },
+}
+
+/// One loss in a weighted list.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossTerm {
+    #[serde(flatten)]
+    pub function: LossFunction,
+    pub weight: LossWeight,
+    /// τ: softens both sides of a divergence, which carries τ². Cached targets come softened at it.
+    pub temperature: f64,
+}
+
+/// Where the teacher's distributions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TeacherTargets {
+    /// Stored with the examples; `Tail::None` for counts of random draws.
+    Cached(Tail),
+    /// A teacher that reads each batch as it comes.
+    Live,
+}
+
+impl LossFunction {
+    /// The name in recipes and records.
+    pub fn name(self) -> &'static str {
+        self.divergence().map_or("hard_labels", Divergence::name)
+    }
+
+    /// The divergence that this is; `None` for hard labels.
+    pub fn divergence(self) -> Option<Divergence> {
+        Some(match self {
+            LossFunction::HardLabels => return None,
+            LossFunction::ForwardKl => Divergence::ForwardKl,
+            LossFunction::ReverseKl => Divergence::ReverseKl,
+            LossFunction::Jsd { jsd_teacher_weight } => {
+                Divergence::Jsd { teacher_weight: jsd_teacher_weight as f32 }
+            }
+            LossFunction::SkewKl { alpha } => Divergence::SkewKl { alpha: alpha as f32 },
+            LossFunction::SkewReverseKl { alpha } => Divergence::SkewReverseKl { alpha: alpha as f32 },
+            LossFunction::Tvd => Divergence::Tvd,
+        })
+    }
+}
+
+impl LossWeight {
+    /// The weight in optimiser step `step` (from 1) of `n_steps`.
+    ///
+    /// ```
+    /// use stillroom_distill::LossWeight;
+    /// let weight = LossWeight::Linear { from: 1.0, to: 0.0 };
+    /// assert_eq!([1, 3, 5].map(|step| weight.at(step, 5)), [1.0, 0.5, 0.0]);
+    /// ```
+    pub fn at(self, step: u64, n_steps: u64) -> f64 {
+        match self {
+            LossWeight::Constant(weight) => weight,
+            LossWeight::Linear { to, .. } if step >= n_steps => to,
+            LossWeight::Linear { from, to } => {
+                from + (to - from) * (step.saturating_sub(1) as f64 / (n_steps - 1) as f64)
+            }
+        }
+    }
+
+    /// The weight of the last step, which validation uses at every step, so that its points compare.
+    pub fn at_the_end(self) -> f64 {
+        self.at(1, 1)
+    }
+
+    /// Whether it is 0 at every step.
+    pub fn is_zero(self) -> bool {
+        matches!(self, LossWeight::Constant(0.0) | LossWeight::Linear { from: 0.0, to: 0.0 })
+    }
+
+    fn ends(self) -> [f64; 2] {
+        match self {
+            LossWeight::Constant(weight) => [weight; 2],
+            LossWeight::Linear { from, to } => [from, to],
+        }
+    }
+}
+
+impl LossTerm {
+    /// With weight 1 at temperature 1.
+    pub fn new(function: LossFunction) -> LossTerm {
+        LossTerm { function, weight: LossWeight::Constant(1.0), temperature: 1.0 }
+    }
+
+    pub fn with_weight(self, weight: f64) -> LossTerm {
+        LossTerm { weight: LossWeight::Constant(weight), ..self }
+    }
+
+    pub fn at_temperature(self, temperature: f64) -> LossTerm {
+        LossTerm { temperature, ..self }
+    }
+
+    /// The divergence with the weight given; `None` for hard labels.
+    fn term(self, weight: f64) -> Option<Term> {
+        let (weight, temperature) = (weight as f32, self.temperature as f32);
+        Some(Term { divergence: self.function.divergence()?, weight, temperature })
+    }
+}
+
+/// The losses that are computed: those with a weight, and each under its own name.
+#[derive(Clone, Debug)]
+pub(crate) struct Losses {
+    hard: Vec<LossWeight>,
+    divergences: Vec<(String, LossTerm)>,
+}
+
+/// Weights of one step.
+#[derive(Clone, Debug)]
+pub(crate) struct StepWeights {
+    pub(crate) hard_label: f64,
+    /// By divergence.
+    pub(crate) divergences: Vec<f64>,
+    pub(crate) terms: Vec<Term>,
+}
+
+impl Losses {
+    pub(crate) fn of(terms: &[LossTerm]) -> Losses {
+        let mut losses = Losses { hard: Vec::new(), divergences: Vec::new() };
+        for &term in terms.iter().filter(|term| !term.weight.is_zero()) {
+            if term.function == LossFunction::HardLabels {
+                losses.hard.push(term.weight);
+                continue;
+            }
+            let name = term.function.name();
+            let earlier = losses.divergences.iter().filter(|(_, other)| other.function.name() == name);
+            let key = match earlier.count() {
+                0 => name.to_owned(),
+                n => format!("{name}_{}", n + 1),
+            };
+            losses.divergences.push((key, term));
+        }
+        losses
+    }
+
+    /// Names of the divergences, in order: the function's, the second of one function with `_2` behind it.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.divergences.iter().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn need_teacher(&self) -> bool {
+        !self.divergences.is_empty()
+    }
+
+    pub(crate) fn at(&self, step: u64, n_steps: u64) -> StepWeights {
+        self.weights(|weight| weight.at(step, n_steps))
+    }
+
+    pub(crate) fn at_the_end(&self) -> StepWeights {
+        self.weights(LossWeight::at_the_end)
+    }
+
+    fn weights(&self, at: impl Fn(LossWeight) -> f64) -> StepWeights {
+        let divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| at(term.weight)).collect();
+        let with_weight = self.divergences.iter().zip(&divergences);
+        let terms = with_weight.filter_map(|((_, term), &weight)| term.term(weight)).collect();
+        StepWeights { hard_label: self.hard.iter().map(|&weight| at(weight)).sum(), divergences, terms }
+    }
+}
+
+/// Refuses losses that cannot be taken of these targets, or at all: a parameter out of range, a divergence of
+/// counts that they are biased for, two temperatures of targets that were softened once.
+///
+/// ```
+/// use stillroom_core::Tail;
+/// use stillroom_distill::{LossFunction, LossTerm, TeacherTargets, check_losses};
+/// let jsd = LossTerm::new(LossFunction::Jsd { jsd_teacher_weight: 0.5 });
+/// assert!(check_losses(&[jsd], TeacherTargets::Live).is_ok());
+/// assert!(check_losses(&[jsd], TeacherTargets::Cached(Tail::Bucket)).is_ok());
+/// assert!(check_losses(&[jsd], TeacherTargets::Cached(Tail::None)).is_err());
+/// ```
+pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> {
+    let mut softened_at = None;
+    let mut n = 0;
+    for term in losses {
+        let name = term.function.name();
+        if let Some(value) = term.weight.ends().into_iter().find(|w| !(w.is_finite() && *w >= 0.0)) {
+            return Err(DivergenceError::Weight { loss: name, value: value as f32 }.into());
+        }
+        let Some(divergence) = term.function.divergence() else {
+            check_temperature(term, 1.0..=1.0, "hard labels are not softened: their temperature is 1")?;
+            continue;
+        };
+        divergence.validate()?;
+        check_temperature(term, TEMPERATURES, "a temperature lies between 0.01 and 100")?;
+        n += 1;
+        if n > TERMS_MAX {
+            return Err(DivergenceError::TooMany { n }.into());
+        }
+        let TeacherTargets::Cached(tail) = targets else { continue };
+        divergence.validate_for(tail_mode(tail))?;
+        let first = *softened_at.get_or_insert(term.temperature);
+        if first != term.temperature {
+            let (first, other) = (first as f32, term.temperature as f32);
+            return Err(DivergenceError::Temperatures { first, other }.into());
+        }
+    }
+    Ok(())
+}
+
+fn check_temperature(term: &LossTerm, range: RangeInclusive<f64>, rule: &'static str) -> Result<()> {
+    if range.contains(&term.temperature) {
+        return Ok(());
+    }
+    let value = format!("{} of `{}`", term.temperature, term.function.name());
+    Err(DistillError::Config { key: "temperature", value, rule })
+}
+
+/// Temperatures that a divergence takes.
+const TEMPERATURES: RangeInclusive<f64> = 0.01..=100.0;
+
+fn tail_mode(tail: Tail) -> TailMode {
+    match tail {
+        Tail::None => TailMode::None,
+        Tail::Drop => TailMode::Drop,
+        Tail::Bucket => TailMode::Bucket,
+        Tail::Uniform => TailMode::Uniform,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSD: LossFunction = LossFunction::Jsd { jsd_teacher_weight: 0.5 };
+
+    #[test]
+    fn weights_move_in_a_line_from_the_first_step_to_the_last() {
+        let line = LossWeight::Linear { from: 1.0, to: 0.25 };
+        let at: Vec<f64> = (1..=4).map(|step| line.at(step, 4)).collect();
+        assert_eq!(at, [1.0, 0.75, 0.5, 0.25]);
+        assert_eq!((line.at(1, 1), line.at_the_end()), (0.25, 0.25));
+        assert_eq!(LossWeight::Constant(0.3).at(7, 9), 0.3);
+        assert!(LossWeight::Constant(0.0).is_zero() && !line.is_zero());
+    }
+
+    #[test]
+    fn each_loss_has_its_own_name_and_those_without_a_weight_have_none() {
+        let terms = [
+            LossTerm::new(JSD),
+            LossTerm::new(LossFunction::Tvd).with_weight(0.0),
+            LossTerm::new(LossFunction::HardLabels).with_weight(0.25),
+            LossTerm::new(JSD).at_temperature(2.0).with_weight(0.5),
+        ];
+        let losses = Losses::of(&terms);
+        assert_eq!(losses.names().collect::<Vec<_>>(), ["jsd", "jsd_2"]);
+        let weights = losses.at(1, 10);
+        assert_eq!((weights.hard_label, &weights.divergences[..]), (0.25, &[1.0, 0.5][..]));
+        assert_eq!((weights.terms[1].weight, weights.terms[1].temperature), (0.5, 2.0));
+        assert!(losses.need_teacher() && !Losses::of(&terms[1..3]).need_teacher());
+    }
+
+    #[test]
+    fn a_term_is_written_as_a_recipe_says_it() {
+        let term = LossTerm { weight: LossWeight::Linear { from: 1.0, to: 0.0 }, ..LossTerm::new(JSD) };
+        let text = serde_json::to_string(&term).unwrap();
+        let expected = "{\"function\":\"jsd\",\"jsd_teacher_weight\":0.5,\"weight\":{\"from\":1.0,\"to\":0.0},\"temperature\":1.0}";
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<LossTerm>(&text).unwrap(), term);
+        let plain = LossTerm::new(LossFunction::ForwardKl).with_weight(2.0);
+        let text = serde_json::to_string(&plain).unwrap();
+        assert_eq!(serde_json::from_str::<LossTerm>(&text).unwrap(), plain);
+    }
+
+    #[test]
+    fn what_targets_cannot_give_is_refused() {
+        let refused = |terms: &[LossTerm], targets| match check_losses(terms, targets) {
+            Err(DistillError::Losses(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let (live, cached) = (TeacherTargets::Live, TeacherTargets::Cached);
+        let (kl, jsd) = (LossTerm::new(LossFunction::ForwardKl), LossTerm::new(JSD));
+        check_losses(&[kl], cached(Tail::None)).unwrap();
+        let counts = refused(&[kl, jsd], cached(Tail::None));
+        assert_eq!(counts, DivergenceError::Counts { divergence: "jsd" });
+        check_losses(&[kl, jsd], cached(Tail::Bucket)).unwrap();
+        let softer = kl.at_temperature(2.0);
+        let two = refused(&[softer, jsd], cached(Tail::Bucket));
+        assert_eq!(two, DivergenceError::Temperatures { first: 2.0, other: 1.0 });
+        check_losses(&[softer, jsd, kl], live).unwrap();
+        let edge = LossTerm::new(LossFunction::Jsd { jsd_teacher_weight: 1.0 });
+        assert!(matches!(refused(&[edge], live), DivergenceError::TeacherWeight { .. }));
+        let skew = LossTerm::new(LossFunction::SkewKl { alpha: 1.0 });
+        assert!(matches!(refused(&[skew], live), DivergenceError::Alpha { .. }));
+        assert!(matches!(refused(&[kl.with_weight(-1.0)], live), DivergenceError::Weight { .. }));
+        let falling = LossTerm { weight: LossWeight::Linear { from: 1.0, to: f64::NAN }, ..kl };
+        assert!(matches!(refused(&[falling], live), DivergenceError::Weight { .. }));
+        assert_eq!(refused(&[kl; 9], live), DivergenceError::TooMany { n: 9 });
+        let soft_labels = LossTerm::new(LossFunction::HardLabels).at_temperature(2.0);
+        for wrong in [soft_labels, kl.at_temperature(0.0)] {
+            let error = check_losses(&[wrong], live).unwrap_err();
+            assert!(matches!(error, DistillError::Config { key: "temperature", .. }), "{error}");
+        }
+    }
+}
