@@ -5,7 +5,7 @@
 //! while it is read, and each thread's scratch memory (a few MB at most). Buffers stay with their decoder,
 //! so those of several decoders add up; the chunk of logits is the device's, and there once.
 
-use stillroom_formats::{DecoderConfig, Encoding, LoraConfig};
+use stillroom_formats::{DecoderConfig, Encoding};
 use stillroom_kernels::{KvCache, PackedWeight, logits_chunk_rows};
 
 use crate::backward::TOKENS_PER_GROUP;
@@ -50,24 +50,6 @@ pub fn training_bytes(
     let n = tokens_together(batch, sequence, TOKENS_PER_GROUP);
     let activations = NUMBER * n as u64 * training_numbers_per_token(config, gradient_checkpointing);
     4 * NUMBER * config.n_parameters() + activations + logits_bytes(config, n)
-}
-
-/// Training an adapter as [`training_bytes`] says it of all weights: these are frozen, and gradients and moments
-/// are the adapter's alone.
-pub fn lora_training_bytes(
-    config: &DecoderConfig,
-    lora: &LoraConfig,
-    batch: usize,
-    sequence: usize,
-    gradient_checkpointing: bool,
-) -> u64 {
-    let n = tokens_together(batch, sequence, TOKENS_PER_GROUP);
-    let Widths { d, heads, f, .. } = Widths::of(config);
-    // dropout(x)·Aᵀ and its gradient; dropout(x), of which there is one at a time in each width.
-    let adapter = 2 * lora.r as u64 + if lora.dropout > 0.0 { d + heads + f } else { 0 };
-    let per_token = adapter + training_numbers_per_token(config, gradient_checkpointing);
-    let parameters = config.n_parameters() + 4 * lora.n_parameters(config);
-    NUMBER * (parameters + n as u64 * per_token) + logits_bytes(config, n)
 }
 
 /// What a live teacher takes beside its weights while a student trains, or is validated, on `batch` documents of
