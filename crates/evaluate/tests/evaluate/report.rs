@@ -66,7 +66,10 @@ fn losses_of_a_weighted_sum_are_shown_apart_where_there_are_several() {
         }
     }
     let page = report.to_html();
-    assert!(page.contains("Unweighted, in validation: &lt;tvd&gt; 0.125 → 0.125, jsd 0.250 → 0.250"), "{page}");
+    assert!(
+        page.contains("Unweighted, in validation: &lt;tvd&gt; 0.125 → 0.125, jsd 0.250 → 0.250"),
+        "{page}"
+    );
     report.curves[0].points.iter_mut().for_each(|point| point.validation_terms.clear());
     assert!(report.to_html().contains("Unweighted, in training: jsd 0.500 → "));
     assert_eq!(Report::from_json(&report.to_json()).unwrap(), report);
