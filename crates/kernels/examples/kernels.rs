@@ -3,13 +3,16 @@
 //! `cargo run --release -p stillroom-kernels --example kernels [THREADS]`
 //!
 //! GB/s counts what a kernel reads and writes once; the sum of two large arrays shows what the memory gives.
-//! GFLOP/s counts the products of attention's causal triangle.
+//! GFLOP/s counts products: those of attention's causal triangle, of the head, of low rank.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::time::Instant;
 
-use stillroom_kernels::{AdamWStep, AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment};
+use stillroom_kernels::{
+    AdamWStep, AttentionShape, Buf, Columns, Device, Divergence, Dropout, HeadLosses, HeadTargets, HeadTerms,
+    RopeScaling, RopeTable, Segment, SparseTargets, TailMode, Term, soften, weigh,
+};
 
 /// Rows that go forward and backward together, and their two documents.
 const ROWS: usize = 512;
@@ -17,6 +20,9 @@ const SEGMENTS: [Segment; 2] = [Segment { start: 0, len: 256 }, Segment { start:
 const WIDTH: usize = 384;
 const FFN: usize = 1024;
 const VOCAB: usize = 8192;
+/// Teacher ids per row, and the rank of an adapter.
+const KEPT: usize = 50;
+const RANK: usize = 16;
 const SHAPE: AttentionShape = AttentionShape { n_q_heads: 6, n_kv_heads: 6, head_dim: 64 };
 /// Numbers of one large tensor: more than the caches hold.
 const LARGE: usize = 8 << 20;
@@ -28,6 +34,8 @@ fn main() {
     println!("{:<22} {:>9} {:>8} {:>9}", "kernel", "ms", "GB/s", "GFLOP/s");
     bench.rows();
     bench.attention();
+    bench.head();
+    bench.low_rank();
     bench.parameters();
     println!("FMA peak {:.0} GFLOP/s", bench.device.fma_peak() / 1e9);
 }
@@ -106,6 +114,80 @@ impl Bench {
         self.time("attention backward", 2 * qkv_numbers + 2 * out_numbers, 5 * product, || {
             d.attention_backward(&mut dqkv, &dout, &out, &lse, &qkv, SHAPE, &SEGMENTS);
         });
+    }
+
+    /// The divergence head with its products, and what sampling makes of its logits.
+    fn head(&self) {
+        let d = &self.device;
+        let (hidden, w) = (self.filled(ROWS * WIDTH), self.filled(VOCAB * WIDTH));
+        let (mut dhidden, mut dw) = (self.filled(ROWS * WIDTH), self.filled(VOCAB * WIDTH));
+        let labels = vec![7; ROWS];
+        let of_row: Vec<u32> = (0..KEPT as u32).map(|i| i * 97).collect();
+        let (ids, probs) = (of_row.repeat(ROWS), vec![0.9 / KEPT as f32; ROWS * KEPT]);
+        let offsets: Vec<u32> = (0..=ROWS as u32).map(|r| r * KEPT as u32).collect();
+        let sparse = SparseTargets {
+            offsets: &offsets,
+            ids: &ids,
+            probs: &probs,
+            teacher_entropy: &[],
+            tail: TailMode::Bucket,
+        };
+        let term = |divergence| Term { divergence, weight: 1.0, temperature: 1.0 };
+        let jsd = Divergence::Jsd { teacher_weight: 0.5 };
+        let losses = [
+            (
+                "head, hard labels",
+                vec![],
+                HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() },
+            ),
+            (
+                "head, forward KL",
+                vec![term(Divergence::ForwardKl)],
+                HeadTargets { sparse: Some(sparse), ..HeadTargets::default() },
+            ),
+            ("head, JSD", vec![term(jsd)], HeadTargets { sparse: Some(sparse), ..HeadTargets::default() }),
+        ];
+        let product = 2 * ROWS * WIDTH * VOCAB;
+        for (name, divergences, targets) in losses {
+            let hard_label = if targets.hard_labels.is_some() { 1.0 } else { 0.0 };
+            let terms = HeadTerms { hard_label, divergences: &divergences, scale: 1.0 };
+            let mut found = HeadLosses::default();
+            self.time(name, VOCAB * WIDTH, 3 * product, || {
+                found.clear();
+                d.divergence_head(&mut dhidden, &mut dw, &hidden, &w, ROWS, &targets, &terms, &mut found);
+            });
+        }
+        let logits: Vec<f32> = (0..VOCAB).map(|i| (i % 101) as f32 * 0.1).collect();
+        let (mut row, mut sums) = (logits.clone(), Vec::new());
+        self.time("weigh a row", 2 * VOCAB, 0, || {
+            row.copy_from_slice(&logits);
+            std::hint::black_box(weigh(&mut row, 1.0, &mut sums));
+        });
+        self.time("soften a row", 2 * VOCAB, 0, || {
+            row.copy_from_slice(&logits);
+            std::hint::black_box(soften(&mut row, 1.0));
+        });
+    }
+
+    /// An adapter of rank 16 on a weight of WIDTH × WIDTH.
+    fn low_rank(&self) {
+        let d = &self.device;
+        let (n, shape) = (ROWS * WIDTH, (ROWS, RANK, WIDTH));
+        let (x, a, b) = (self.filled(n), self.filled(RANK * WIDTH), self.filled(WIDTH * RANK));
+        let (mut y, mut t) = (self.filled(n), self.filled(ROWS * RANK));
+        let columns = Columns { stride: WIDTH, first: 0, len: WIDTH };
+        let product = 2 * ROWS * RANK * WIDTH;
+        self.time("low rank", 2 * n, 2 * product, || {
+            d.low_rank_down(&mut t, &x, &a, 2.0, shape);
+            d.low_rank_up(&mut y, columns, &t, &b, ROWS, RANK);
+        });
+        let (mut dt, mut db, mut dx) = (self.filled(ROWS * RANK), self.filled(WIDTH * RANK), self.filled(n));
+        self.time("low rank backward", 3 * n, 3 * product, || {
+            d.low_rank_up_backward(&mut dt, &mut db, &y, columns, &t, &b, 2.0, (ROWS, RANK));
+            d.low_rank_down_backward(&mut dx, &dt, &a, shape);
+        });
+        let dropout = Dropout { probability: 0.1, key: 1, first_row: 0, rows: None };
+        self.time("dropout", 2 * n, 0, || d.dropout_forward(&mut y, &x, &dropout, ROWS, WIDTH));
     }
 
     /// Kernels that go over the parameters, and a sum beside them.
