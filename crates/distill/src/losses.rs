@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::Tail;
-use stillroom_model::{Divergence, DivergenceError, TERMS_MAX, TailMode, Term};
+use stillroom_model::{Divergence, DivergenceError, TERMS_MAX, Term, tail_mode};
 
 use crate::{DistillError, Result};
 
@@ -249,15 +249,6 @@ fn check_temperature(term: &LossTerm, range: RangeInclusive<f64>, rule: &'static
 
 /// Temperatures that a divergence takes.
 const TEMPERATURES: RangeInclusive<f64> = 0.01..=100.0;
-
-fn tail_mode(tail: Tail) -> TailMode {
-    match tail {
-        Tail::None => TailMode::None,
-        Tail::Drop => TailMode::Drop,
-        Tail::Bucket => TailMode::Bucket,
-        Tail::Uniform => TailMode::Uniform,
-    }
-}
 
 #[cfg(test)]
 mod tests {

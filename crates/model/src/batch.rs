@@ -220,7 +220,8 @@ impl Targets<'_> {
     }
 }
 
-fn tail_mode(tail: Tail) -> TailMode {
+/// What the kernels call a stored cache's tail.
+pub fn tail_mode(tail: Tail) -> TailMode {
     match tail {
         Tail::None => TailMode::None,
         Tail::Drop => TailMode::Drop,

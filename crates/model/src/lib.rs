@@ -24,7 +24,7 @@ mod train;
 mod workspace;
 
 pub use backward::TOKENS_PER_GROUP;
-pub use batch::{Batch, LiveTeacher, SparseBatch, Targets};
+pub use batch::{Batch, LiveTeacher, SparseBatch, Targets, tail_mode};
 pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
