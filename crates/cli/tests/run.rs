@@ -181,6 +181,25 @@ fn a_run_goes_from_recipe_to_release_and_is_kept() {
     assert!(text(&tampered.stderr).contains("release/config.json"), "{}", text(&tampered.stderr));
 }
 
+/// Runs the program until its log tells of an event, and kills it there.
+fn kill_at(dir: &Path, args: &[&str], log: &Path, event: &str) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
+        .args(args)
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let begun = Instant::now();
+    let happened = || std::fs::read_to_string(log).is_ok_and(|text| text.contains(event));
+    while !happened() && child.try_wait().expect("a child").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
+        std::thread::yield_now();
+    }
+    child.kill().expect("the child is killed");
+    child.wait().expect("the child ends");
+}
+
 #[test]
 fn a_killed_run_and_one_thread_end_with_the_same_bits() {
     let dir = workshop();
@@ -194,21 +213,7 @@ fn a_killed_run_and_one_thread_end_with_the_same_bits() {
     for event in
         ["stage_started", "part_written", "\"stage\":\"logits\"", "\"event\":\"checkpoint\"", "control-"]
     {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
-            .args(args)
-            .current_dir(dir)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary runs");
-        let begun = Instant::now();
-        let happened = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(event));
-        while !happened() && child.try_wait().expect("a child").is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
-            std::thread::yield_now();
-        }
-        child.kill().expect("the child is killed");
-        child.wait().expect("the child ends");
+        kill_at(dir, &args, &log, event);
     }
     succeed(dir, &args);
     assert_eq!(weights(dir, "killed"), expected, "killed five times and continued, the bits differ");
@@ -433,22 +438,7 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     assert!(jsd(&validation[validation.len() - 1]) < jsd(&validation[0]), "{validation:?}");
 
     let args = ["train", "live.toml", "--output", "live-killed", "--quiet", "--threads", "1"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
-        .args(args)
-        .current_dir(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary runs");
-    let begun = Instant::now();
-    let log = dir.join("live-killed/events.jsonl");
-    let saved = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("\"event\":\"checkpoint\""));
-    while !saved() && child.try_wait().expect("a child").is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint came");
-        std::thread::yield_now();
-    }
-    child.kill().expect("the child is killed");
-    child.wait().expect("the child ends");
+    kill_at(dir, &args, &dir.join("live-killed/events.jsonl"), "\"event\":\"checkpoint\"");
     succeed(dir, &args);
     assert_eq!(weights(dir, "live-killed"), weights(dir, "live"), "the bits differ");
 }
