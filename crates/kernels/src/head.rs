@@ -49,6 +49,9 @@ pub struct DenseTargets<'a> {
 pub struct HeadTargets<'a> {
     /// The text's own next token, per row.
     pub hard_labels: Option<&'a [u32]>,
+    /// What −log q(label) of each row weighs in the gradient beside [`HeadTerms::hard_label`]; may be negative.
+    /// Losses that are reported do not have it.
+    pub label_weights: Option<&'a [f32]>,
     pub sparse: Option<SparseTargets<'a>>,
     pub dense: Option<DenseTargets<'a>>,
     /// Ids from here on carry no token (a padded vocabulary): neither side gives them anything, and their
@@ -107,6 +110,8 @@ impl HeadTargets<'_> {
             (None, None) => None,
         };
         let label = self.hard_labels.map(|labels| labels[r]);
+        let weight = self.label_weights.map_or(0.0, |weights| weights[r]);
+        let terms = &HeadTerms { hard_label: terms.hard_label + weight, ..*terms };
         let mut losses = RowLosses::default();
         with_scratch([teacher.map_or(0, |teacher| teacher.n_kept())], |[kept]| {
             losses.hard_label = row_losses(z, kept, label, teacher.as_ref(), terms, &mut losses.divergences);
@@ -142,6 +147,8 @@ pub struct HeadLosses {
     pub divergences: Vec<Vec<f32>>,
     /// Teacher probability of the stored ids of each row; 1 for a dense teacher.
     pub captured_mass: Vec<f32>,
+    /// What a caller makes of the labels' log-probabilities; the head neither fills nor needs it.
+    pub label_loss: Vec<f32>,
 }
 
 impl HeadLosses {
@@ -155,6 +162,7 @@ impl HeadLosses {
         self.hard_label.clear();
         self.divergences.iter_mut().for_each(Vec::clear);
         self.captured_mass.clear();
+        self.label_loss.clear();
     }
 
     /// Places for the losses of `n_rows` more rows.

@@ -3,11 +3,14 @@
 //!
 //! Shapes and names as in `forward`; dX stands for ∂loss/∂X.
 
+use std::ops::Range;
+
 use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadTerms, RopeTable};
 
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
 use crate::forward::{Activations, Kept, Pass};
+use crate::label_loss::{LabelMemory, WeightedLabelLoss};
 use crate::layout::Linear;
 use crate::lora::{Rows, StepDropout};
 use crate::workspace::Lent;
@@ -37,6 +40,14 @@ pub(crate) struct StepMemory {
     rows: Vec<u32>,
     pub(crate) activations: Activations,
     pub(crate) losses: HeadLosses,
+    labels: LabelMemory,
+}
+
+/// What supervises a group of documents.
+struct GroupTargets<'a> {
+    head: HeadTargets<'a>,
+    /// With the range of supervised rows of the batch that the group has.
+    label_loss: Option<(WeightedLabelLoss<'a>, Range<usize>)>,
 }
 
 /// Forward and backward over one batch; `gradients[i]` += ∂loss/∂parameter i of what is trained. Each
@@ -64,13 +75,15 @@ pub(crate) fn accumulate(
         memory.rows.extend(targets.rows[supervised.clone()].iter().map(|r| r - start));
         let first_row = dropout.first_row + u64::from(start);
         let dropout = StepDropout { first_row, ..dropout };
-        let of_group = targets.head_of(supervised);
+        let label_loss = targets.label_loss.map(|loss| (loss, supervised.clone()));
+        let head = targets.head_of(supervised);
         let Some(teacher) = targets.live else {
-            accumulate_group(decoder, gradients, memory, &of_group, terms, dropout);
+            accumulate_group(decoder, gradients, memory, GroupTargets { head, label_loss }, terms, dropout);
             continue;
         };
         let read = teacher.read(&memory.group, &memory.positions, &memory.rows);
-        accumulate_group(decoder, gradients, memory, &read.supervise(of_group), terms, dropout);
+        let of_group = GroupTargets { head: read.supervise(head), label_loss };
+        accumulate_group(decoder, gradients, memory, of_group, terms, dropout);
         read.give_back();
     }
 }
@@ -79,11 +92,11 @@ fn accumulate_group(
     decoder: &Decoder,
     gradients: &mut [Buf],
     memory: &mut StepMemory,
-    targets: &HeadTargets<'_>,
+    targets: GroupTargets<'_>,
     terms: &HeadTerms<'_>,
     dropout: StepDropout,
 ) {
-    let StepMemory { group, positions, rows, activations, losses } = memory;
+    let StepMemory { group, positions, rows, activations, losses, labels } = memory;
     let rows = &rows[..];
     let dropout = Some(dropout);
     let mut pass = Pass { dropout, ..decoder.documents(group, positions) };
@@ -91,7 +104,7 @@ fn accumulate_group(
 
     let rope = pass.rope.clone();
     let mut backward = Backward { decoder, gradients, dropout, batch: group, positions, rope: &rope };
-    let mut dx = backward.head(x, rows.len(), targets, terms, losses);
+    let mut dx = backward.head(x, rows.len(), (targets, labels), terms, losses);
     let mut narrowed = Some(rows).filter(|rows| rows.len() < group.n_tokens());
     for layer in (0..decoder.config.num_hidden_layers).rev() {
         let kept = activations.kept.pop().unwrap_or_else(|| {
@@ -121,7 +134,7 @@ impl Backward<'_> {
         &mut self,
         x: Lent,
         n: usize,
-        targets: &HeadTargets<'_>,
+        (targets, labels): (GroupTargets<'_>, &mut LabelMemory),
         terms: &HeadTerms<'_>,
         losses: &mut HeadLosses,
     ) -> Lent {
@@ -130,13 +143,15 @@ impl Backward<'_> {
         let hidden = d.norm(&x, layout.final_norm, n);
         let mut dhidden = d.take(n, width);
         let id = layout.head_or_embedding();
+        let head = (&*d.device, &*hidden, d.product(id));
+        let targets = labels.weigh(targets.label_loss, head, &targets.head, losses);
         d.device.divergence_head(
             &mut dhidden,
             self.gradient(id),
             &hidden,
             d.weight(id),
             n,
-            targets,
+            &targets,
             terms,
             losses,
         );

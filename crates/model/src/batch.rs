@@ -6,6 +6,7 @@ use stillroom_core::Tail;
 use stillroom_kernels::{DenseTargets, HeadTargets, Segment, SparseTargets, TailMode};
 
 use crate::decoder::Decoder;
+use crate::label_loss::WeightedLabelLoss;
 use crate::workspace::Lent;
 
 /// Documents packed one after the other; each attends to itself only and its positions start at 0.
@@ -87,6 +88,8 @@ pub struct Targets<'t> {
     pub hard_labels: Vec<u32>,
     pub sparse: Option<SparseBatch>,
     pub live: Option<LiveTeacher<'t>>,
+    /// A loss of log q(`hard_labels`), where there are some.
+    pub label_loss: Option<WeightedLabelLoss<'t>>,
 }
 
 /// A teacher at hand. It reads each group of documents right before the student does; its logits exist for
@@ -179,6 +182,7 @@ impl Targets<'_> {
             self.hard_labels.is_empty() || self.hard_labels.len() == self.rows.len(),
             "one label per row"
         );
+        assert!(self.label_loss.is_none() || !self.hard_labels.is_empty(), "a loss of labels needs them");
         let n_ids = self.live.and_then(|live| live.n_ids).unwrap_or(vocab_size);
         assert!(
             self.hard_labels.iter().all(|&id| (id as usize) < vocab_size.min(n_ids)),

@@ -15,6 +15,7 @@ mod decoder;
 mod error;
 mod forward;
 mod generate;
+mod label_loss;
 mod layout;
 mod lora;
 pub mod memory;
@@ -28,6 +29,7 @@ pub use batch::{Batch, LiveTeacher, SparseBatch, Targets, tail_mode};
 pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
+pub use label_loss::{LabelLoss, WeightedLabelLoss};
 pub use score::TOKENS_PER_CHUNK;
 pub use train::{AdamW, StepReport, TrainState};
 

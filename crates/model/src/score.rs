@@ -11,6 +11,7 @@ use stillroom_kernels::{Buf, HeadLosses, HeadTargets, Term};
 use crate::backward::TOKENS_PER_GROUP;
 use crate::batch::{Batch, Read, Targets};
 use crate::decoder::Decoder;
+use crate::label_loss::{self, WeightedLabelLoss};
 use crate::sampling::{draw_targets, top_k};
 
 /// Tokens of one forward pass that scores or prefills; a longer document has a pass of its own.
@@ -135,13 +136,13 @@ impl Decoder {
     pub fn losses(&self, batch: &Batch, targets: &Targets<'_>, divergences: &[Term]) -> HeadLosses {
         targets.check(batch.n_tokens(), self.config.vocab_size);
         batch.check();
-        let mut losses = HeadLosses::default();
+        let (mut losses, mut slopes) = (HeadLosses::default(), Vec::new());
         let (mut group, head) = (Batch::default(), self.product(self.layout.head_or_embedding()));
         for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
             let start = group.set_part(batch, documents) as u32;
             let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
             let read = targets.live.map(|teacher| teacher.read(&group, &group.positions(), &rows));
-            let of_group = targets.head_of(supervised);
+            let of_group = targets.head_of(supervised.clone());
             let of_group = read.as_ref().map_or(of_group, |read| read.supervise(of_group));
             let hidden = self.hidden_rows(&group, &rows);
             self.device.divergence_head_forward(
@@ -154,6 +155,10 @@ impl Decoder {
             );
             self.workspace.give(hidden);
             read.into_iter().for_each(Read::give_back);
+            if let Some(WeightedLabelLoss { loss, .. }) = targets.label_loss {
+                let mut scored = losses.hard_label[losses.hard_label.len() - rows.len()..].to_vec();
+                label_loss::evaluate(loss, supervised, &mut scored, &mut losses, &mut slopes);
+            }
         }
         losses
     }

@@ -6,11 +6,14 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{Tensors, config, documents, lively, slices};
 use stillroom_core::{CounterRng, SparseRow, Tail};
 use stillroom_formats::{DecoderConfig, Family};
 use stillroom_model::{
-    Batch, Decoder, Divergence, HeadLosses, HeadTerms, LiveTeacher, SparseBatch, Targets, Term, TrainState,
+    Batch, Decoder, Divergence, HeadLosses, HeadTerms, LabelLoss, LiveTeacher, SparseBatch, Targets, Term,
+    TrainState, WeightedLabelLoss,
 };
 
 fn small(family: Family) -> DecoderConfig {
@@ -41,15 +44,20 @@ fn supervised(tail: Tail) -> (Batch, Targets<'static>) {
         sparse.push(&SparseRow { ids: vec![first, first + 3], probs, teacher_entropy: 0.4 });
     }
     let hard_labels = rows.iter().map(|_| rng.below(23) as u32).collect();
-    (batch, Targets { rows, hard_labels, sparse: Some(sparse), live: None })
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse), ..Targets::default() })
 }
+
+/// Of a [`LabelLoss`], where there is one.
+const LABEL_WEIGHT: f32 = 0.7;
 
 fn weighted(losses: &HeadLosses, terms: &HeadTerms<'_>) -> f64 {
     let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
     let divergences = terms.divergences.iter().enumerate();
     let divergences = divergences.map(|(i, term)| f64::from(term.weight) * sum(losses.divergence(i)));
     f64::from(terms.scale)
-        * (f64::from(terms.hard_label) * sum(&losses.hard_label) + divergences.sum::<f64>())
+        * (f64::from(terms.hard_label) * sum(&losses.hard_label)
+            + divergences.sum::<f64>()
+            + f64::from(LABEL_WEIGHT) * sum(&losses.label_loss))
 }
 
 fn check(family: Family, tail: Tail, temperature: f32) {
@@ -123,4 +131,60 @@ fn a_live_teacher_with_a_larger_vocabulary_and_two_temperatures() {
         term(Divergence::SkewReverseKl { alpha: 0.1 }, 1.0),
     ];
     check_terms(Family::Llama, &batch, &targets, &terms);
+}
+
+/// Σ over documents of (their mean log-probability + 1)², so that a slope depends on all rows of a document.
+#[derive(Debug)]
+struct SquaredMeans {
+    /// Rows of each document.
+    sizes: Vec<usize>,
+}
+
+impl LabelLoss for SquaredMeans {
+    fn evaluate(&self, rows: Range<usize>, logprobs: &[f32], losses: &mut [f32], slopes: &mut [f32]) {
+        let mut start = 0;
+        for &n in &self.sizes {
+            if rows.contains(&start) {
+                let at = start - rows.start..start + n - rows.start;
+                let mean = logprobs[at.clone()].iter().sum::<f32>() / n as f32 + 1.0;
+                losses[at.clone()].fill(mean * mean / n as f32);
+                slopes[at].fill(2.0 * mean / n as f32);
+            }
+            start += n;
+        }
+    }
+}
+
+#[test]
+fn a_loss_of_the_labels_log_probabilities_beside_other_losses() {
+    let (batch, targets) = supervised(Tail::Bucket);
+    let loss = SquaredMeans { sizes: vec![4, 3] };
+    let label_loss = Some(WeightedLabelLoss { loss: &loss, weight: LABEL_WEIGHT });
+    let targets = Targets { label_loss, ..targets };
+    let term = Term { divergence: Divergence::ReverseKl, weight: 0.4, temperature: 1.0 };
+    check_terms(Family::Qwen3, &batch, &targets, &[term]);
+    check_terms(Family::Llama, &batch, &Targets { sparse: None, ..targets }, &[]);
+}
+
+#[test]
+fn a_loss_of_log_probabilities_does_not_depend_on_how_documents_are_grouped() {
+    let documents = documents(&[400, 300], 23, 36);
+    let batch = Batch::from_documents(&slices(&documents));
+    let rows: Vec<u32> = (0..399).chain(400..699).collect();
+    let hard_labels = rows.iter().map(|&row| batch.ids[row as usize + 1]).collect();
+    let loss = SquaredMeans { sizes: vec![399, 299] };
+    let label_loss = Some(WeightedLabelLoss { loss: &loss, weight: LABEL_WEIGHT });
+    let targets = Targets { rows, hard_labels, label_loss, ..Targets::default() };
+    let decoder = lively(small(Family::Llama), 2, 37);
+    let scored = decoder.token_logprobs(&slices(&documents));
+    let terms = HeadTerms { hard_label: 0.0, divergences: &[], scale: 1.0 };
+    let validated = decoder.losses(&batch, &targets, &[]);
+    let mut state = TrainState::new(decoder);
+    let trained = state.accumulate(&batch, &targets, &terms);
+    assert_eq!(trained.label_loss, validated.label_loss);
+    for (document, part) in [(0, 0..399), (1, 399..698)] {
+        let mean = scored[document].iter().sum::<f32>() / part.len() as f32 + 1.0;
+        let sum: f32 = trained.label_loss[part].iter().sum();
+        assert!((sum - mean * mean).abs() < 1e-4 * sum, "{sum} against {}", mean * mean);
+    }
 }

@@ -105,7 +105,7 @@ fn supervised(lengths: &[usize], seed: u64) -> (Batch, Targets<'static>) {
         sparse.push(&SparseRow { ids, probs: vec![0.25, 0.75], teacher_entropy: 0.5 });
     }
     let hard_labels = rows.iter().map(|_| rng.below(211) as u32).collect();
-    (batch, Targets { rows, hard_labels, sparse: Some(sparse), live: None })
+    (batch, Targets { rows, hard_labels, sparse: Some(sparse), ..Targets::default() })
 }
 
 const OPT: AdamW =
