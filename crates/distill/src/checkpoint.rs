@@ -1,5 +1,6 @@
 //! Checkpoints: `step-000100/` with `model.safetensors`, `optimiser.safetensors`, `config.json` and
-//! `state.json`.
+//! `state.json`; where an adapter is trained, its weights and settings stand in place of the model's, as PEFT
+//! keeps them.
 //!
 //! A checkpoint is committed as a whole directory, and `state.json` holds the digest of every other
 //! file and of itself: whatever was cut short or altered is noticed before anything is loaded.
@@ -8,12 +9,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Digester};
-use stillroom_formats::{DecoderConfig, MappedFile, NamedTensor, safetensors_file};
-use stillroom_model::{Decoder, Device, TrainState};
+use stillroom_formats::{Encoding, MappedFile, NamedTensor, peft, safetensors_file, write_peft_dir};
+use stillroom_model::{Decoder, TrainState};
 use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_dir};
 
 use crate::batches::LossSums;
@@ -29,13 +29,18 @@ const OPTIMISER: &str = "optimiser.safetensors";
 const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
 
+/// What a checkpoint of all weights consists of, beside its state.
+const OF_WEIGHTS: [&str; 3] = [MODEL, OPTIMISER, CONFIG];
+/// What a checkpoint of an adapter consists of.
+const OF_ADAPTER: [&str; 3] = [peft::WEIGHTS, OPTIMISER, peft::CONFIG];
+
 /// What a run's weights depend on; a checkpoint belongs to the run where all agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
     pub(crate) settings: Digest,
     pub(crate) data: Digest,
-    /// Digest of the initial weights.
+    /// Digest of the initial weights, and of an adapter beside them.
     pub(crate) start: Digest,
     /// Digest of a live teacher's weights.
     pub(crate) teacher: Option<Digest>,
@@ -168,11 +173,9 @@ impl Checkpoints {
     pub(crate) fn save(&self, state: &TrainState, progress: &Progress) -> Result<String> {
         let name = name_of(progress.step);
         atomic_dir(&self.dir.join(&name), |dir| {
-            write_tensors(&dir.join(MODEL), state.decoder().tensors())?;
+            write_trained(dir, state.decoder())?;
             write_tensors(&dir.join(OPTIMISER), state.optimiser_tensors())?;
-            let config = format!("{:#}\n", state.decoder().config().to_json());
-            atomic_write(&dir.join(CONFIG), config.as_bytes())?;
-            let files = [MODEL, OPTIMISER, CONFIG]
+            let files = files_of(state.decoder())
                 .into_iter()
                 .map(|file| Ok((file.to_owned(), digest_file(&dir.join(file))?)))
                 .collect::<Result<_>>()?;
@@ -227,7 +230,11 @@ impl Checkpoints {
         if state.progress.step != step {
             return Ok(Err(format!("{STATE} is of step {}", state.progress.step)));
         }
-        for file in [MODEL, OPTIMISER, CONFIG] {
+        let of_known = |files: [&str; 3]| files.iter().all(|&file| state.files.contains_key(file));
+        if state.files.len() != 3 || ![OF_WEIGHTS, OF_ADAPTER].into_iter().any(of_known) {
+            return Ok(Err(format!("{STATE} lists other files")));
+        }
+        for (file, written) in &state.files {
             let found = match digest_file(&dir.join(file)) {
                 Ok(found) => found,
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -235,27 +242,24 @@ impl Checkpoints {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if state.files.get(file) != Some(&found) {
+            if *written != found {
                 return Ok(Err(format!("{file} does not match its digest")));
             }
         }
         Ok(Ok(state))
     }
 
-    /// The weights of a checkpoint.
-    pub(crate) fn load_decoder(
-        &self,
-        step: u64,
-        device: Arc<Device>,
-        config: DecoderConfig,
-    ) -> Result<Decoder> {
-        let bytes = MappedFile::open(&self.path(step).join(MODEL))?;
-        Ok(Decoder::load(device, config, &safetensors_file::read(&bytes)?)?)
+    /// The decoder of a checkpoint. `decoder` is that of another step of this run: of it stays what is not
+    /// trained, and at no time is there a second copy of that.
+    pub(crate) fn load_decoder(&self, step: u64, decoder: Decoder) -> Result<Decoder> {
+        let [trained, ..] = files_of(&decoder);
+        let bytes = MappedFile::open(&self.path(step).join(trained))?;
+        Ok(decoder.with_trained(&safetensors_file::read(&bytes)?)?)
     }
 
-    /// Weights and moments of a checkpoint.
-    pub(crate) fn load(&self, step: u64, device: Arc<Device>, config: DecoderConfig) -> Result<TrainState> {
-        let decoder = self.load_decoder(step, device, config)?;
+    /// Decoder and moments of a checkpoint; as for [`Checkpoints::load_decoder`].
+    pub(crate) fn load(&self, step: u64, decoder: Decoder) -> Result<TrainState> {
+        let decoder = self.load_decoder(step, decoder)?;
         let bytes = MappedFile::open(&self.path(step).join(OPTIMISER))?;
         Ok(TrainState::restore(decoder, step, &safetensors_file::read(&bytes)?)?)
     }
@@ -309,6 +313,23 @@ fn steps_in(dir: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
+/// What a checkpoint of this decoder in training consists of, first what is trained.
+fn files_of(decoder: &Decoder) -> [&'static str; 3] {
+    if decoder.adapter_config().is_some() { OF_ADAPTER } else { OF_WEIGHTS }
+}
+
+/// What is trained, and its settings.
+fn write_trained(dir: &Path, decoder: &Decoder) -> Result<()> {
+    let model = decoder.config();
+    if let Some(config) = decoder.adapter_config() {
+        let mut tensors = decoder.trained_tensors();
+        return Ok(write_peft_dir(dir, config, None, model, &mut tensors, Encoding::F32)?);
+    }
+    write_tensors(&dir.join(MODEL), decoder.tensors())?;
+    let config = format!("{:#}\n", model.to_json());
+    Ok(atomic_write(&dir.join(CONFIG), config.as_bytes())?)
+}
+
 fn write_tensors(path: &Path, tensors: impl Iterator<Item = NamedTensor>) -> Result<()> {
     let tensors: Vec<NamedTensor> = tensors.collect();
     let views: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), &t.shape[..], &t.data[..])).collect();
@@ -357,8 +378,11 @@ fn read_capped(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use stillroom_core::CounterRng;
-    use stillroom_formats::{Family, RopeScaling};
+    use stillroom_formats::{DecoderConfig, Family, LoraConfig, LoraTarget, RopeScaling};
+    use stillroom_model::Device;
 
     use super::*;
 
@@ -391,12 +415,26 @@ mod tests {
         Progress { step, tokens: 99, best, ..Progress::default() }
     }
 
+    fn random() -> Decoder {
+        Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1)
+    }
+
+    fn adapted() -> Decoder {
+        let target_modules = vec![LoraTarget::Q, LoraTarget::Down];
+        let lora = LoraConfig { r: 2, alpha: 4.0, dropout: 0.1, target_modules, use_rslora: false };
+        random().with_new_adapter(lora, 2).unwrap()
+    }
+
     /// Steps 1 and 2 are saved.
     fn two_checkpoints(dir: &Path) -> Checkpoints {
+        two_checkpoints_of(dir, random())
+    }
+
+    fn two_checkpoints_of(dir: &Path, decoder: Decoder) -> Checkpoints {
         let digest = Digest::of(b"");
         let checkpoints =
             Checkpoints::new(dir, Identity { settings: digest, data: digest, start: digest, teacher: None });
-        let state = TrainState::new(Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1));
+        let state = TrainState::new(decoder);
         [1, 2].iter().for_each(|&step| drop(checkpoints.save(&state, &progress(step, None)).unwrap()));
         checkpoints
     }
@@ -408,23 +446,29 @@ mod tests {
     #[test]
     fn a_thousand_flipped_bits_and_every_truncation_are_noticed() {
         let temp = tempfile::tempdir().unwrap();
-        let checkpoints = two_checkpoints(temp.path());
+        flip_and_cut(&two_checkpoints(temp.path()), &[MODEL, OPTIMISER, CONFIG, STATE]);
+        let temp = tempfile::tempdir().unwrap();
+        let of_adapter = two_checkpoints_of(temp.path(), adapted());
+        flip_and_cut(&of_adapter, &[peft::WEIGHTS, OPTIMISER, peft::CONFIG, STATE]);
+    }
+
+    fn flip_and_cut(checkpoints: &Checkpoints, files: &[&str]) {
         let mut rng = CounterRng::new(&[3]);
-        for file in [MODEL, OPTIMISER, CONFIG, STATE] {
+        for file in files {
             let path = checkpoints.path(2).join(file);
             let whole = fs::read(&path).unwrap();
             for _ in 0..250 {
                 let mut flipped = whole.clone();
                 flipped[rng.below(whole.len() as u64) as usize] ^= 1 << rng.below(8);
                 fs::write(&path, &flipped).unwrap();
-                assert_eq!(newest(&checkpoints), 1, "{file}");
+                assert_eq!(newest(checkpoints), 1, "{file}");
             }
             for cut in (0..whole.len()).step_by(1 + whole.len() / 40) {
                 fs::write(&path, &whole[..cut]).unwrap();
-                assert_eq!(newest(&checkpoints), 1, "{file} cut at {cut}");
+                assert_eq!(newest(checkpoints), 1, "{file} cut at {cut}");
             }
             fs::write(&path, &whole).unwrap();
-            assert_eq!(newest(&checkpoints), 2, "{file} is whole again");
+            assert_eq!(newest(checkpoints), 2, "{file} is whole again");
         }
     }
 
@@ -444,7 +488,7 @@ mod tests {
     fn old_checkpoints_go_and_the_best_and_the_newest_stay() {
         let temp = tempfile::tempdir().unwrap();
         let checkpoints = two_checkpoints(temp.path());
-        let state = TrainState::new(Decoder::random(Arc::new(Device::cpu(1)), tiny(), 1));
+        let state = TrainState::new(random());
         (3..=6).for_each(|step| drop(checkpoints.save(&state, &progress(step, Some(2))).unwrap()));
         fs::create_dir(temp.path().join("step-7")).unwrap();
         checkpoints.retain(0, Some(2)).unwrap();
@@ -463,13 +507,30 @@ mod tests {
     fn a_loaded_state_has_the_bits_that_were_saved() {
         let temp = tempfile::tempdir().unwrap();
         let checkpoints = two_checkpoints(temp.path());
-        let device = Arc::new(Device::cpu(1));
-        let state = checkpoints.load(2, device.clone(), tiny()).unwrap();
+        let state = checkpoints.load(2, random()).unwrap();
         assert_eq!(state.n_steps(), 2);
-        assert_eq!(state.decoder().digest(), Decoder::random(device, tiny(), 1).digest());
+        assert_eq!(state.decoder().digest(), random().digest());
         let other = DecoderConfig { vocab_size: 8, ..tiny() };
-        assert!(checkpoints.load(2, Arc::new(Device::cpu(1)), other).is_err());
+        assert!(checkpoints.load(2, Decoder::random(Arc::new(Device::cpu(1)), other, 1)).is_err());
         let found = checkpoints.newest_good().unwrap();
         assert_eq!((found.progress, found.skipped.len()), (Some(progress(2, None)), 0));
+    }
+
+    #[test]
+    fn an_adapters_checkpoint_is_the_adapter_alone_and_goes_onto_the_weights() {
+        let temp = tempfile::tempdir().unwrap();
+        let checkpoints = two_checkpoints_of(temp.path(), adapted());
+        let mut files: Vec<String> = fs::read_dir(checkpoints.path(2))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        assert_eq!(files, [peft::CONFIG, peft::WEIGHTS, OPTIMISER, STATE]);
+        let other_adapter =
+            random().with_new_adapter(adapted().adapter_config().unwrap().clone(), 9).unwrap();
+        assert_ne!(other_adapter.digest(), adapted().digest());
+        let state = checkpoints.load(2, other_adapter).unwrap();
+        assert_eq!(state.decoder().digest(), adapted().digest());
+        assert!(checkpoints.load(2, random()).is_err(), "a model without an adapter");
     }
 }

@@ -43,7 +43,7 @@ pub fn plan(examples: &[Example], config: &TrainConfig) -> Result<TrainPlan> {
     Ok(Feed::new(documents.all, config).plan(truncated, dropped))
 }
 
-/// Trains `start` on `examples` and gives back the checkpoint with the lowest loss on `validation`, or
+/// Trains `start`, or the adapter that it has, on `examples` and gives back the checkpoint with the lowest loss on `validation`, or
 /// the last one without validation examples.
 ///
 /// One optimiser step minimises Σ (the weighted `losses` of a token) / n over the n supervised tokens of all
@@ -88,7 +88,8 @@ pub fn train(
         Identity::new(&start, live.map(|teacher| teacher.decoder), examples, validation, config),
     );
     let (state, progress) = begin(start, &checkpoints, sink)?;
-    let state = state.with_gradient_checkpointing(config.gradient_checkpointing);
+    let state =
+        state.with_gradient_checkpointing(config.gradient_checkpointing).with_dropout_seed(config.seed);
     let order: Vec<u32> = (0..held.len() as u32).collect();
     let held_rows = pack_rows(&held, &order, config);
     let mut trainer = Trainer {
@@ -172,9 +173,7 @@ fn begin(
         return Ok((TrainState::new(start), Progress::default()));
     };
     checkpoints.remove_after(progress.step)?;
-    let (device, model) = (start.device().clone(), start.config().clone());
-    drop(start);
-    let state = checkpoints.load(progress.step, device, model)?;
+    let state = checkpoints.load(progress.step, start)?;
     sink(TrainEvent::Resumed { step: progress.step });
     Ok((state, progress))
 }
@@ -343,8 +342,7 @@ impl Trainer<'_> {
         let decoder = if chosen_step == step {
             self.state.into_decoder()
         } else {
-            let last = self.state.into_decoder();
-            self.checkpoints.load_decoder(chosen_step, last.device().clone(), last.config().clone())?
+            self.checkpoints.load_decoder(chosen_step, self.state.into_decoder())?
         };
         (self.sink)(TrainEvent::Finished { steps: step, tokens, chosen_step });
         Ok(TrainOutcome {

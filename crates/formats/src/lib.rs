@@ -12,7 +12,7 @@ mod gguf;
 mod hf_dir;
 mod model_files;
 pub mod parquet_rows;
-mod peft;
+pub mod peft;
 pub mod safetensors_file;
 mod tensors;
 mod tokenizer;

@@ -16,8 +16,10 @@ use crate::hf_dir::{CONFIG_BYTES_MAX, Dir, pretty};
 use crate::safetensors_file::{SafetensorsFile, Writer};
 use crate::tensors::{Encoding, NamedTensor, TensorSource};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// Settings of an adapter.
+pub const CONFIG: &str = "adapter_config.json";
+/// Its matrices.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
 /// PEFT's word for every linear layer but the head.

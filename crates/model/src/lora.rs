@@ -217,7 +217,12 @@ impl Decoder {
     pub fn with_trained(self, source: &dyn TensorSource) -> Result<Decoder, ModelError> {
         match self.adapter_config().cloned() {
             Some(config) => self.with_adapter(config, source),
-            None => Decoder::load(self.device.clone(), self.config.clone(), source),
+            None => {
+                let (device, config) = (self.device.clone(), self.config.clone());
+                // No second copy of the weights while they are read.
+                drop(self);
+                Decoder::load(device, config, source)
+            }
         }
     }
 
