@@ -18,6 +18,7 @@ Outcomes, by form (K the stored ids: the most probable under p, with their p):
   dense    every id
   drop     the ids of K; q is normalised over all ids, nothing is renormalised
   bucket   the ids of K, and one more with 1 - sum_K p and 1 - sum_K q
+  renormalise  the ids of K with p / sum_K p; q is normalised over all ids (forward_kl only)
   uniform  every id, p outside K being (1 - sum_K p) / (V - K)
 
 `trl` holds what TRL computes for the same logits, loss and gradient of the mean over rows. TRL's beta is
@@ -50,7 +51,7 @@ DIVERGENCES = [
     ("skew_reverse_kl", 0.5),
     ("tvd", 0.0),
 ]
-FORMS = ["dense", "drop", "bucket", "uniform"]
+FORMS = ["dense", "drop", "bucket", "uniform", "renormalise"]
 
 
 def kl(a, b):
@@ -81,6 +82,8 @@ def outcomes(form, p, q, ids):
         return p, q
     if form == "drop" or k == v:
         return p[ids], q[ids]
+    if form == "renormalise":
+        return p[ids] / p[ids].sum(), q[ids]
     rest = 1 - p[ids].sum()
     if form == "bucket":
         return torch.cat([p[ids], rest[None]]), torch.cat([q[ids], (1 - q[ids].sum())[None]])
@@ -116,6 +119,9 @@ def case(v, k, tau, gen):
     values = []
     for name, parameter in DIVERGENCES:
         for form in FORMS:
+            if form == "renormalise" and name != "forward_kl":
+                continue
+
             def loss(z, name=name, parameter=parameter, form=form):
                 a, b = outcomes(form, p, torch.softmax(z / tau, -1), ids)
                 return tau * tau * phi(name, parameter, a, b)

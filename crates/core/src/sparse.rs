@@ -10,6 +10,8 @@ pub enum Tail {
     None,
     /// Ignored, without renormalisation.
     Drop,
+    /// Ignored, and the stored probabilities are scaled to sum to one; the student's stay as they are.
+    Renormalise,
     /// One bucket holds the rest, on both sides.
     Bucket,
     /// Spread evenly over the tokens that are not stored.

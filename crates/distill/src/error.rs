@@ -84,6 +84,9 @@ impl DistillError {
                 "take the teacher live, with `logits = { kind = \"live\" }`, or keep its likeliest tokens, with \
                  `kind = \"top_k\"`"
             }
+            DistillError::Losses(DivergenceError::Renormalised { .. }) => {
+                "write `tail = \"bucket\"` or `tail = \"uniform\"`, or take the teacher live"
+            }
             DistillError::Losses(DivergenceError::Temperatures { .. }) => {
                 "give them one temperature, or take the teacher live, with `logits = { kind = \"live\" }`"
             }

@@ -418,12 +418,13 @@ fn logit_info(columns: &Columns) -> Result<LogitCacheInfo> {
     })
 }
 
-const TAILS: [Tail; 4] = [Tail::None, Tail::Drop, Tail::Bucket, Tail::Uniform];
+const TAILS: [Tail; 5] = [Tail::None, Tail::Drop, Tail::Renormalise, Tail::Bucket, Tail::Uniform];
 
 fn tail_name(tail: Tail) -> &'static str {
     match tail {
         Tail::None => "none",
         Tail::Drop => "drop",
+        Tail::Renormalise => "renormalise",
         Tail::Bucket => "bucket",
         Tail::Uniform => "uniform",
     }

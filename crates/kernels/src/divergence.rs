@@ -35,13 +35,16 @@
 //! Where only some ids K are stored, outcomes are, by [`TailMode`]:
 //! - `Drop`: the stored ids, with q normalised over the whole vocabulary and nothing renormalised. The sum
 //!   can be negative, and it is not zero at q = p in gradient: an approximation.
+//! - `Renormalise`: as `Drop`, with the stored probabilities divided by their sum: `forward_kl` of that sharper
+//!   teacher, whose other ids have nothing, from the whole student. It is not zero at q = p either. Divergences
+//!   that would be of q outside the stored ids are refused.
 //! - `Bucket`: the stored ids and one more that holds the rest on each side, 1 − Σ_K p and Σ over the other
 //!   ids of q: the divergence of coarser distributions, never more than that of the whole ones.
 //! - `Uniform`: every id, with the rest of p spread evenly over the V − K others: exact for that p.
 //! - `None`: the weights are counts of random draws. They are unbiased for what is linear in p, which is
 //!   `forward_kl` alone; the rest is refused.
 //!
-//! At K = V the first three are the divergence itself. From f32 probabilities, 1 − Σ_K p is known to a
+//! At K = V the first four are the divergence itself. From f32 probabilities, 1 − Σ_K p is known to a
 //! rounding at best, so apart from `forward_kl`, which does not mind, it counts as no less than [`REST_MIN`].
 
 mod outcome;
@@ -106,6 +109,11 @@ pub enum DivergenceError {
          probable tokens with a tail, or take a teacher that is at hand"
     )]
     Counts { divergence: &'static str },
+    #[error(
+        "a renormalised teacher gives nothing to the ids that are not stored: `forward_kl` can be taken of it, and \
+         `{divergence}` cannot"
+    )]
+    Renormalised { divergence: &'static str },
     #[error(
         "sparse targets were softened once: temperatures {first} and {other} cannot both be taken of them"
     )]
@@ -172,6 +180,9 @@ impl Divergence {
     pub fn validate_for(self, tail: TailMode) -> Result<(), DivergenceError> {
         if tail == TailMode::None && !self.linear_in_teacher() {
             return Err(DivergenceError::Counts { divergence: self.name() });
+        }
+        if tail == TailMode::Renormalise && self.canonical() != Divergence::ForwardKl {
+            return Err(DivergenceError::Renormalised { divergence: self.name() });
         }
         Ok(())
     }
@@ -265,9 +276,12 @@ mod tests {
         for divergence in others {
             let refused = DivergenceError::Counts { divergence: divergence.name() };
             assert_eq!(divergence.validate_for(TailMode::None), Err(refused));
+            let refused = DivergenceError::Renormalised { divergence: divergence.name() };
+            assert_eq!(divergence.validate_for(TailMode::Renormalise), Err(refused));
             assert_eq!(divergence.validate_for(TailMode::Drop), Ok(()));
         }
         assert_eq!(Divergence::ForwardKl.validate_for(TailMode::None), Ok(()));
+        assert_eq!(Divergence::ForwardKl.validate_for(TailMode::Renormalise), Ok(()));
         assert_eq!(Divergence::SkewKl { alpha: 0.0 }.validate_for(TailMode::None), Ok(()));
     }
 }

@@ -13,6 +13,8 @@ pub enum TailMode {
     None,
     /// Ignored without renormalisation.
     Drop,
+    /// Ignored, with the stored probabilities scaled to sum to one and the student's left as they are.
+    Renormalise,
     /// One bucket on both sides.
     Bucket,
     /// Spread evenly over the other V − K ids.

@@ -229,6 +229,7 @@ pub fn tail_mode(tail: Tail) -> TailMode {
     match tail {
         Tail::None => TailMode::None,
         Tail::Drop => TailMode::Drop,
+        Tail::Renormalise => TailMode::Renormalise,
         Tail::Bucket => TailMode::Bucket,
         Tail::Uniform => TailMode::Uniform,
     }

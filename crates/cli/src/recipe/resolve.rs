@@ -308,7 +308,12 @@ fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {
     if raw.draws.is_some() {
         return Err(at.bad(&key("draws"), "`top_k` draws nothing").fix("remove `draws`"));
     }
-    let tails = [("drop", Tail::Drop), ("bucket", Tail::Bucket), ("uniform", Tail::Uniform)];
+    let tails = [
+        ("drop", Tail::Drop),
+        ("renormalise", Tail::Renormalise),
+        ("bucket", Tail::Bucket),
+        ("uniform", Tail::Uniform),
+    ];
     let tail = at.choose(&key("tail"), raw.tail.as_deref().unwrap_or("bucket"), &tails)?;
     let k = at.count(&key("k"), raw.k.unwrap_or(64) as usize, 1..=100_000)? as u32;
     Ok(Logits::TopK { k, tail, temperature })

@@ -121,8 +121,8 @@ struct Stored {
 
 #[derive(Clone, Copy)]
 enum StoredGradient {
-    /// weight·(excess·q + spread − p).
-    ForwardKl { excess: f32, spread: f32 },
+    /// weight·(excess·q + spread − share·p).
+    ForwardKl { excess: f32, spread: f32, share: f32 },
     /// weight·(h(p, q) − outside·q).
     Outcome { kernel: Kernel, outside: f32 },
     /// weight·(h(p, q) − h(spread, q)), log of spread.
@@ -211,7 +211,8 @@ impl RowPlan {
         lse: f32,
         weight: f32,
     ) -> f64 {
-        assert!(row.tail != TailMode::None, "counts were refused by `validate`");
+        let refused = matches!(row.tail, TailMode::None | TailMode::Renormalise);
+        assert!(!refused, "these were refused by `validate`");
         let kernel = Kernel::of(divergence);
         let tau = term.temperature;
         let rest = rest(z.len(), row).map(|rest| rest.max(REST_MIN));
@@ -250,7 +251,7 @@ impl RowPlan {
     }
 
     /// L = Σ pᵢ log pᵢ − Σ pᵢ log qᵢ and, with M the mass that the tail counts, ∂L/∂(z/τ) = M·q − p;
-    /// for a bucket, ids outside the stored set get q − p_tail·q/q_tail.
+    /// for a bucket, ids outside the stored set get q − p_tail·q/q_tail. Renormalised, p is p/Σp, and M is 1.
     fn add_sparse_forward_kl(
         &mut self,
         z: &mut [f32],
@@ -262,6 +263,7 @@ impl RowPlan {
     ) -> f64 {
         let tau = term.temperature;
         let mass = mass(row);
+        let share = if row.tail == TailMode::Renormalise && mass > 0.0 { 1.0 / mass } else { 1.0 };
         let present = row.probs.iter().zip(kept).filter(|(p, _)| **p > 0.0);
         let cross: f64 = present.map(|(&p, &v)| -f64::from(p) * f64::from(v / tau - lse)).sum();
         let negentropy = || row.probs.iter().map(|&p| xlogx(f64::from(p))).sum::<f64>();
@@ -271,6 +273,9 @@ impl RowPlan {
             (TailMode::Drop, _) | (TailMode::Uniform, None | Some(0.0)) => {
                 (cross + negentropy(), mass, mass, 0.0)
             }
+            // Σ p/M·log(p/M) = (Σ p·log p)/M − log M; nothing at all where nothing has a probability.
+            (TailMode::Renormalise, _) if mass == 0.0 => (0.0, 0.0, 0.0, 0.0),
+            (TailMode::Renormalise, _) => ((cross + negentropy()) / mass - mass.ln(), 1.0, 1.0, 0.0),
             (TailMode::Bucket, rest) => {
                 let rest = rest.unwrap_or(0.0);
                 let q_tail = q_outside(z, kept, row.ids, lse, tau);
@@ -292,7 +297,7 @@ impl RowPlan {
         let (counted, outside, spread) = (counted as f32, outside as f32, spread as f32);
         self.add_coefficient(tau, weight * outside);
         self.constant += -weight * spread;
-        let gradient = StoredGradient::ForwardKl { excess: counted - outside, spread };
+        let gradient = StoredGradient::ForwardKl { excess: counted - outside, spread, share: share as f32 };
         self.add_stored(term, lse, weight, gradient);
         loss
     }
@@ -346,7 +351,9 @@ impl Stored {
         for ((&id, &p), &v) in row.ids.iter().zip(row.probs).zip(kept) {
             let log_q = v / self.temperature - self.lse;
             let extra = match self.of {
-                StoredGradient::ForwardKl { excess, spread } => excess * log_q.exp() + spread - p,
+                StoredGradient::ForwardKl { excess, spread, share } => {
+                    excess * log_q.exp() + spread - share * p
+                }
                 StoredGradient::Outcome { ref kernel, outside } => {
                     kernel.outcome(p.ln(), log_q).h - outside * log_q.exp()
                 }
