@@ -29,8 +29,9 @@ pip install --no-compile transformers==5.23.0 tokenizers==0.23.3 safetensors==0.
 pip install --no-compile --no-deps accelerate==1.15.0 psutil==7.2.2
 # For lora.py; it needs accelerate too.
 pip install --no-compile --no-deps peft==0.21.2
-# The source of its losses is read by divergences.py; alone it does not import, and need not.
+# divergences.py reads the source of its losses, preferences.py runs its trainer's, which wants datasets.
 pip install --no-compile --no-deps trl==1.16.0
+pip install --no-compile datasets==5.2.0
 
 # llama.cpp (release v0.5.0) as the prebuilt library of an npm package, for llamacpp.py. Linux x64.
 work=$(mktemp -d)

@@ -15,6 +15,7 @@ pub mod examples;
 mod feed;
 mod losses;
 mod packing;
+mod preference;
 mod schedule;
 mod train;
 
@@ -25,6 +26,7 @@ pub use events::{TrainEvent, TrainPoint, ValidationPoint};
 pub use example::Example;
 pub use feed::TrainPlan;
 pub use losses::{LossFunction, LossTerm, LossWeight, TeacherTargets, check_losses};
+pub use preference::{DirectPreference, PairRows, Rewards};
 pub use schedule::learning_rate;
 pub use train::{TrainOutcome, plan, train};
 

@@ -4,6 +4,7 @@
 //!   figures, [`compare`] and [`accuracy_retained`] pair two models on the same items.
 //! - [`document_losses`], [`document_divergences`], [`tensor_changes`]: what decoders make of held-out
 //!   text, and how far training moved their weights.
+//! - [`own_texts`], [`OwnTextScore`]: how far a model is from its teacher on what it writes itself.
 //! - [`Checks`]: did every tensor move, did the held-out loss fall.
 //! - [`Report`]: `report.json`, [`Report::verdict`] in words, [`Report::to_html`] as a page.
 //! - [`EnergyMeter`], [`MachineFacts`]: what the machine says about itself.
@@ -16,6 +17,7 @@ mod html;
 mod machine;
 mod measured;
 mod measurement;
+mod own_text;
 mod report;
 mod score;
 mod words;
@@ -30,6 +32,7 @@ pub use measurement::{
     Claim, Comparison, DocumentDivergence, DocumentLoss, Grade, Measurement, Metric, Throughput,
     accuracy_retained, compare, grade_replies,
 };
+pub use own_text::{OwnText, OwnTextScore, check_own_texts, own_texts};
 pub use report::{
     CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, LicenceDecision, LicenceRule, Pair,
     REPORT_BYTES_MAX, REPORT_VERSION, Report, Sample, SampleReply, StageTime,

@@ -11,6 +11,7 @@ use crate::checks::Checks;
 use crate::error::EvaluateError;
 use crate::machine::MachineFacts;
 use crate::measurement::{Comparison, Metric};
+use crate::own_text::OwnTextScore;
 use crate::score::ModelScore;
 
 /// Version of the JSON's shape; it grows when a field changes its meaning or goes away.
@@ -124,6 +125,9 @@ pub struct Report {
     /// Student ÷ teacher accuracy.
     pub accuracy_retained: Option<Estimate>,
     pub paired: BTreeMap<Pair, BTreeMap<Metric, Comparison>>,
+    /// How far each model is from the teacher on what it writes itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub own_text: BTreeMap<Contender, OwnTextScore>,
     pub checks: Checks,
     pub curves: Vec<Curve>,
     pub stages: Vec<StageTime>,

@@ -47,14 +47,15 @@ impl Batch {
         self.segments.iter().flat_map(|s| 0..s.len as u32)
     }
 
-    /// The documents in groups of consecutive ones of at most `n_tokens_max` tokens together; a longer
-    /// document is a group of its own.
-    pub(crate) fn groups(&self, n_tokens_max: usize) -> impl Iterator<Item = &[Segment]> {
+    /// The documents in groups of consecutive ones of at most `n_tokens_max` tokens together; `together` of them are
+    /// never parted, and where they have more tokens they are a group of their own.
+    pub(crate) fn groups(&self, n_tokens_max: usize, together: usize) -> impl Iterator<Item = &[Segment]> {
         let mut rest = &self.segments[..];
         std::iter::from_fn(move || {
             let start = rest.first()?.start;
-            let fits = |s: &&Segment| s.start + s.len - start <= n_tokens_max;
-            let (group, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            let end = |s: &[Segment]| s.last().map_or(start, |s| s.start + s.len);
+            let fitting = rest.chunks(together).take_while(|&s| end(s) - start <= n_tokens_max).count();
+            let (group, after) = rest.split_at((fitting.max(1) * together).min(rest.len()));
             rest = after;
             Some(group)
         })
@@ -90,6 +91,8 @@ pub struct Targets<'t> {
     pub live: Option<LiveTeacher<'t>>,
     /// A loss of log q(`hard_labels`), where there are some.
     pub label_loss: Option<WeightedLabelLoss<'t>>,
+    /// How many consecutive documents, from the first on, belong to one part of the label loss: 2 for pairs. 0 is 1.
+    pub documents_together: usize,
 }
 
 /// A teacher at hand. It reads each group of documents right before the student does; its logits exist for
@@ -205,7 +208,7 @@ impl Targets<'_> {
             let supervised = place(first.start)..place(last.start + last.len);
             (!supervised.is_empty()).then_some((documents, supervised))
         };
-        batch.groups(n_tokens_max).filter_map(with_rows)
+        batch.groups(n_tokens_max, self.documents_together.max(1)).filter_map(with_rows)
     }
 
     /// What supervises `rows[range]`, a live teacher aside.
@@ -251,13 +254,15 @@ mod tests {
     #[test]
     fn groups_hold_whole_documents_and_keep_their_order() {
         let batch = Batch::from_documents(&[&[1; 3], &[2; 4], &[3; 9], &[4; 1], &[5; 7]]);
-        let sizes = |max| batch.groups(max).map(<[_]>::len).collect::<Vec<_>>();
-        assert_eq!(sizes(7), [2, 1, 1, 1]);
-        assert_eq!(sizes(8), [2, 1, 2]);
-        assert_eq!(sizes(100), [5]);
-        assert_eq!(Batch::default().groups(8).count(), 0);
+        let sizes = |max, together| batch.groups(max, together).map(<[_]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(7, 1), [2, 1, 1, 1]);
+        assert_eq!(sizes(8, 1), [2, 1, 2]);
+        assert_eq!(sizes(100, 1), [5]);
+        assert_eq!(sizes(1, 2), [2, 2, 1]);
+        assert_eq!(sizes(17, 2), [4, 1]);
+        assert_eq!(Batch::default().groups(8, 1).count(), 0);
         let mut part = Batch::from_documents(&[&[9; 2]]);
-        part.set_part(&batch, batch.groups(8).last().unwrap());
+        part.set_part(&batch, batch.groups(8, 1).last().unwrap());
         assert_eq!(part, Batch::from_documents(&[&[4; 1], &[5; 7]]));
     }
 

@@ -13,9 +13,10 @@ use stillroom_kernels::{Buf, Device, HeadLosses, HeadTargets, Weight};
 pub trait LabelLoss: Debug {
     /// Writes for each row its part of the loss, in nats, and ∂(Σ of all parts)/∂logprobs\[i\].
     ///
-    /// `rows` are consecutive indices into [`Targets::rows`](crate::Targets::rows), those of whole documents;
+    /// `rows` are consecutive indices into [`Targets::rows`](crate::Targets::rows), those of whole documents, of which
+    /// [`Targets::documents_together`](crate::Targets::documents_together) are never parted;
     /// `logprobs[i]` is log q(`hard_labels[rows.start + i]`) at temperature 1. The other slices are as long, and what
-    /// they hold on entry has no meaning. A part depends on rows of its own document only.
+    /// they hold on entry has no meaning. A part depends on rows of its own documents only.
     fn evaluate(&self, rows: Range<usize>, logprobs: &[f32], losses: &mut [f32], slopes: &mut [f32]);
 }
 

@@ -50,7 +50,7 @@ fn supervised(teacher: Teacher<'_>) -> (Batch, Targets<'_>) {
         Teacher::Sparse(tail) => (Some(sparse_of(tail)), None),
         Teacher::Live(decoder) => (None, Some(LiveTeacher { decoder, n_ids: None })),
     };
-    (batch, Targets { rows, hard_labels, sparse, live, label_loss: None })
+    (batch, Targets { rows, hard_labels, sparse, live, ..Targets::default() })
 }
 
 /// Asserts that steps 3 to 5 allocate nothing on any thread.

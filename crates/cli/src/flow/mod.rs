@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → curate → logits (cached) → train (student, controls) → measure → divergence → report → release
+//! gate → prompts → teach → curate → logits (cached) → train (student, controls) → measure → divergence → own-text → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -16,6 +16,7 @@ pub(crate) mod gate;
 mod logits;
 mod measure;
 mod memory;
+mod own_text;
 mod release;
 mod report;
 mod teach;
@@ -181,6 +182,7 @@ impl Flow {
         }
         self.measure_where(|contender| !measure::is_own(contender))?;
         self.diverge()?;
+        self.own_text()?;
         let report = self.report(decision)?;
         if until >= Until::Release {
             self.release(decision, &report)?;

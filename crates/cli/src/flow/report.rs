@@ -17,7 +17,7 @@ use stillroom_model::Decoder;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::train::{Training, training_of, weights_of};
-use crate::flow::{Flow, curate, data, divergence, logits, measure, teach};
+use crate::flow::{Flow, curate, data, divergence, logits, measure, own_text, teach};
 use crate::recipe::{Logits, PromptSource};
 
 pub(crate) const STAGE: &str = "report";
@@ -30,6 +30,7 @@ impl Flow {
         let mut after: Vec<String> = vec![data::STAGE.to_owned()];
         after.extend(self.contenders().into_iter().map(measure::stage));
         after.extend(self.recipe.teacher.as_ref().map(|_| divergence::STAGE.to_owned()));
+        after.extend(self.measures_own_text().then(|| own_text::STAGE.to_owned()));
         after.extend(self.trained().into_iter().map(super::train::stage_of));
         let settings = json!([REPORT_VERSION, self.recipe, self.trial, decision]);
         let after: Vec<&str> = after.iter().map(String::as_str).collect();
@@ -77,6 +78,7 @@ impl Flow {
             heldout_examples: heldout_examples as u64,
             accuracy_retained: retained,
             paired: pairs(&measured)?,
+            own_text: self.own_text_scores()?,
             checks: Checks::new(self.tensor_changes()?, drop),
             curves: self.curves()?,
             stages: self.stage_times(),

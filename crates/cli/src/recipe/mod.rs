@@ -252,6 +252,9 @@ pub(crate) struct Evaluate {
     /// Held-out examples.
     pub(crate) num_examples: usize,
     pub(crate) max_tokens: usize,
+    /// Held-out prompts that every model continues by its own draws, for its divergence from the teacher there; 0 for
+    /// none.
+    pub(crate) own_text_examples: usize,
     pub(crate) controls: Vec<Control>,
 }
 

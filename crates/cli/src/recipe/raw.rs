@@ -173,6 +173,7 @@ pub(super) struct RawLine {
 pub(super) struct RawEvaluate {
     pub(super) num_examples: Option<usize>,
     pub(super) max_tokens: Option<usize>,
+    pub(super) own_text_examples: Option<usize>,
     pub(super) controls: Option<Vec<String>>,
 }
 

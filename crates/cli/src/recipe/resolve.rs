@@ -562,8 +562,18 @@ fn evaluate(
     Ok(Evaluate {
         num_examples: at.count(&key("num_examples"), raw.num_examples.unwrap_or(1000), 1..=EXAMPLES_MAX)?,
         max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(default_tokens), 1..=SIZE_MAX)?,
+        own_text_examples: own_text_examples(at, raw.own_text_examples, teacher)?,
         controls,
     })
+}
+
+fn own_text_examples(at: &Checker<'_>, given: Option<usize>, teacher: Option<&Teacher>) -> Result<usize> {
+    let key = ["evaluate", "own_text_examples"];
+    let n = at.count(&key, given.unwrap_or(0), 0..=EXAMPLES_MAX)?;
+    if n > 0 && teacher.is_none() {
+        return Err(at.bad(&key, "own texts are measured against a teacher").fix("remove the key"));
+    }
+    Ok(n)
 }
 
 fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {

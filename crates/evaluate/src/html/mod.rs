@@ -3,6 +3,7 @@
 mod charts;
 mod curves;
 mod markup;
+mod own_text;
 mod sections;
 
 use std::fmt::Write as _;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::charts::{Bar, ForestRow, bars, forest};
 use super::curves;
 use super::markup::Markup;
+use super::own_text::own_text;
 use crate::measured::Measured;
 use crate::measurement::{Claim, Comparison, Metric};
 use crate::report::{CacheFacts, Contender, LicenceDecision, Pair, Report, Sample, SampleReply};
@@ -24,6 +25,7 @@ pub(super) fn body(body: &mut Markup, report: &Report) {
         differences(main, report);
         loss_curves(main, report);
         figures(main, report);
+        own_text(main, report);
         samples(main, report);
         data(main, report);
         licence(main, report);
@@ -39,7 +41,7 @@ pub(super) fn body(body: &mut Markup, report: &Report) {
 }
 
 /// A section with its heading and one line under it.
-fn section(main: &mut Markup, heading: &str, under: &str, content: impl FnOnce(&mut Markup)) {
+pub(super) fn section(main: &mut Markup, heading: &str, under: &str, content: impl FnOnce(&mut Markup)) {
     main.nest("section", &[], |section| {
         section.element("h2", &[], heading);
         if !under.is_empty() {

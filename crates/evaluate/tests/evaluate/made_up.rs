@@ -119,6 +119,7 @@ pub(crate) fn report() -> Report {
         .unwrap(),
         models: measured.iter().map(|(contender, m)| (*contender, m.score())).collect(),
         paired,
+        own_text: BTreeMap::new(),
         checks: Checks::new(tensors, drop),
         curves: curves(),
         stages: stages(),
