@@ -3,25 +3,28 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use stillroom_model::{Batch, HeadLosses, LiveTeacher, SparseBatch, Targets};
+use stillroom_model::{Batch, HeadLosses, LiveTeacher, SparseBatch, Targets, WeightedLabelLoss};
 
 use crate::TrainConfig;
+use crate::alm::ApproximateLikelihood;
 use crate::feed::Document;
-use crate::losses::StepWeights;
+use crate::losses::{Place, StepWeights};
 
 /// Packed documents of one micro-batch with their targets.
 ///
 /// The token at position t of a document is predicted from row t − 1, so its label and the teacher's
-/// distribution belong to that row. A teacher, cached or live, goes in where the loss uses it.
+/// distribution belong to that row. A teacher, cached or live, goes in where the loss uses it; `label_loss` is of the
+/// same documents ([`label_loss`]).
 pub(crate) fn micro_batch<'t>(
     documents: &[Document<'_>],
     rows: &[Vec<u32>],
     config: &TrainConfig,
     live: Option<LiveTeacher<'t>>,
+    label_loss: Option<WeightedLabelLoss<'t>>,
 ) -> (Batch, Targets<'t>) {
     let mut batch = Batch::default();
     let taught = config.needs_teacher();
-    let mut targets = Targets { live: live.filter(|_| taught), ..Targets::default() };
+    let mut targets = Targets { live: live.filter(|_| taught), label_loss, ..Targets::default() };
     let mut sparse = (taught && live.is_none()).then(|| SparseBatch::new(config.tail));
     for &document in rows.iter().flatten() {
         let Document { example, length, n_supervised } = documents[document as usize];
@@ -39,6 +42,22 @@ pub(crate) fn micro_batch<'t>(
     (batch, targets)
 }
 
+/// The loss of the labels' log-probabilities that goes with a micro-batch of the same documents.
+pub(crate) fn label_loss(
+    documents: &[Document<'_>],
+    rows: &[Vec<u32>],
+    config: &TrainConfig,
+) -> Option<ApproximateLikelihood> {
+    let mut loss = ApproximateLikelihood::new(config.computed_losses().alm_temperature()?);
+    let mut first_row = 0;
+    for &document in rows.iter().flatten() {
+        let Document { example, n_supervised, .. } = documents[document as usize];
+        loss.push(example.chunks.as_deref().unwrap_or(&[]), first_row, n_supervised);
+        first_row += n_supervised;
+    }
+    Some(loss)
+}
+
 /// Losses summed over supervised tokens, in nats.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,7 +65,7 @@ pub(crate) struct LossSums {
     /// The weighted sum, with the weights of each step.
     pub(crate) loss: f64,
     pub(crate) hard_label: f64,
-    /// Each with its τ².
+    /// By name, each with its τ² or τ.
     pub(crate) divergences: Vec<f64>,
     /// Teacher probability of the stored tokens; 1 each for a live teacher.
     pub(crate) mass: f64,
@@ -58,7 +77,11 @@ impl LossSums {
     /// Adds a micro-batch, token by token in order.
     pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets<'_>, weights: &StepWeights) {
         let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-        let divergences = (0..weights.divergences.len()).map(|i| sum(losses.divergence(i))).collect();
+        let of_batch = |&place: &Place| match place {
+            Place::Head(i) => sum(losses.divergence(i)),
+            Place::Labels => sum(&losses.label_loss),
+        };
+        let divergences = weights.places.iter().map(of_batch).collect();
         let hard_label = sum(&losses.hard_label);
         let mut batch = LossSums {
             loss: weights.hard_label * hard_label,
@@ -114,7 +137,7 @@ mod tests {
         let documents = Documents::fit(&examples, 4, Overlong::Truncate).unwrap().all;
         let losses = vec![LossTerm::new(LossFunction::ForwardKl)];
         let config = TrainConfig { losses, tail: Tail::None, ..TrainConfig::default() };
-        let (batch, targets) = micro_batch(&documents, &[vec![1], vec![0]], &config, None);
+        let (batch, targets) = micro_batch(&documents, &[vec![1], vec![0]], &config, None, None);
         assert_eq!(batch.ids, [20, 21, 22, 23, 10, 11, 12]);
         assert_eq!(targets.rows, [0, 2, 5]);
         assert_eq!(targets.hard_labels, [21, 23, 12]);
@@ -122,6 +145,6 @@ mod tests {
         assert_eq!(sparse.teacher_entropy, [21.0, 23.0, 12.0]);
         assert_eq!(sparse.offsets, [0, 2, 4, 6]);
         let hard_only = TrainConfig::default();
-        assert_eq!(micro_batch(&documents, &[vec![0]], &hard_only, None).1.sparse, None);
+        assert_eq!(micro_batch(&documents, &[vec![0]], &hard_only, None, None).1.sparse, None);
     }
 }

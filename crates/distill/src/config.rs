@@ -71,7 +71,7 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// Seed of the order of examples.
     pub seed: u64,
-    /// What is minimised, per supervised token: Σ weight·τ²·divergence, and weight·(−log q(label)).
+    /// What is minimised, per supervised token: Σ weight·τ²·divergence, weight·(−log q(label)), and weight·`alm`.
     pub losses: Vec<LossTerm>,
     /// What stands for the teacher's mass outside the stored tokens; `none` for random sampling, and for a
     /// teacher that is live.
@@ -189,9 +189,14 @@ impl TrainConfig {
         Digest::of(&text)
     }
 
-    /// Whether a loss is trained on that compares the student with a teacher.
+    /// Whether a loss is trained on that compares the student's distributions with a teacher's.
     pub fn needs_teacher(&self) -> bool {
         self.computed_losses().need_teacher()
+    }
+
+    /// Whether a loss is trained on that needs a teacher's likelihood of pieces of the text.
+    pub fn needs_chunks(&self) -> bool {
+        self.computed_losses().alm_temperature().is_some()
     }
 
     pub(crate) fn computed_losses(&self) -> Losses {

@@ -35,6 +35,14 @@ pub enum DistillError {
     ForeignTargets { id: String, cached: Digest, found: Digest },
     #[error("the cache has {n_rows} rows for `{id}`, which has {n_supervised} supervised tokens")]
     TargetCount { id: String, n_rows: usize, n_supervised: usize },
+    /// A loss that needs a teacher's likelihoods, and an example without.
+    #[error("example `{id}` has no likelihoods of a teacher, which `alm` needs")]
+    NoTeacherChunks { id: String },
+    /// Two tokenizations of what should be one text.
+    #[error(
+        "the replies that teacher and student read in `{id}` have {shared} bytes in common, of {teacher} and {student}"
+    )]
+    Misaligned { id: String, shared: usize, teacher: usize, student: usize },
     /// Cached distributions made with another tokenizer or another temperature.
     #[error("the logit cache was made with {what} {cached}, training has {expected}")]
     CacheMismatch { what: &'static str, cached: String, expected: String },
@@ -96,6 +104,10 @@ impl DistillError {
             }
             DistillError::NoTeacherTargets { .. } => {
                 "give the teacher `logits`, or train on `hard_labels` only"
+            }
+            DistillError::NoTeacherChunks { .. } => "let the teacher score these traces",
+            DistillError::Misaligned { .. } => {
+                "compare the chat templates of both models: each must write the reply as it stands"
             }
             DistillError::NoTarget { .. } => {
                 "give every prompt a target, or leave the `undistilled` control out"

@@ -2,7 +2,7 @@
 
 use stillroom_core::{Digester, SparseRow, Tail};
 
-use crate::{DistillError, Result};
+use crate::{DistillError, Result, TeacherChunk};
 
 /// How far the stored weights of a row may sum from one, where they should: f32 rounding of many terms.
 const MASS_SLACK: f64 = 1e-3;
@@ -16,6 +16,8 @@ pub struct Example {
     pub supervised: Vec<bool>,
     /// The teacher's distribution for each supervised token, in order.
     pub sparse: Option<Vec<SparseRow>>,
+    /// What a teacher of another tokenizer says about some of the supervised tokens together, in order.
+    pub chunks: Option<Vec<TeacherChunk>>,
 }
 
 impl Example {
@@ -26,7 +28,7 @@ impl Example {
         supervised: Vec<bool>,
         sparse: Option<Vec<SparseRow>>,
     ) -> Result<Example> {
-        let example = Example { id: id.into(), ids, supervised, sparse };
+        let example = Example { id: id.into(), ids, supervised, sparse, chunks: None };
         example.check_parts()?;
         Ok(example)
     }
@@ -81,6 +83,19 @@ impl Example {
         if n_supervised == 0 {
             return refuse("no token is supervised".into());
         }
+        let mut free = 0;
+        for chunk in self.chunks.iter().flatten() {
+            let TeacherChunk { tokens, logprob } = chunk;
+            if tokens.start < free || tokens.is_empty() || tokens.end > n_supervised {
+                return refuse(format!(
+                    "tokens {tokens:?} of {n_supervised} are no chunk behind token {free}"
+                ));
+            }
+            if !(*logprob <= MASS_SLACK) {
+                return refuse(format!("the teacher's log-likelihood of tokens {tokens:?} is {logprob}"));
+            }
+            free = tokens.end;
+        }
         match &self.sparse {
             Some(rows) if rows.len() != n_supervised => {
                 Err(DistillError::TargetCount { id: self.id.clone(), n_rows: rows.len(), n_supervised })
@@ -105,6 +120,10 @@ impl Example {
             row.ids.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
             row.probs.iter().for_each(|p| bytes.extend(p.to_le_bytes()));
             digester.update(&bytes);
+        }
+        for chunk in self.chunks.iter().flatten() {
+            let numbers = [chunk.tokens.start as u64, chunk.tokens.end as u64, chunk.logprob.to_bits()];
+            numbers.iter().for_each(|n| digester.update(&n.to_le_bytes()));
         }
     }
 }
@@ -142,7 +161,8 @@ mod tests {
 
     fn with_rows(rows: Vec<SparseRow>) -> Example {
         let supervised = (0..=rows.len()).map(|t| t > 0).collect();
-        Example { id: "x".into(), ids: vec![1; rows.len() + 1], supervised, sparse: Some(rows) }
+        let ids = vec![1; rows.len() + 1];
+        Example { id: "x".into(), ids, supervised, sparse: Some(rows), chunks: None }
     }
 
     #[test]

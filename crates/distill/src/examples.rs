@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use stillroom_core::{Digest, Prompt, Tail, Trace};
 use stillroom_formats::Tokenizer;
-use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow};
+use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow, LogprobRow};
 
+use crate::alignment::{ReplyTokens, TeacherChunk, align};
 use crate::{DistillError, Example, Result, TrainConfig};
 
 /// The id of the example made from a trace: prompt and sample.
@@ -56,9 +57,7 @@ pub fn from_texts<'a>(
 pub fn check_cache(info: &LogitCacheInfo, tokenizer_digest: &Digest, config: &TrainConfig) -> Result<()> {
     let refuse =
         |what, cached: String, expected: String| Err(DistillError::CacheMismatch { what, cached, expected });
-    if info.tokenizer_digest != *tokenizer_digest {
-        return refuse("tokenizer", info.tokenizer_digest.to_string(), tokenizer_digest.to_string());
-    }
+    check_tokenizer(&info.tokenizer_digest, tokenizer_digest)?;
     if let Some(expected) = config.cached_temperature().map(|t| t as f32)
         && info.temperature != expected
     {
@@ -79,6 +78,15 @@ pub fn check_cache(info: &LogitCacheInfo, tokenizer_digest: &Digest, config: &Tr
         );
     }
     Ok(())
+}
+
+/// Refuses scores that were made with another tokenizer.
+pub fn check_tokenizer(cached: &Digest, tokenizer: &Digest) -> Result<()> {
+    if cached == tokenizer {
+        return Ok(());
+    }
+    let (cached, expected) = (cached.to_string(), tokenizer.to_string());
+    Err(DistillError::CacheMismatch { what: "tokenizer", cached, expected })
 }
 
 /// Gives each example made by [`from_traces`] (or named by [`example_id`]) its teacher's distributions.
@@ -116,4 +124,75 @@ pub fn attach_targets(examples: &mut [Example], rows: impl IntoIterator<Item = L
         Some(example) => Err(DistillError::NoTeacherTargets { id: example.id.clone() }),
         None => Ok(()),
     }
+}
+
+/// The texts of some examples as one model reads them.
+#[derive(Clone, Copy)]
+pub struct Reading<'a> {
+    pub examples: &'a [Example],
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// What a teacher that reads the same texts with a tokenizer of its own says about the student's tokens: for each
+/// example of `student` the chunks that both split at, with the teacher's log-likelihoods.
+///
+/// `teacher` holds the same examples, by id and in order, and `rows` the log-probabilities of its supervised
+/// tokens. A row of other tokens (another tokenizer, template or text), of another number of them, two rows
+/// for one example, none, and replies of which less than half is the same text on both sides are errors.
+pub fn likelihoods(
+    student: Reading<'_>,
+    teacher: Reading<'_>,
+    rows: impl IntoIterator<Item = LogprobRow>,
+) -> Result<Vec<Vec<TeacherChunk>>> {
+    let mut wanted: HashMap<&str, usize> = HashMap::with_capacity(student.examples.len());
+    for (i, example) in teacher.examples.iter().enumerate() {
+        if wanted.insert(&example.id, i).is_some() {
+            return Err(DistillError::example(&example.id, "two examples have this id"));
+        }
+    }
+    let mut logprobs: Vec<Option<Vec<f32>>> = vec![None; teacher.examples.len()];
+    for row in rows {
+        let id = example_id(&row.id, row.sample);
+        let Some(&i) = wanted.get(&id[..]) else { continue };
+        if logprobs[i].is_some() {
+            return Err(DistillError::example(&id, "the teacher's scores have two rows for it"));
+        }
+        let example = &teacher.examples[i];
+        let found = Digest::of_token_ids(&example.ids);
+        if row.token_ids_digest != found || row.n_tokens as usize != example.ids.len() {
+            return Err(DistillError::ForeignTargets { id, cached: row.token_ids_digest, found });
+        }
+        let (n_rows, n_supervised) = (row.logprobs.len(), example.n_supervised());
+        if n_rows != n_supervised {
+            return Err(DistillError::TargetCount { id, n_rows, n_supervised });
+        }
+        logprobs[i] = Some(row.logprobs);
+    }
+    let of_example = |example: &Example| {
+        let none = || DistillError::NoTeacherChunks { id: example.id.clone() };
+        let &i = wanted.get(&example.id[..]).ok_or_else(none)?;
+        let logprobs = logprobs[i].as_ref().ok_or_else(none)?;
+        let own = ReplyTokens::of(example, student.tokenizer)?;
+        let others = ReplyTokens::of(&teacher.examples[i], teacher.tokenizer)?;
+        chunks_of(&example.id, &own, &others, logprobs)
+    };
+    student.examples.iter().map(of_example).collect()
+}
+
+fn chunks_of(
+    id: &str,
+    student: &ReplyTokens,
+    teacher: &ReplyTokens,
+    logprobs: &[f32],
+) -> Result<Vec<TeacherChunk>> {
+    let chunks = align(student, teacher);
+    let shared = chunks.iter().map(|chunk| student.n_bytes(chunk.student.clone())).sum();
+    let (of_teacher, of_student) = (teacher.text().len(), student.text().len());
+    if 2 * shared < of_teacher.min(of_student) || chunks.is_empty() {
+        let (id, teacher, student) = (id.to_owned(), of_teacher, of_student);
+        return Err(DistillError::Misaligned { id, shared, teacher, student });
+    }
+    let sum = |tokens: std::ops::Range<usize>| logprobs[tokens].iter().map(|&l| f64::from(l)).sum();
+    let chunk = |chunk: crate::Chunk| TeacherChunk { tokens: chunk.student, logprob: sum(chunk.teacher) };
+    Ok(chunks.into_iter().map(chunk).collect())
 }

@@ -5,6 +5,8 @@
 //! - [`train`]: from a start to the chosen checkpoint, resumable, the same bits whatever happened on
 //!   the way; [`plan`] tells beforehand how many steps and tokens that is.
 
+mod alignment;
+mod alm;
 mod batches;
 mod checkpoint;
 mod config;
@@ -19,6 +21,8 @@ mod preference;
 mod schedule;
 mod train;
 
+pub use alignment::{Chunk, ReplyTokens, TeacherChunk, align};
+pub use alm::approximate_likelihood_loss;
 pub use checkpoint::remove_checkpoints;
 pub use config::{Overlong, SchedulerType, TrainConfig};
 pub use error::DistillError;

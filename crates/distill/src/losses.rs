@@ -4,7 +4,9 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::Tail;
-use stillroom_model::{Divergence, DivergenceError, TERMS_MAX, Term, tail_mode};
+use stillroom_model::{
+    Divergence, DivergenceError, LabelLoss, TERMS_MAX, Term, WeightedLabelLoss, tail_mode,
+};
 
 use crate::{DistillError, Result};
 
@@ -27,6 +29,10 @@ pub enum LossFunction {
     SkewReverseKl { alpha: f64 },
     /// ½·Σ abs(p − q).
     Tvd,
+    /// How likely pieces of text are to a teacher of any tokenizer: [`approximate_likelihood_loss`].
+    ///
+    /// [`approximate_likelihood_loss`]: crate::approximate_likelihood_loss
+    Alm,
 }
 
 /// The weight of a loss.
@@ -47,7 +53,8 @@ pub struct LossTerm {
     #[serde(flatten)]
     pub function: LossFunction,
     pub weight: LossWeight,
-    /// τ: softens both sides of a divergence, which carries τ². Cached targets come softened at it.
+    /// τ: softens both sides of a divergence, which carries τ², or of `alm`, which carries τ. Cached targets of
+    /// divergences come softened at it.
     pub temperature: f64,
 }
 
@@ -63,13 +70,17 @@ pub enum TeacherTargets {
 impl LossFunction {
     /// The name in recipes and records.
     pub fn name(self) -> &'static str {
-        self.divergence().map_or("hard_labels", Divergence::name)
+        match self {
+            LossFunction::HardLabels => "hard_labels",
+            LossFunction::Alm => "alm",
+            other => other.divergence().map_or("", Divergence::name),
+        }
     }
 
-    /// The divergence that this is; `None` for hard labels.
+    /// The divergence of next-token distributions that this is; `None` for hard labels and `alm`.
     pub fn divergence(self) -> Option<Divergence> {
         Some(match self {
-            LossFunction::HardLabels => return None,
+            LossFunction::HardLabels | LossFunction::Alm => return None,
             LossFunction::ForwardKl => Divergence::ForwardKl,
             LossFunction::ReverseKl => Divergence::ReverseKl,
             LossFunction::Jsd { jsd_teacher_weight } => {
@@ -132,7 +143,7 @@ impl LossTerm {
         LossTerm { temperature, ..self }
     }
 
-    /// The divergence with the weight given; `None` for hard labels.
+    /// The divergence with the weight given, if it is one.
     fn term(self, weight: f64) -> Option<Term> {
         let (weight, temperature) = (weight as f32, self.temperature as f32);
         Some(Term { divergence: self.function.divergence()?, weight, temperature })
@@ -150,9 +161,30 @@ pub(crate) struct Losses {
 #[derive(Clone, Debug)]
 pub(crate) struct StepWeights {
     pub(crate) hard_label: f64,
-    /// By divergence.
+    /// By name, in order.
     pub(crate) divergences: Vec<f64>,
+    /// Those of them that the head takes.
     pub(crate) terms: Vec<Term>,
+    /// Where each of them is found in what a batch gives.
+    pub(crate) places: Vec<Place>,
+    /// Of the loss of the labels' log-probabilities.
+    pub(crate) label_loss: f64,
+}
+
+/// Where a loss is found in what a batch gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The head's divergence of this number.
+    Head(usize),
+    /// The loss of the labels' log-probabilities.
+    Labels,
+}
+
+impl StepWeights {
+    /// A loss of the labels' log-probabilities with its weight.
+    pub(crate) fn of_labels<'t>(&self, loss: &'t dyn LabelLoss) -> WeightedLabelLoss<'t> {
+        WeightedLabelLoss { loss, weight: self.label_loss as f32 }
+    }
 }
 
 impl Losses {
@@ -174,13 +206,20 @@ impl Losses {
         losses
     }
 
-    /// Names of the divergences, in order: the function's, the second of one function with `_2` behind it.
+    /// Names of the losses beside hard labels, in order: the function's, the second of one function with `_2` behind it.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.divergences.iter().map(|(name, _)| name.as_str())
     }
 
+    /// Whether one of them compares next-token distributions.
     pub(crate) fn need_teacher(&self) -> bool {
-        !self.divergences.is_empty()
+        self.divergences.iter().any(|(_, term)| term.function.divergence().is_some())
+    }
+
+    /// τ of `alm`, if it is among them.
+    pub(crate) fn alm_temperature(&self) -> Option<f64> {
+        let mut alm = self.divergences.iter().filter(|(_, term)| term.function == LossFunction::Alm);
+        alm.next().map(|(_, term)| term.temperature)
     }
 
     pub(crate) fn at(&self, step: u64, n_steps: u64) -> StepWeights {
@@ -194,8 +233,21 @@ impl Losses {
     fn weights(&self, at: impl Fn(LossWeight) -> f64) -> StepWeights {
         let divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| at(term.weight)).collect();
         let with_weight = self.divergences.iter().zip(&divergences);
-        let terms = with_weight.filter_map(|((_, term), &weight)| term.term(weight)).collect();
-        StepWeights { hard_label: self.hard.iter().map(|&weight| at(weight)).sum(), divergences, terms }
+        let (mut terms, mut places, mut label_loss) = (Vec::new(), Vec::new(), 0.0);
+        for ((_, term), &weight) in with_weight {
+            match term.term(weight) {
+                Some(term) => {
+                    places.push(Place::Head(terms.len()));
+                    terms.push(term);
+                }
+                None => {
+                    places.push(Place::Labels);
+                    label_loss = weight;
+                }
+            }
+        }
+        let hard_label = self.hard.iter().map(|&weight| at(weight)).sum();
+        StepWeights { hard_label, divergences, terms, places, label_loss }
     }
 }
 
@@ -219,7 +271,7 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
             return Err(DivergenceError::Weight { loss: name, value: value as f32 }.into());
         }
         let Some(divergence) = term.function.divergence() else {
-            check_temperature(term, 1.0..=1.0, "hard labels are not softened: their temperature is 1")?;
+            check_without_distributions(term, losses)?;
             continue;
         };
         divergence.validate()?;
@@ -239,6 +291,18 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
     Ok(())
 }
 
+/// `hard_labels` and `alm`.
+fn check_without_distributions(term: &LossTerm, all: &[LossTerm]) -> Result<()> {
+    if term.function == LossFunction::HardLabels {
+        return check_temperature(term, 1.0..=1.0, "hard labels are not softened: their temperature is 1");
+    }
+    if all.iter().filter(|other| other.function == term.function).count() > 1 {
+        let rule = "it stands in a list once, at one temperature";
+        return Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
+    }
+    check_temperature(term, ALM_TEMPERATURES, "a temperature of `alm` lies between 0.1 and 10000")
+}
+
 fn check_temperature(term: &LossTerm, range: RangeInclusive<f64>, rule: &'static str) -> Result<()> {
     if range.contains(&term.temperature) {
         return Ok(());
@@ -249,6 +313,8 @@ fn check_temperature(term: &LossTerm, range: RangeInclusive<f64>, rule: &'static
 
 /// Temperatures that a divergence takes.
 const TEMPERATURES: RangeInclusive<f64> = 0.01..=100.0;
+/// Temperatures that `alm` takes; it tends to a limit.
+const ALM_TEMPERATURES: RangeInclusive<f64> = 0.1..=10_000.0;
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
-use crate::batches::{LossSums, micro_batch};
+use crate::batches::{LossSums, label_loss, micro_batch};
 use crate::checkpoint::{Best, Checkpoints, Identity, Progress};
 use crate::feed::{Document, Documents, Feed, pack_rows};
 use crate::losses::Losses;
@@ -145,6 +145,9 @@ fn check_examples(
     let mut longest = 0;
     for example in examples {
         example.check(vocab_size, tail)?;
+        if config.needs_chunks() && example.chunks.is_none() {
+            return Err(DistillError::NoTeacherChunks { id: example.id.clone() });
+        }
         let rows = example.sparse.iter().flatten();
         longest = rows.map(|row| row.ids.len()).fold(longest, usize::max);
     }
@@ -243,7 +246,9 @@ impl Trainer<'_> {
         let terms = HeadTerms { hard_label, divergences, scale: 1.0 / n_supervised as f32 };
         let mut sums = LossSums::default();
         for rows in &micro_batches {
-            let (batch, targets) = micro_batch(documents, rows, self.config, self.live);
+            let label_loss = label_loss(documents, rows, self.config);
+            let label_loss = label_loss.as_ref().map(|loss| weights.of_labels(loss));
+            let (batch, targets) = micro_batch(documents, rows, self.config, self.live, label_loss);
             let losses = self.state.accumulate(&batch, &targets, &terms);
             sums.add_batch(losses, &targets, &weights);
         }
@@ -306,7 +311,9 @@ impl Trainer<'_> {
         let weights = self.losses.at_the_end();
         let mut sums = LossSums::default();
         for rows in self.held_rows.chunks(self.config.per_device_train_batch_size) {
-            let (batch, targets) = micro_batch(&self.held, rows, self.config, self.live);
+            let label_loss = label_loss(&self.held, rows, self.config);
+            let label_loss = label_loss.as_ref().map(|loss| weights.of_labels(loss));
+            let (batch, targets) = micro_batch(&self.held, rows, self.config, self.live, label_loss);
             let losses = self.state.decoder().losses(&batch, &targets, &weights.terms);
             sums.add_batch(&losses, &targets, &weights);
         }

@@ -30,6 +30,16 @@
 //! File metadata: `stillroom.format` (`logits/1`), `n_draws` or `top_k`, `tail`, `temperature`,
 //! `tokenizer_digest`, `teacher`. With `n_draws`, `counts` of each position sum to it and the
 //! weight of an id is count / n_draws.
+//!
+//! # Log-probabilities, one row per trace
+//!
+//! | column | type | |
+//! |---|---|---|
+//! | `id`, `sample` | as above | |
+//! | `token_ids_digest`, `n_tokens` | as above | of the sequence in the teacher's own tokens |
+//! | `logprobs` | list of float32 | nats, one per supervised token |
+//!
+//! File metadata: `stillroom.format` (`logprobs/1`), `tokenizer_digest`, `teacher`.
 
 use std::io::Write;
 
@@ -39,6 +49,9 @@ use stillroom_core::{Digest, FinishReason, SparseRow, Tail, Trace};
 use crate::error::{FormatError, Result};
 
 mod columns;
+mod logprobs;
+
+pub use logprobs::{LogprobInfo, LogprobRow, read_logprobs, write_logprobs};
 
 use columns::{Columns, Pages, Rows, Table, guarded, wrong};
 
