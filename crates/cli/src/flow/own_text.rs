@@ -1,0 +1,134 @@
+//! Stage `own-text`: how far every model is from the teacher on what it writes itself.
+
+use serde_json::json;
+use stillroom_evaluate::{Contender, Measured, OwnText, OwnTextScore, own_texts};
+use stillroom_model::{GenerationRequest, LiveTeacher, SamplingParams};
+
+use crate::failure::Result;
+use crate::flow::teach::key_of;
+use crate::flow::train::{stage_of, student_shape};
+use crate::flow::{Flow, data, measure};
+use crate::models::Model;
+
+pub(crate) const STAGE: &str = "own-text";
+const FOLDER: &str = "evaluation/own_text";
+/// Of a text that has no question, the model continues the beginning.
+const TEXT_PROMPT_TOKENS: usize = 32;
+/// What is drawn is the same under every seed of a recipe, so that runs can be compared.
+const SEED: u64 = 0;
+
+/// Where a model's own texts stand.
+fn file(contender: Contender) -> String {
+    format!("{FOLDER}/{}.json", contender.key())
+}
+
+impl Flow {
+    pub(crate) fn measures_own_text(&self) -> bool {
+        self.recipe.teacher.is_some() && self.recipe.evaluate.own_text_examples > 0
+    }
+
+    pub(crate) fn own_text(&mut self) -> Result<()> {
+        if !self.measures_own_text() {
+            return Ok(());
+        }
+        let mut after = vec![data::STAGE.to_owned()];
+        after.extend(self.trained().into_iter().map(stage_of));
+        let after: Vec<&str> = after.iter().map(String::as_str).collect();
+        let recipe = &self.recipe;
+        let start = json!([recipe.student, recipe.train.seed, self.start_digest()?]);
+        let evaluate = json!([recipe.evaluate.own_text_examples, recipe.evaluate.max_tokens]);
+        let settings = json!([1, self.teacher_digest()?, start, recipe.train.max_length, evaluate]);
+        let outputs: Vec<String> = self.writers().into_iter().map(file).collect();
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        self.stage(STAGE, &settings, &after, &outputs, Flow::write_own_texts)
+    }
+
+    /// All models but the teacher.
+    fn writers(&self) -> Vec<Contender> {
+        self.contenders().into_iter().filter(|&contender| contender != Contender::Teacher).collect()
+    }
+
+    fn write_own_texts(&mut self) -> Result<()> {
+        let teacher = self.teacher()?;
+        let (config, tokenizer) = student_shape(&self.recipe, &self.source)?;
+        let (width, other) = (config.vocab_size, teacher.decoder.config().vocab_size);
+        let n_ids = (width != other).then(|| tokenizer.vocab_size());
+        if teacher.tokenizer.digest() != tokenizer.digest() || n_ids.is_some_and(|n| n > width.min(other)) {
+            let none: Measured<Vec<OwnText>> =
+                Measured::not_measured("teacher and student have different vocabularies");
+            return self.writers().into_iter().try_for_each(|writer| self.write_json(&file(writer), &none));
+        }
+        let live = LiveTeacher { decoder: &teacher.decoder, n_ids };
+        for writer in self.writers() {
+            let model = self.model_of(writer)?;
+            let prompts = self.own_text_prompts(&model)?;
+            let total = prompts.len();
+            let sampling = self.own_text_sampling(live, &model, &prompts);
+            let texts =
+                own_texts(live, &model.decoder, &prompts, &sampling, measure::IN_FLIGHT, &mut |done| {
+                    self.progress.update(&format!("{}: {done} of {total} own texts", writer.label()))
+                })?;
+            self.write_json(&file(writer), &Measured::Value(texts))?;
+        }
+        Ok(())
+    }
+
+    fn own_text_prompts(&self, model: &Model) -> Result<Vec<(String, GenerationRequest)>> {
+        let n = self.recipe.evaluate.own_text_examples;
+        let request = |id: &str, prompt_ids| {
+            (id.to_owned(), GenerationRequest { prompt_ids, key: key_of(id), sample: 0 })
+        };
+        let prompts = self.continued(stillroom_corpus::Split::HeldOut, &model.tokenizer)?;
+        Ok(prompts.into_iter().take(n).map(|(id, ids)| request(&id, ids)).collect())
+    }
+
+    /// What a model continues of a split: each prompt in the chat template, or the beginning of each text.
+    pub(crate) fn continued(
+        &self,
+        split: stillroom_corpus::Split,
+        tokenizer: &stillroom_formats::Tokenizer,
+    ) -> Result<Vec<(String, Vec<u32>)>> {
+        if self.learns_text() {
+            let pieces = self.text_pieces(split, tokenizer)?;
+            let beginning = |piece: super::train::Piece| {
+                let mut ids = piece.example.ids;
+                ids.truncate(TEXT_PROMPT_TOKENS.min(ids.len() / 2));
+                (piece.example.id, ids)
+            };
+            return Ok(pieces.into_iter().map(beginning).filter(|(_, ids)| !ids.is_empty()).collect());
+        }
+        let prompts = self.prompts_of(split)?;
+        let templated =
+            prompts.into_iter().map(|prompt| Ok((prompt.id, tokenizer.encode_chat(&prompt.messages, true)?)));
+        templated.collect()
+    }
+
+    /// The model's distribution as it is, as far as both contexts go.
+    fn own_text_sampling(
+        &self,
+        teacher: LiveTeacher<'_>,
+        model: &Model,
+        prompts: &[(String, GenerationRequest)],
+    ) -> SamplingParams {
+        let longest = prompts.iter().map(|(_, request)| request.prompt_ids.len()).max().unwrap_or(0);
+        let context = teacher.decoder.config().max_position_embeddings;
+        SamplingParams {
+            max_tokens: self.recipe.evaluate.max_tokens.min(context.saturating_sub(longest)),
+            temperature: 1.0,
+            top_p: 1.0,
+            seed: SEED,
+            stop_token_ids: model.decoder.config().eos_token_ids.clone(),
+        }
+    }
+
+    /// What was measured, of the models that it was measured of.
+    pub(crate) fn own_text_scores(&self) -> Result<std::collections::BTreeMap<Contender, OwnTextScore>> {
+        let mut scores = std::collections::BTreeMap::new();
+        let writers = if self.measures_own_text() { self.writers() } else { Vec::new() };
+        for writer in writers {
+            let texts: Measured<Vec<OwnText>> = self.read_json(&file(writer))?;
+            scores.extend(texts.value().map(|texts| (writer, OwnTextScore::of(texts))));
+        }
+        Ok(scores)
+    }
+}
