@@ -110,7 +110,7 @@ impl Decoder {
         Ok(Decoder { storage, packed: OnceLock::from(packed), ..decoder })
     }
 
-    fn assemble(
+    pub(crate) fn assemble(
         device: Arc<Device>,
         config: DecoderConfig,
         layout: Layout,

@@ -32,6 +32,10 @@ pub enum ModelError {
     NoSuchLayer { layer: usize, n_layers: usize },
     #[error("no layer is kept")]
     NoLayers,
+    #[error("`{field}` of {width} cannot be kept of the {of_model} that the model has")]
+    Width { field: &'static str, width: usize, of_model: usize },
+    #[error("there is no text to tell what of the model's width matters")]
+    NoCalibration,
     #[error("logits of request {request} at position {position} are not finite")]
     NotFinite { request: usize, position: usize },
 }
@@ -40,9 +44,10 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             ModelError::Format(error) => error.kind(),
-            ModelError::Sampling { .. } | ModelError::NoSuchLayer { .. } | ModelError::NoLayers => {
-                ErrorKind::BadRecipe
-            }
+            ModelError::Sampling { .. }
+            | ModelError::NoSuchLayer { .. }
+            | ModelError::NoLayers
+            | ModelError::Width { .. } => ErrorKind::BadRecipe,
             ModelError::NotFinite { .. } => ErrorKind::Failed,
             _ => ErrorKind::BadData,
         }
@@ -71,6 +76,8 @@ impl ModelError {
                 return Some(format!("choose layers from 0 to {}", n_layers.saturating_sub(1)));
             }
             ModelError::NoLayers => "name at least one layer to keep",
+            ModelError::Width { of_model, .. } => return Some(format!("choose 1 to {of_model}")),
+            ModelError::NoCalibration => "give some text like that which the student is for",
             ModelError::Sampling { .. } => return None,
         };
         Some(text.to_owned())

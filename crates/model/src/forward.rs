@@ -59,7 +59,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// The layer's input, and the rest.
-    fn into_bufs(self) -> (Lent, impl Iterator<Item = Lent>) {
+    pub(crate) fn into_bufs(self) -> (Lent, impl Iterator<Item = Lent>) {
         let rest = [self.qkv, self.attention, self.lse, self.x_mid, self.gate_up];
         (self.x_in, rest.into_iter().chain(self.qkv_raw))
     }

@@ -19,6 +19,7 @@ mod label_loss;
 mod layout;
 mod lora;
 pub mod memory;
+mod prune;
 mod sampling;
 mod score;
 mod train;
@@ -30,6 +31,7 @@ pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use label_loss::{LabelLoss, WeightedLabelLoss};
+pub use prune::{Importance, Width};
 pub use score::TOKENS_PER_CHUNK;
 pub use train::{AdamW, StepReport, TrainState};
 
