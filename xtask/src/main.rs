@@ -1,14 +1,17 @@
-//! Chores: `cargo xtask test` and `cargo xtask ci`.
+//! Chores: `cargo xtask test`, `cargo xtask ci` and `cargo xtask experiment`.
+
+mod experiment;
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-const USAGE: &str = "usage: cargo xtask <test|ci>
+const USAGE: &str = "usage: cargo xtask <test|ci|experiment>
 
   test   all tests of the workspace; what follows is passed to the test runner
-  ci     formatting, lints, the real teacher's file, then all tests";
+  ci     formatting, lints, the real teacher's file, then all tests
+  experiment  trains and compares the variants that an experiment names; docs/experiments.md has the results";
 
 /// Where the tests look for the real teacher; they say loudly that they skip where it is not set.
 const SMOLLM2: &str = "STILLROOM_SMOLLM2";
@@ -18,6 +21,7 @@ fn main() -> ExitCode {
     let done = match args.next().as_deref() {
         Some("test") => test(&args.collect::<Vec<_>>()),
         Some("ci") => ci(),
+        Some("experiment") => experiment::experiment(args),
         _ => Err(USAGE.to_owned()),
     };
     match done {
