@@ -20,6 +20,10 @@ pub enum Step {
     Verify,
     /// The same conversation with the same reply was kept before.
     Duplicate,
+    /// Most traces of the prompt have another answer; see [`majority`](crate::selection::majority).
+    Majority,
+    /// Another trace of the prompt has a better grade; see [`best_of_n`](crate::selection::best_of_n).
+    BestOfN,
 }
 
 impl Step {
@@ -29,6 +33,8 @@ impl Step {
             Step::Empty => "empty",
             Step::Verify => "verify",
             Step::Duplicate => "duplicate",
+            Step::Majority => "majority",
+            Step::BestOfN => "best_of_n",
         }
     }
 }

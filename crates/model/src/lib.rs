@@ -11,6 +11,7 @@
 
 mod backward;
 mod batch;
+mod choice;
 mod decoder;
 mod error;
 mod forward;

@@ -65,7 +65,7 @@ impl Decoder {
     ) -> Vec<Vec<SparseRow>> {
         assert_eq!(keys.len(), documents.len(), "one key per document");
         assert!(draws > 0 && temperature > 0.0, "at least one draw at a positive temperature");
-        self.sparse_rows(documents, wanted, |document, position, logits| {
+        self.read_rows(documents, wanted, |document, position, logits| {
             let mut rng = CounterRng::new(&[seed, keys[document], position as u64]);
             draw_targets(logits, draws, temperature, &mut rng)
         })
@@ -81,7 +81,7 @@ impl Decoder {
         temperature: f32,
     ) -> Vec<Vec<SparseRow>> {
         assert!(k > 0 && temperature > 0.0, "at least one id at a positive temperature");
-        self.sparse_rows(documents, wanted, |_, _, logits| top_k(logits, k, temperature))
+        self.read_rows(documents, wanted, |_, _, logits| top_k(logits, k, temperature))
     }
 
     /// Exact KL(teacher‖student) in nats of the next-token distributions at the wanted positions.
@@ -164,12 +164,12 @@ impl Decoder {
     }
 
     /// `f(document, position, logits)` at every wanted position.
-    fn sparse_rows(
+    pub(crate) fn read_rows<T: Send + Sync>(
         &self,
         documents: &[&[u32]],
         wanted: &[Vec<u32>],
-        f: impl Fn(usize, usize, &mut [f32]) -> SparseRow + Sync,
-    ) -> Vec<Vec<SparseRow>> {
+        f: impl Fn(usize, usize, &mut [f32]) -> T + Sync,
+    ) -> Vec<Vec<T>> {
         let mut rows = empty_rows(documents.len());
         for chunk in self.chunks(documents, |d| wanted[d].clone()) {
             let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);

@@ -318,3 +318,31 @@ fn threads_change_no_bit_beside_a_live_teacher_nor_does_the_batch() {
     let split = with_live_teacher(&[&documents[..1], &documents[1..]], 2);
     assert_eq!(split.0, one.0, "losses of two batches");
 }
+
+#[test]
+fn a_choice_has_the_probability_that_its_text_has_among_all_choices() {
+    let decoder = lively(config(Family::Qwen3), 2, 71);
+    let vocab = decoder.config().vocab_size as u32;
+    let prompts = documents(&[9, 1, 30], vocab as usize, 72);
+    let check = |choices: &[&[u32]]| {
+        let found = decoder.choose(&slices(&prompts), choices);
+        for (prompt, found) in prompts.iter().zip(&found) {
+            let likelihood = |choice: &&[u32]| -> f64 {
+                let text = [prompt, *choice].concat();
+                let scored = decoder.token_logprobs(&[&text]);
+                scored[0][prompt.len() - 1..].iter().map(|&l| f64::from(l)).sum::<f64>().exp()
+            };
+            let likelihoods: Vec<f64> = choices.iter().map(likelihood).collect();
+            let sum: f64 = likelihoods.iter().sum();
+            for (found, likelihood) in found.iter().zip(&likelihoods) {
+                assert!((found - likelihood / sum).abs() < 1e-5, "{found} against {likelihood} of {sum}");
+            }
+        }
+        found
+    };
+    let single = check(&[&[5], &[0], &[vocab - 1]]);
+    check(&[&[5], &[0, 7], &[0, 8, 9]]);
+    let alone = decoder.choose(&[&prompts[2]], &[&[5], &[0], &[vocab - 1]]);
+    assert_eq!(single[2], alone[0], "other prompts change nothing");
+    assert!(single.iter().all(|row| (row.iter().sum::<f64>() - 1.0).abs() < 1e-12));
+}

@@ -32,6 +32,9 @@ pub trait Verifier: Send + Sync {
 
     /// Judges the reply against the prompt's own answer; a prompt without one makes every reply wrong.
     fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict;
+
+    /// The answer that a reply gives, so written that equal answers are equal; `None` where it gives none.
+    fn answer(&self, reply: &Message) -> Option<String>;
 }
 
 /// Names of the verifiers that a recipe can ask for.

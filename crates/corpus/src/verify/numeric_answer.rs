@@ -32,6 +32,10 @@ impl Verifier for NumericAnswer {
             Some(_) => Verdict::right(),
         }
     }
+
+    fn answer(&self, reply: &Message) -> Option<String> {
+        final_number(&reply.content).map(|number| number.to_string())
+    }
 }
 
 /// A fraction in lowest terms with a positive denominator.

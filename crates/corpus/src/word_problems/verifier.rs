@@ -89,6 +89,10 @@ impl Verifier for WordProblems {
         }
         Verdict::right()
     }
+
+    fn answer(&self, reply: &Message) -> Option<String> {
+        number(reply.content.trim()).map(|number| number.to_string())
+    }
 }
 
 fn check_steps(prompt: &Prompt, reasoning: Option<&str>, answer: u32) -> Result<(), String> {
