@@ -151,6 +151,8 @@ pub struct HeadLosses {
     pub captured_mass: Vec<f32>,
     /// What a caller makes of the labels' log-probabilities; the head neither fills nor needs it.
     pub label_loss: Vec<f32>,
+    /// How far hidden states point from a teacher's; the head neither fills nor needs it either.
+    pub hidden: Vec<f32>,
 }
 
 impl HeadLosses {
@@ -165,6 +167,7 @@ impl HeadLosses {
         self.divergences.iter_mut().for_each(Vec::clear);
         self.captured_mass.clear();
         self.label_loss.clear();
+        self.hidden.clear();
     }
 
     /// Places for the losses of `n_rows` more rows.

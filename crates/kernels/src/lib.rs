@@ -15,6 +15,7 @@ mod device;
 pub mod divergence;
 mod gemm;
 mod head;
+mod hidden;
 mod kv_cache;
 mod lora;
 mod math;

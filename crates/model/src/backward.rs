@@ -10,6 +10,7 @@ use stillroom_kernels::{Buf, HeadLosses, HeadTargets, HeadTerms, RopeTable};
 use crate::batch::{Batch, Targets};
 use crate::decoder::Decoder;
 use crate::forward::{Activations, Kept, Pass};
+use crate::hidden::HiddenTargets;
 use crate::label_loss::{LabelMemory, WeightedLabelLoss};
 use crate::layout::Linear;
 use crate::lora::{Rows, StepDropout};
@@ -48,6 +49,7 @@ struct GroupTargets<'a> {
     head: HeadTargets<'a>,
     /// With the range of supervised rows of the batch that the group has.
     label_loss: Option<(WeightedLabelLoss<'a>, Range<usize>)>,
+    hidden: Option<HiddenTargets<'a>>,
 }
 
 /// Forward and backward over one batch; `gradients[i]` += ∂loss/∂parameter i of what is trained. Each
@@ -78,11 +80,12 @@ pub(crate) fn accumulate(
         let label_loss = targets.label_loss.map(|loss| (loss, supervised.clone()));
         let head = targets.head_of(supervised);
         let Some(teacher) = targets.live else {
-            accumulate_group(decoder, gradients, memory, GroupTargets { head, label_loss }, terms, dropout);
+            let of_group = GroupTargets { head, label_loss, hidden: None };
+            accumulate_group(decoder, gradients, memory, of_group, terms, dropout);
             continue;
         };
-        let read = teacher.read(&memory.group, &memory.positions, &memory.rows);
-        let of_group = GroupTargets { head: read.supervise(head), label_loss };
+        let read = teacher.read(&memory.group, &memory.positions, &memory.rows, targets.hidden);
+        let of_group = GroupTargets { head: read.supervise(head), label_loss, hidden: read.hidden_targets() };
         accumulate_group(decoder, gradients, memory, of_group, terms, dropout);
         read.give_back();
     }
@@ -104,14 +107,28 @@ fn accumulate_group(
 
     let rope = pass.rope.clone();
     let mut backward = Backward { decoder, gradients, dropout, batch: group, positions, rope: &rope };
-    let mut dx = backward.head(x, rows.len(), (targets, labels), terms, losses);
+    let (n, width, n_layers) = (rows.len(), decoder.config.hidden_size, decoder.config.num_hidden_layers);
+    let hidden = targets.hidden.as_ref().inspect(|_| HiddenTargets::open(losses, n));
+    let last = hidden.and_then(|h| h.gradient(decoder, n_layers - 1, &x, None, n, terms.scale, losses));
+    let mut dx = backward.head(x, n, (&targets, labels), terms, losses);
+    if let Some(last) = last {
+        decoder.device.add_assign(&mut dx, &last);
+        decoder.workspace.give(last);
+    }
     let mut narrowed = Some(rows).filter(|rows| rows.len() < group.n_tokens());
-    for layer in (0..decoder.config.num_hidden_layers).rev() {
+    for layer in (0..n_layers).rev() {
         let kept = activations.kept.pop().unwrap_or_else(|| {
             let x_in = activations.inputs.pop().unwrap_or_else(|| panic!("layer {layer} kept nothing"));
             decoder.layer_inner(layer, x_in, &mut pass, None)
         });
+        let before = layer.checked_sub(1).and_then(|before| {
+            hidden?.gradient(decoder, before, &kept.x_in, Some(rows), n, terms.scale, losses)
+        });
         dx = backward.layer(layer, dx, kept, narrowed.take());
+        if let Some(before) = before {
+            decoder.device.scatter_add_rows(&mut dx, &before, rows, width);
+            decoder.workspace.give(before);
+        }
     }
     if let Some(dtable) = backward.gradient(decoder.layout.embedding) {
         decoder.device.embedding_backward(dtable, &dx, &group.ids, decoder.config.hidden_size);
@@ -134,7 +151,7 @@ impl Backward<'_> {
         &mut self,
         x: Lent,
         n: usize,
-        (targets, labels): (GroupTargets<'_>, &mut LabelMemory),
+        (targets, labels): (&GroupTargets<'_>, &mut LabelMemory),
         terms: &HeadTerms<'_>,
         losses: &mut HeadLosses,
     ) -> Lent {
@@ -144,7 +161,7 @@ impl Backward<'_> {
         let mut dhidden = d.take(n, width);
         let id = layout.head_or_embedding();
         let head = (&*d.device, &*hidden, d.product(id));
-        let targets = labels.weigh(targets.label_loss, head, &targets.head, losses);
+        let targets = labels.weigh(targets.label_loss.clone(), head, &targets.head, losses);
         d.device.divergence_head(
             &mut dhidden,
             self.gradient(id),

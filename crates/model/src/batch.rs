@@ -6,6 +6,7 @@ use stillroom_core::Tail;
 use stillroom_kernels::{DenseTargets, HeadTargets, Segment, SparseTargets, TailMode};
 
 use crate::decoder::Decoder;
+use crate::hidden::{HiddenAlignment, HiddenTargets};
 use crate::label_loss::WeightedLabelLoss;
 use crate::workspace::Lent;
 
@@ -89,6 +90,8 @@ pub struct Targets<'t> {
     pub hard_labels: Vec<u32>,
     pub sparse: Option<SparseBatch>,
     pub live: Option<LiveTeacher<'t>>,
+    /// How the directions of hidden states follow those of `live`.
+    pub hidden: Option<HiddenAlignment<'t>>,
     /// A loss of log q(`hard_labels`), where there are some.
     pub label_loss: Option<WeightedLabelLoss<'t>>,
     /// How many consecutive documents, from the first on, belong to one part of the label loss: 2 for pairs. 0 is 1.
@@ -109,14 +112,30 @@ pub(crate) struct Read<'t> {
     teacher: LiveTeacher<'t>,
     /// Its final hidden states of the supervised rows, after the norm.
     hidden: Lent,
+    /// What the layers give that the student's are compared with.
+    states: Vec<Lent>,
+    alignment: Option<HiddenAlignment<'t>>,
 }
 
 impl<'t> LiveTeacher<'t> {
     /// Reads a group. Its buffers are the teacher's own.
-    pub(crate) fn read(self, group: &Batch, positions: &[u32], rows: &[u32]) -> Read<'t> {
-        let mut pass = self.decoder.documents(group, positions);
-        let x = self.decoder.layers_forward(&group.ids, &mut pass, Some(rows), None);
-        Read { teacher: self, hidden: self.decoder.final_norm(x, rows.len()) }
+    pub(crate) fn read(
+        self,
+        group: &Batch,
+        positions: &[u32],
+        rows: &[u32],
+        alignment: Option<HiddenAlignment<'t>>,
+    ) -> Read<'t> {
+        let (x, states) = match alignment {
+            Some(HiddenAlignment { pairs, .. }) => {
+                self.decoder.tapped(group, positions, rows, pairs.iter().map(|pair| pair.teacher))
+            }
+            None => {
+                let mut pass = self.decoder.documents(group, positions);
+                (self.decoder.layers_forward(&group.ids, &mut pass, Some(rows), None), Vec::new())
+            }
+        };
+        Read { teacher: self, hidden: self.decoder.final_norm(x, rows.len()), states, alignment }
     }
 }
 
@@ -129,8 +148,13 @@ impl Read<'_> {
         HeadTargets { dense: Some(dense), n_ids: self.teacher.n_ids, ..targets }
     }
 
+    /// What the student's layers are held against, if they are.
+    pub(crate) fn hidden_targets(&self) -> Option<HiddenTargets<'_>> {
+        self.alignment.map(|alignment| HiddenTargets { alignment, states: &self.states })
+    }
+
     pub(crate) fn give_back(self) {
-        self.teacher.decoder.workspace.give(self.hidden);
+        self.teacher.decoder.workspace.give_all(self.states.into_iter().chain([self.hidden]));
     }
 }
 
@@ -194,6 +218,7 @@ impl Targets<'_> {
         if let Some(sparse) = &self.sparse {
             sparse.check(self.rows.len(), vocab_size);
         }
+        assert!(self.hidden.is_none() || self.live.is_some(), "hidden states are those of a live teacher");
     }
 
     /// Groups of documents ([`Batch::groups`]) that have supervised rows, with the range of `rows` in each.

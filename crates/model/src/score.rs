@@ -141,10 +141,14 @@ impl Decoder {
         for (documents, supervised) in targets.groups(batch, TOKENS_PER_GROUP) {
             let start = group.set_part(batch, documents) as u32;
             let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
-            let read = targets.live.map(|teacher| teacher.read(&group, &group.positions(), &rows));
+            let positions = group.positions();
+            let read = targets.live.map(|teacher| teacher.read(&group, &positions, &rows, targets.hidden));
             let of_group = targets.head_of(supervised.clone());
             let of_group = read.as_ref().map_or(of_group, |read| read.supervise(of_group));
-            let hidden = self.hidden_rows(&group, &rows);
+            let hidden = match read.as_ref().and_then(Read::hidden_targets) {
+                Some(targets) => self.compare_hidden(&group, &positions, &rows, &targets, &mut losses),
+                None => self.hidden_rows(&group, &rows),
+            };
             self.device.divergence_head_forward(
                 &hidden,
                 head,

@@ -12,8 +12,8 @@ use common::{Tensors, config, documents, lively, slices};
 use stillroom_core::{CounterRng, SparseRow, Tail};
 use stillroom_formats::{DecoderConfig, Family};
 use stillroom_model::{
-    Batch, Decoder, Divergence, HeadLosses, HeadTerms, LabelLoss, LiveTeacher, SparseBatch, Targets, Term,
-    TrainState, WeightedLabelLoss,
+    Batch, Decoder, Divergence, HeadLosses, HeadTerms, HiddenAlignment, LabelLoss, LayerPair, LiveTeacher,
+    SparseBatch, Targets, Term, TrainState, WeightedLabelLoss,
 };
 
 fn small(family: Family) -> DecoderConfig {
@@ -49,6 +49,8 @@ fn supervised(tail: Tail) -> (Batch, Targets<'static>) {
 
 /// Of a [`LabelLoss`], where there is one.
 const LABEL_WEIGHT: f32 = 0.7;
+/// Of a [`HiddenAlignment`], where there is one.
+const HIDDEN_WEIGHT: f32 = 0.8;
 
 fn weighted(losses: &HeadLosses, terms: &HeadTerms<'_>) -> f64 {
     let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
@@ -57,7 +59,8 @@ fn weighted(losses: &HeadLosses, terms: &HeadTerms<'_>) -> f64 {
     f64::from(terms.scale)
         * (f64::from(terms.hard_label) * sum(&losses.hard_label)
             + divergences.sum::<f64>()
-            + f64::from(LABEL_WEIGHT) * sum(&losses.label_loss))
+            + f64::from(LABEL_WEIGHT) * sum(&losses.label_loss)
+            + f64::from(HIDDEN_WEIGHT) * sum(&losses.hidden))
 }
 
 fn check(family: Family, tail: Tail, temperature: f32) {
@@ -186,5 +189,42 @@ fn a_loss_of_log_probabilities_does_not_depend_on_how_documents_are_grouped() {
         let mean = scored[document].iter().sum::<f32>() / part.len() as f32 + 1.0;
         let sum: f32 = trained.label_loss[part].iter().sum();
         assert!((sum - mean * mean).abs() < 1e-4 * sum, "{sum} against {}", mean * mean);
+    }
+}
+
+#[test]
+fn hidden_states_that_point_elsewhere_than_the_teachers() {
+    let teacher = lively(DecoderConfig { num_hidden_layers: 3, ..small(Family::Qwen2) }, 1, 38);
+    let (batch, targets) = supervised(Tail::None);
+    let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+    let pair = |teacher, student| LayerPair { teacher, student };
+    let pairs = [pair(0, 0), pair(2, 1), pair(1, 0)];
+    let hidden = Some(HiddenAlignment { pairs: &pairs, weight: HIDDEN_WEIGHT });
+    let targets = Targets { sparse: None, live, hidden, ..targets };
+    check_terms(Family::Qwen3, &batch, &targets, &[]);
+    let every_row = Targets { rows: (0..14).collect(), hard_labels: vec![3; 14], ..targets };
+    check_terms(Family::Llama, &batch, &every_row, &[]);
+}
+
+#[test]
+fn a_copy_of_the_teacher_points_where_it_points_in_training_and_validation() {
+    let teacher = lively(small(Family::Llama), 2, 39);
+    let (batch, targets) = supervised(Tail::None);
+    let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+    let pairs = [0, 1].map(|layer| LayerPair { teacher: layer, student: layer });
+    let hidden = Some(HiddenAlignment { pairs: &pairs, weight: HIDDEN_WEIGHT });
+    let targets = Targets { sparse: None, live, hidden, ..targets };
+    let losses = teacher.losses(&batch, &targets, &[]).hidden;
+    assert!(losses.len() == 7 && losses.iter().all(|loss| loss.abs() < 1e-6), "{losses:?}");
+    let other = lively(small(Family::Llama), 2, 40);
+    let validated = other.losses(&batch, &targets, &[]);
+    assert!(validated.hidden.iter().all(|loss| *loss > 0.1 && *loss < 2.0), "{:?}", validated.hidden);
+    let terms = HeadTerms { hard_label: 1.0, divergences: &[], scale: 1.0 };
+    for gradient_checkpointing in [false, true] {
+        let state = TrainState::new(other.clone()).with_gradient_checkpointing(gradient_checkpointing);
+        let mut state = state;
+        let trained = state.accumulate(&batch, &targets, &terms);
+        assert_eq!(trained.hidden, validated.hidden);
+        assert_eq!(trained.hard_label, validated.hard_label);
     }
 }
