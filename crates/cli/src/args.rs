@@ -185,6 +185,9 @@ pub(crate) struct Pull {
 pub(crate) struct Generate {
     /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
     pub(crate) model: String,
+    /// An adapter as PEFT writes it, to be laid over the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
     /// The text to continue
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: String,
@@ -211,6 +214,9 @@ pub(crate) struct Generate {
 pub(crate) struct Score {
     /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
     pub(crate) model: String,
+    /// An adapter as PEFT writes it, to be laid over the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
     /// The text; `-` for stdin
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -238,6 +244,9 @@ pub(crate) struct Convert {
     /// A path ending in `.gguf`, or the directory to write
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
+    /// An adapter as PEFT writes it, to be merged into the weights
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
     /// How weights are stored
     #[arg(long = "type", value_name = "TYPE", default_value = "f32")]
     pub(crate) store: StoreType,
@@ -331,6 +340,9 @@ pub(crate) struct BenchTrain {
     /// Compute activations a second time rather than keep them: less memory, more time
     #[arg(long)]
     pub(crate) gradient_checkpointing: bool,
+    /// Train a LoRA adapter of this rank beside all linear maps of the layers, not the weights
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) lora_r: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -16,7 +16,7 @@ const BYTES_PER_WORD: u64 = 280;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     /// Its tensors in the file, which are in memory too while it is read.
-    in_file: u64,
+    pub(crate) in_file: u64,
     pub(crate) held: u64,
     vocabulary: u64,
 }

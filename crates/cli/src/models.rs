@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stillroom_formats::{ModelFiles, Tokenizer};
+use stillroom_formats::{ModelFiles, PeftAdapter, Tokenizer};
 use stillroom_kernels::Device;
 use stillroom_model::{Decoder, WeightStorage};
 use stillroom_net::hub::{RepositoryId, check_revision, is_commit};
@@ -109,6 +109,33 @@ fn only_gguf(snapshot: &Path) -> Option<PathBuf> {
 /// Opens and loads a `MODEL`.
 pub(crate) fn load(named: &str, device: Arc<Device>) -> Result<Model> {
     load_files(ModelFiles::open(&locate(named)?)?, device)
+}
+
+/// [`load`], with the adapter of a directory.
+pub(crate) fn load_adapted(named: &str, adapter: Option<&str>, device: Arc<Device>) -> Result<Model> {
+    let Some(adapter) = adapter else { return load(named, device) };
+    let files = adapter_files(adapter)?;
+    let Model { decoder, tokenizer } = load(named, device)?;
+    Ok(Model { decoder: with_adapter(decoder, files)?, tokenizer })
+}
+
+/// Opens what `--adapter` names.
+pub(crate) fn adapter_files(named: &str) -> Result<PeftAdapter> {
+    let path = locate(named).map_err(|failure| failure.at("--adapter"))?;
+    PeftAdapter::open(&path).map_err(|error| Failure::from(error).at(path.display().to_string()))
+}
+
+/// The model with an adapter, which must have been made for one of its shape.
+pub(crate) fn with_adapter(decoder: Decoder, files: PeftAdapter) -> Result<Decoder> {
+    let PeftAdapter { config, base_model, tensors, path } = files;
+    decoder.with_adapter(config, tensors.as_ref()).map_err(|error| {
+        let its_own = base_model.map_or(String::new(), |base| format!(": it names `{base}`"));
+        let cause = format!("the adapter does not fit this model: {error}");
+        Failure::new(Exit::from(error.kind()), cause)
+            .code("wrong-adapter")
+            .at(path.display().to_string())
+            .fix(format!("take the model that it was made for{its_own}"))
+    })
 }
 
 pub(crate) fn load_files(files: ModelFiles, device: Arc<Device>) -> Result<Model> {

@@ -148,6 +148,30 @@ fn a_model_on_disk_needs_no_tokenizer_and_its_context_is_a_limit() {
 }
 
 #[test]
+fn an_adapter_has_optimiser_memory_for_itself_alone() {
+    let sizes = [&["train", "--batch", "3", "--sequence", "16", "--steps", "5"], SIZES].concat();
+    let all = figures(&sizes);
+    let adapter = figures(&[&sizes[..], &["--lora-r", "4"]].concat());
+    check(&adapter, "train", 48, 5);
+    assert_eq!((&all["lora_r"], &all["trained_parameters"]), (&Value::Null, &all["model"]["parameters"]));
+    // Of width 32: q and o of 32, k and v of 16, gate, up and down of 48.
+    let numbers = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48));
+    assert_eq!((&adapter["lora_r"], &adapter["trained_parameters"]), (&4.into(), &numbers.into()));
+    assert!(flops(&adapter) < flops(&all), "{adapter}");
+    assert!(number(&adapter, "last_loss") < number(&adapter, "first_loss"), "{adapter}");
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let sizes = ["train", "--hidden", "256", "--layers", "4", "--heads", "4", "--ffn", "704", "--steps", "1"];
+    let large = |more: &[&str]| figures(&[&sizes[..], &["--vocab", "24576", "--batch", "1"], more].concat());
+    let (all, adapter) = (large(&[]), large(&["--lora-r", "4"]));
+    let saved = number(&all, "peak_resident_bytes") - number(&adapter, "peak_resident_bytes");
+    let untrained = number(&all, "trained_parameters") - number(&adapter, "trained_parameters");
+    let ratio = saved / (12.0 * untrained);
+    assert!((0.85..1.15).contains(&ratio), "gradients and two moments of frozen weights: {ratio}");
+}
+
+#[test]
 fn the_memory_predicted_is_the_memory_measured() {
     if !cfg!(target_os = "linux") {
         return;
@@ -156,6 +180,7 @@ fn the_memory_predicted_is_the_memory_measured() {
     let sizes = ["--hidden", "256", "--layers", "4", "--heads", "4", "--ffn", "704", "--steps", "1"];
     for work in [
         &["train", "--vocab", "8192", "--batch", "2"][..],
+        &["train", "--vocab", "24576", "--batch", "2", "--lora-r", "16"],
         &["train", "--vocab", "24576", "--tied", "--batch", "2"],
         &["score", "--vocab", "24576", "--batch", "4"],
         &["decode", "--vocab", "24576", "--tied", "--batch", "24", "--tokens", "40"],

@@ -114,7 +114,7 @@ fn errors_name_cause_place_fix_and_next_command() {
         case("error-type", &["plan", "recipe.toml"], Some("[train]\n\nmax_steps = \"many\"\n"), 78),
         case("error-unknown-key", &["plan", "recipe.toml"], Some("[train]\nlearning_rat = 1e-3\n"), 78),
         case("error-unknown-table", &["plan", "recipe.toml"], Some("[training]\n"), 78),
-        case("error-not-yet", &["plan", "recipe.toml"], Some("[train]\nlora_r = 8\n"), 78),
+        case("error-not-yet", &["plan", "recipe.toml"], Some("[train]\noptim = \"x\"\n"), 78),
         case("error-escape", &["plan", "recipe.toml"], Some("\"\\u001b[31m\\u202ered\" = 1\n"), 78),
         case("error-no-student", &["run", "recipe.toml"], Some("[prompts]\npath = \"x\"\n"), 78),
         case("error-set-syntax", &["plan", "recipe.toml", "--set", "train"], Some(SMALL), 2),

@@ -5,7 +5,7 @@
 //! while it is read, and each thread's scratch memory (a few MB at most). Buffers stay with their decoder,
 //! so those of several decoders add up; the chunk of logits is the device's, and there once.
 
-use stillroom_formats::{DecoderConfig, Encoding};
+use stillroom_formats::{DecoderConfig, Encoding, LoraConfig, LoraTarget};
 use stillroom_kernels::{KvCache, PackedWeight, logits_chunk_rows};
 
 use crate::backward::TOKENS_PER_GROUP;
@@ -39,17 +39,36 @@ pub fn weight_bytes(
     layout.tensors.iter().map(of_tensor).sum()
 }
 
-/// Training on `batch` documents of `sequence` tokens each: weights, gradients and two moments,
-/// activations of a group of documents, a chunk of logits.
+/// Training on `batch` documents of `sequence` tokens each: the weights; gradients and two moments of what is
+/// trained, which is all of them or the adapter `lora`; activations of a group of documents, a chunk of logits.
 pub fn training_bytes(
     config: &DecoderConfig,
+    lora: Option<&LoraConfig>,
     batch: usize,
     sequence: usize,
     gradient_checkpointing: bool,
 ) -> u64 {
     let n = tokens_together(batch, sequence, TOKENS_PER_GROUP);
-    let activations = NUMBER * n as u64 * training_numbers_per_token(config, gradient_checkpointing);
-    4 * NUMBER * config.n_parameters() + activations + logits_bytes(config, n)
+    let of_weights = training_numbers_per_token(config, gradient_checkpointing);
+    let of_adapter = lora.map_or(0, |lora| adapter_numbers_per_token(config, lora));
+    let activations = NUMBER * n as u64 * (of_weights + of_adapter);
+    NUMBER * state_numbers(config, lora) + activations + logits_bytes(config, n)
+}
+
+/// Weights, and of what is trained gradients and two moments.
+fn state_numbers(config: &DecoderConfig, lora: Option<&LoraConfig>) -> u64 {
+    let n = config.n_parameters();
+    lora.map_or(4 * n, |lora| n + 4 * lora.n_parameters(config))
+}
+
+/// What a target of an adapter takes besides while it is computed: x·Aᵀ and its gradient, and the map's input
+/// with some of it dropped. Attention's output needs none for that: there is one for its supervised rows.
+fn adapter_numbers_per_token(config: &DecoderConfig, lora: &LoraConfig) -> u64 {
+    let adapts = |targets: &[LoraTarget]| targets.iter().any(|target| lora.target_modules.contains(target));
+    let Widths { d, f, .. } = Widths::of(config);
+    let of = |dropped: bool, width: u64| if dropped && lora.dropout > 0.0 { width } else { 0 };
+    let from_norms = [LoraTarget::Q, LoraTarget::K, LoraTarget::V, LoraTarget::Gate, LoraTarget::Up];
+    2 * lora.r as u64 + of(adapts(&from_norms), d) + of(adapts(&[LoraTarget::Down]), f)
 }
 
 /// What a live teacher takes beside its weights while a student trains, or is validated, on `batch` documents of
@@ -222,9 +241,18 @@ mod tests {
         for family in [Family::Llama, Family::Qwen3] {
             let config = config(family);
             let fresh = Decoder::random(Arc::new(Device::cpu(1)), config.clone(), 1);
+            let lora = |r, dropout| {
+                let target_modules = LoraTarget::ALL.to_vec();
+                Some(LoraConfig { r, alpha: 4.0, dropout, target_modules, use_rslora: false })
+            };
             for (documents, sequence) in [(5, 100), (3, 200), (1, 700)] {
-                for checkpointing in [false, true] {
-                    let mut state = TrainState::new(fresh.clone()).with_gradient_checkpointing(checkpointing);
+                let trained = [None, lora(4, 0.0), lora(40, 0.1)];
+                for (lora, checkpointing) in trained.iter().flat_map(|lora| [(lora, false), (lora, true)]) {
+                    let decoder = match lora {
+                        Some(lora) => fresh.clone().with_new_adapter(lora.clone(), 1).unwrap(),
+                        None => fresh.clone(),
+                    };
+                    let mut state = TrainState::new(decoder).with_gradient_checkpointing(checkpointing);
                     let batch = batch(documents, sequence);
                     let mut rows: Vec<u32> = (0..batch.n_tokens() as u32).collect();
                     rows.retain(|r| !(r + 1).is_multiple_of(sequence as u32));
@@ -235,9 +263,12 @@ mod tests {
                         state.step(&opt);
                     }
                     let n = tokens_together(documents, sequence, TOKENS_PER_GROUP);
-                    let apart = 16 * state.decoder().n_parameters() + logits_bytes(&config, n);
-                    let predicted = training_bytes(&config, documents, sequence, checkpointing) - apart;
-                    let what = format!("{family:?}, {documents} × {sequence}, {checkpointing}");
+                    let of_state = state.decoder().n_parameters() + 3 * state.decoder().n_trained();
+                    let of_adapter = lora.as_ref().map_or(0, |lora| lora.n_parameters(&config));
+                    let apart = NUMBER * (of_state + of_adapter) + logits_bytes(&config, n);
+                    let whole = training_bytes(&config, lora.as_ref(), documents, sequence, checkpointing);
+                    let predicted = whole - apart;
+                    let what = format!("{family:?}, {documents} × {sequence}, {checkpointing}, {lora:?}");
                     assert_predicts(&what, predicted, state.decoder());
                 }
                 let decoder = fresh.clone();

@@ -10,7 +10,7 @@ use stillroom_kernels::Device;
 
 use super::memory::Stages;
 use crate::failure::Result;
-use crate::recipe::{Control, Logits, PromptSource, Recipe, Source, WeightType};
+use crate::recipe::{Control, Logits, Lora, PromptSource, Recipe, Source, Student, WeightType};
 
 /// Share of the machine's FMA peak that each kind of work is taken to reach.
 const TRAIN_SHARE: f64 = 0.70;
@@ -67,7 +67,11 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     let sizes = sizes(recipe, source, &tokenizer)?;
     let peak = device.fma_peak();
     let teacher_config = teacher.as_ref().map(|files| &files.config);
-    let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &student)?;
+    let base = match &recipe.student {
+        Student::Pretrained { .. } => Some(super::train::base_files(recipe, source)?),
+        _ => None,
+    };
+    let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &student, base.as_ref())?;
     let stages = stages(recipe, &sizes, teacher_config, &student, peak, &memory);
     let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
     Ok(Estimate {
@@ -168,7 +172,9 @@ fn stages(
         }
     }
     let train = training_tokens(recipe, sizes);
-    let wall_s = seconds(3.0 * train * forward(student), TRAIN_SHARE);
+    // Frozen weights need no gradient of their own.
+    let passes = if recipe.train.lora.is_some() { 2.0 } else { 3.0 };
+    let wall_s = seconds(passes * train * forward(student), TRAIN_SHARE);
     // A live teacher reads all that the student reads, each time.
     let live = teacher.filter(|_| recipe.targets().is_some_and(Logits::is_live));
     let reading = live.map_or(0.0, |config| seconds(train * forward(config), SCORE_SHARE));
@@ -208,7 +214,9 @@ fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
 fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
     let weights = 4 * student.n_parameters();
     let n_models = 1 + 2 * recipe.evaluate.controls.len() as u64;
-    let checkpoints = 3 * weights * (recipe.train.save_total_limit as u64 + 1);
+    let lora = recipe.train.lora.as_ref().map(Lora::config);
+    let trained = lora.map_or(weights, |lora| 4 * lora.n_parameters(student));
+    let checkpoints = 3 * trained * (recipe.train.save_total_limit as u64 + 1);
     let of = |store: WeightType| match store {
         WeightType::F32 => weights,
         WeightType::F16 | WeightType::Bf16 => weights / 2,

@@ -21,7 +21,7 @@ pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
     let student_base = match &recipe.student {
         Student::FromScratch(_) => None,
         Student::FromLayers { path: None, .. } => teacher.clone(),
-        Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model } => {
+        Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model, .. } => {
             Some(subject(recipe, source, model.as_deref().unwrap_or(path), Some(path))?)
         }
     };

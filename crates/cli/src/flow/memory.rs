@@ -8,7 +8,7 @@ use super::estimate::Sizes;
 use super::{divergence, measure, teach};
 use crate::failure::Result;
 use crate::footprint::{PROGRAM_BYTES, Stored};
-use crate::recipe::{Logits, Recipe};
+use crate::recipe::{Logits, Lora, Recipe};
 
 /// Of a text's token: its id and mask, and its share of the strings that it stands in.
 const BYTES_PER_TOKEN: f64 = 24.0;
@@ -23,6 +23,7 @@ pub(super) struct Stages<'a> {
     sizes: &'a Sizes,
     teacher: Option<(&'a DecoderConfig, Stored)>,
     student: &'a DecoderConfig,
+    base_in_file: u64,
 }
 
 impl<'a> Stages<'a> {
@@ -31,12 +32,17 @@ impl<'a> Stages<'a> {
         sizes: &'a Sizes,
         teacher: Option<&'a ModelFiles>,
         student: &'a DecoderConfig,
+        base: Option<&ModelFiles>,
     ) -> Result<Stages<'a>> {
         let teacher = match teacher {
             Some(files) => Some((&files.config, Stored::of(&files.config, files.tensors.as_ref())?)),
             None => None,
         };
-        Ok(Stages { recipe, sizes, teacher, student })
+        let base_in_file = match base {
+            Some(files) => Stored::of(&files.config, files.tensors.as_ref())?.in_file,
+            None => 0,
+        };
+        Ok(Stages { recipe, sizes, teacher, student, base_in_file })
     }
 
     /// The teacher writes.
@@ -60,7 +66,10 @@ impl<'a> Stages<'a> {
         let learned = if from_distributions { self.distributions() } else { 0 };
         let recomputing = self.recipe.train.gradient_checkpointing;
         let (documents, tokens) = self.documents();
-        let own = training_bytes(self.student, documents, tokens, recomputing);
+        let lora = self.recipe.train.lora.as_ref().map(Lora::config);
+        let own = training_bytes(self.student, lora.as_ref(), documents, tokens, recomputing);
+        // The weights of a base model are in memory twice while they are read.
+        let own = own.max(4 * self.student.n_parameters() + self.base_in_file);
         let live = from_distributions && self.recipe.targets().is_some_and(Logits::is_live);
         let models = match self.teacher.filter(|_| live) {
             Some((teacher, stored)) => {

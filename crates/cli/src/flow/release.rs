@@ -12,8 +12,9 @@ use stillroom_model::Decoder;
 use stillroom_store::atomic_dir;
 
 use crate::failure::{Failure, Result};
-use crate::flow::train::weights_of;
+use crate::flow::train::{ADAPTER, weights_of};
 use crate::flow::{Flow, data, report};
+use crate::models::with_adapter;
 use crate::recipe::{Student, WeightType};
 
 pub(crate) const STAGE: &str = "release";
@@ -25,7 +26,11 @@ impl Flow {
         self.stage(STAGE, &settings, &["train", report::STAGE], &[FOLDER], |flow| {
             let files = ModelFiles::open(&flow.run.path(&weights_of(Contender::Student))?)?;
             let device = std::sync::Arc::clone(&flow.device);
-            let decoder = Decoder::load(device, files.config, files.tensors.as_ref())?;
+            let mut decoder = Decoder::load(device, files.config, files.tensors.as_ref())?;
+            if flow.recipe.train.lora.is_some() {
+                // Beside weights that have it merged, to be written alone.
+                decoder = with_adapter(decoder, flow.trained_adapter()?)?;
+            }
             let card = flow.card(decision, report);
             atomic_dir(&flow.run.release(), |dir| flow.write_release(dir, &decoder, &card))?;
             let record = flow.run_record(decision)?;
@@ -39,6 +44,7 @@ impl Flow {
         let release = &self.recipe.release;
         let config = decoder.config();
         write_hf_dir(dir, config, &mut decoder.tensors(), encoding(release.dtype), Some(&tokenizer))?;
+        self.write_adapter(&dir.join(ADAPTER), decoder, encoding(release.dtype))?;
         let metadata = [
             ("general.name".to_owned(), release.name.clone()),
             ("general.license".to_owned(), self.release_licence().to_lowercase()),
@@ -95,6 +101,13 @@ impl Flow {
             let meaning = decision.meanings.get(name).map_or("", String::as_str);
             let _ = writeln!(card, "- to be kept, `{name}`: {meaning}");
         }
+        if self.recipe.train.lora.is_some() {
+            let _ = writeln!(
+                card,
+                "\nThese weights have their LoRA adapter merged. `{ADAPTER}/` has it alone, as PEFT reads it:\n\
+                 `PeftModel.from_pretrained(base, \"{ADAPTER}\")`. `base` is what its `adapter_config.json` names."
+            );
+        }
         card.push_str("\n`provenance/manifest.json` lists the SHA-256 of everything it was made from; ");
         card.push_str("`stillroom verify` checks it.\n");
         card
@@ -116,7 +129,7 @@ impl Flow {
         let student_base = match &self.recipe.student {
             Student::FromScratch(_) => None,
             Student::FromLayers { path: None, .. } => teachers.first().cloned(),
-            Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model } => {
+            Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model, .. } => {
                 let digest = super::weights_digest(&self.source.resolve_path(path))?;
                 Some(record(Part::StudentBase, model.as_deref().unwrap_or(path), Some(digest)))
             }

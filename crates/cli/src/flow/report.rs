@@ -10,7 +10,7 @@ use stillroom_evaluate::{
     MachineFacts, Measurement, Pair, REPORT_VERSION, Report, Sample, SampleReply, StageTime, TensorChanges,
     accuracy_retained, compare, tensor_changes,
 };
-use stillroom_formats::parquet_rows;
+use stillroom_formats::{ModelFiles, NamedTensor, parquet_rows};
 use stillroom_governance::Decision;
 use stillroom_kernels::cpu_features;
 use stillroom_model::Decoder;
@@ -18,6 +18,7 @@ use stillroom_model::Decoder;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::train::{Training, training_of, weights_of};
 use crate::flow::{Flow, curate, data, divergence, logits, measure, own_text, teach};
+use crate::models::with_adapter;
 use crate::recipe::{Logits, PromptSource};
 
 pub(crate) const STAGE: &str = "report";
@@ -119,10 +120,36 @@ impl Flow {
     /// Every tensor before and after training.
     fn tensor_changes(&mut self) -> Result<TensorChanges> {
         let start = self.start()?.decoder;
-        let files = stillroom_formats::ModelFiles::open(&self.run.path(&weights_of(Contender::Student))?)?;
+        if start.adapter_config().is_some() {
+            return self.adapter_changes(start);
+        }
+        let files = ModelFiles::open(&self.run.path(&weights_of(Contender::Student))?)?;
         let trained =
             Decoder::load(std::sync::Arc::clone(&self.device), files.config, files.tensors.as_ref())?;
         Ok(tensor_changes(start.tensors(), trained.tensors(), &|_| true)?)
+    }
+
+    /// A and B of every target before and after training. The weights are frozen: what evaluation saw must be
+    /// the start with the trained adapter merged, bit for bit.
+    fn adapter_changes(&self, start: Decoder) -> Result<TensorChanges> {
+        let before: Vec<NamedTensor> = start.trained_tensors().collect();
+        let mut trained = with_adapter(start, self.trained_adapter()?)?;
+        let mut changes = tensor_changes(before.into_iter(), trained.trained_tensors(), &|_| true)?;
+        trained.merge();
+        let files = ModelFiles::open(&self.run.path(&weights_of(Contender::Student))?)?;
+        let device = std::sync::Arc::clone(&self.device);
+        let evaluated = Decoder::load(device, files.config, files.tensors.as_ref())?;
+        for (expected, found) in trained.tensors().zip(evaluated.tensors()) {
+            changes.frozen += 1;
+            let same = expected.data.iter().zip(&found.data).all(|(a, b)| a.to_bits() == b.to_bits());
+            if expected.name != found.name || !same {
+                let cause = format!("`{}` is not its start with the adapter merged", found.name);
+                return Err(Failure::new(Exit::BadData, cause)
+                    .at(files.path.display().to_string())
+                    .fix("remove its record in `stages/` and run the same command again"));
+            }
+        }
+        Ok(changes)
     }
 
     fn curves(&self) -> Result<Vec<Curve>> {

@@ -13,13 +13,20 @@ use stillroom_distill::{
     TrainEvent, TrainOutcome, TrainPoint, ValidationPoint, examples, remove_checkpoints,
 };
 use stillroom_evaluate::Contender;
-use stillroom_formats::{DecoderConfig, Encoding, Family, ModelFiles, RopeScaling, Tokenizer, write_hf_dir};
+use stillroom_formats::{
+    DecoderConfig, Encoding, Family, LoraConfig, LoraTarget, ModelFiles, PeftAdapter, RopeScaling, Tokenizer,
+    write_hf_dir, write_peft_dir,
+};
 use stillroom_model::Decoder;
+use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::{Flow, curate, data, logits};
-use crate::models::Model;
-use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student};
+use crate::models::{Model, with_adapter};
+use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter};
+
+/// Folder of a model that was trained by an adapter: the adapter alone, as PEFT reads it.
+pub(crate) const ADAPTER: &str = "adapter";
 
 /// An example, and what it is made of: sample `sample` for a prompt, or piece `sample` of a text.
 #[derive(Clone, Debug)]
@@ -100,7 +107,9 @@ impl Flow {
         // A run goes on with or without it: the bits are the same.
         let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
         let (student, seed) = (&self.recipe.student, self.recipe.train.seed);
-        let settings = json!([2, student, self.start_digest()?, seed, of_result, teacher]);
+        let mut settings = vec![json!(2), json!(student), self.start_digest()?, json!(seed)];
+        settings.extend([json!(of_result), json!(teacher)]);
+        settings.extend(self.recipe.train.lora.as_ref().map(|lora| json!(lora)));
         let stage = stage_of(contender);
         let mut after = match (&self.recipe.teacher, self.learns_text()) {
             (None, _) | (_, true) => vec![data::STAGE],
@@ -148,12 +157,15 @@ impl Flow {
             }
             other => other?,
         };
-        let loss = method(&config.losses, self.recipe.targets());
+        let mut loss = method(&config.losses, self.recipe.targets());
+        loss.push_str(&adapted(&outcome.decoder));
         let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
-        let decoder = &outcome.decoder;
+        let mut decoder = outcome.decoder;
         let dir = self.run.path(&weights_of(contender))?;
         stillroom_store::atomic_dir(&dir, |dir| {
+            self.write_adapter(&dir.join(ADAPTER), &decoder, Encoding::F32)?;
+            decoder.merge();
             let mut tensors = decoder.tensors();
             write_hf_dir(dir, decoder.config(), &mut tensors, Encoding::F32, Some(&tokenizer))
                 .map_err(Failure::from)
@@ -312,12 +324,49 @@ impl Flow {
                 base.keep_layers(layers)
                     .map_err(|e| Failure::from(e).at(self.source.place(&["student", "layers"])))?
             }
-            Student::Pretrained { .. } => {
+            Student::Pretrained { adapter, .. } => {
                 let files = self.base_files()?;
-                Decoder::load(device, files.config, files.tensors.as_ref())?
+                let base = Decoder::load(device, files.config, files.tensors.as_ref())?;
+                self.adapted(base, adapter.as_deref())?
             }
         };
         Ok(Model { decoder, tokenizer })
+    }
+
+    /// With the adapter that is trained, if one is: that of `path`, or a fresh one.
+    fn adapted(&self, base: Decoder, path: Option<&str>) -> Result<Decoder> {
+        let Some(lora) = &self.recipe.train.lora else { return Ok(base) };
+        match path {
+            Some(path) => {
+                let files = open_adapter(&self.source, path)?;
+                with_adapter(base, files).map_err(|e| e.at(self.source.place(&["student", "adapter"])))
+            }
+            None => Ok(base.with_new_adapter(lora.config(), self.recipe.train.seed)?),
+        }
+    }
+
+    /// Writes the adapter of a decoder as PEFT reads it, if it has one.
+    pub(crate) fn write_adapter(
+        &self,
+        dir: &std::path::Path,
+        decoder: &Decoder,
+        store: Encoding,
+    ) -> Result<()> {
+        let Some(config) = decoder.adapter_config() else { return Ok(()) };
+        let (base, mut tensors) = (self.base_name(), decoder.trained_tensors());
+        Ok(write_peft_dir(dir, config, base.as_deref(), decoder.config(), &mut tensors, store)?)
+    }
+
+    /// The adapter that the student was trained by.
+    pub(crate) fn trained_adapter(&self) -> Result<PeftAdapter> {
+        Ok(PeftAdapter::open(&self.run.path(&weights_of(Contender::Student))?.join(ADAPTER))?)
+    }
+
+    /// What PEFT loads an adapter's base by: its name on the hub, else its path.
+    fn base_name(&self) -> Option<String> {
+        let Student::Pretrained { model, path, .. } = &self.recipe.student else { return None };
+        let on_hub = model.as_ref().filter(|&model| model != path && RepositoryId::parse(model).is_ok());
+        Some(on_hub.cloned().unwrap_or_else(|| self.source.resolve_path(path).display().to_string()))
     }
 
     fn base_files(&self) -> Result<ModelFiles> {
@@ -338,7 +387,11 @@ impl Flow {
             }
             Student::FromLayers { .. } => Some(self.teacher_digest()?),
         };
-        Ok(json!([tokenizer, base]))
+        let mut digests = vec![json!(tokenizer), json!(base)];
+        if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
+            digests.push(json!(crate::flow::weights_digest(&self.source.resolve_path(path))?));
+        }
+        Ok(Value::Array(digests))
     }
 }
 
@@ -390,7 +443,7 @@ pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usiz
 }
 
 /// The model whose weights the student starts from.
-fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
+pub(super) fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
     match &recipe.student {
         Student::FromLayers { path: Some(path), .. } | Student::Pretrained { path, .. } => {
             Ok(ModelFiles::open(&source.resolve_path(path))?)
@@ -503,6 +556,22 @@ fn method(losses: &[LossTerm], targets: Option<Logits>) -> String {
         Some(Logits::RandomSampling { .. }) | None => String::new(),
     };
     format!("{}, nats per supervised token{of}", terms.join(" + "))
+}
+
+/// What of a model was trained, where that is an adapter.
+fn adapted(decoder: &Decoder) -> String {
+    let Some(LoraConfig { r, alpha, dropout, target_modules, use_rslora }) = decoder.adapter_config() else {
+        return String::new();
+    };
+    let names: Vec<&str> = target_modules.iter().map(|target| target.as_str()).collect();
+    let targets = match target_modules[..] == LoraTarget::ALL {
+        true => "all linear maps".to_owned(),
+        false => names.join(", "),
+    };
+    let stabilised = if *use_rslora { ", rank-stabilised" } else { "" };
+    let dropped = if *dropout > 0.0 { format!(", dropout {dropout}") } else { String::new() };
+    let (n, all) = (decoder.n_trained(), decoder.n_parameters());
+    format!("; LoRA r={r}, alpha={alpha}{stabilised}{dropped} on {targets}: {n} of {all} parameters trained")
 }
 
 fn training(outcome: &TrainOutcome, wall_s: f64, loss: String) -> Training {

@@ -4,6 +4,7 @@
 //! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
 //! directory keeps.
 
+mod lora;
 mod raw;
 mod resolve;
 mod source;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use stillroom_core::{Digest, Tail};
 use stillroom_distill::{LossTerm, TeacherTargets};
 
+pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use source::{Source, did_you_mean};
 
 use crate::failure::Result;
@@ -58,6 +60,9 @@ pub(crate) enum Student {
         #[serde(skip_serializing_if = "Option::is_none")]
         model: Option<String>,
         path: String,
+        /// A directory as PEFT writes it: training goes on with this adapter.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        adapter: Option<String>,
     },
 }
 
@@ -227,6 +232,9 @@ pub(crate) struct Train {
     pub(crate) eval_steps: u64,
     pub(crate) logging_steps: u64,
     pub(crate) save_total_limit: usize,
+    /// Low-rank matrices are trained in place of the weights.
+    #[serde(flatten)]
+    pub(crate) lora: Option<Lora>,
     pub(crate) loss_functions: Vec<LossTerm>,
 }
 

@@ -26,6 +26,7 @@ pub(super) struct RawStudent {
     pub(super) kind: Option<String>,
     pub(super) model: Option<String>,
     pub(super) path: Option<String>,
+    pub(super) adapter: Option<String>,
     pub(super) layers: Option<Vec<usize>>,
     pub(super) tokenizer: Option<String>,
     pub(super) architecture: Option<String>,
@@ -135,11 +136,27 @@ pub(super) struct RawTrain {
     pub(super) adam_beta2: Option<f64>,
     pub(super) adam_epsilon: Option<f64>,
     pub(super) max_grad_norm: Option<f64>,
+    pub(super) lora_r: Option<usize>,
+    pub(super) lora_alpha: Option<f64>,
+    pub(super) lora_dropout: Option<f64>,
+    pub(super) lora_target_modules: Option<RawNames>,
+    pub(super) use_rslora: Option<bool>,
     pub(super) loss_functions: Option<Vec<RawLoss>>,
     pub(super) save_steps: Option<u64>,
     pub(super) eval_steps: Option<u64>,
     pub(super) logging_steps: Option<u64>,
     pub(super) save_total_limit: Option<usize>,
+}
+
+/// One name, or a list of them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "it is `\"all-linear\"`, or a list of names such as `[\"q_proj\", \"v_proj\"]`"
+)]
+pub(super) enum RawNames {
+    One(String),
+    Many(Vec<String>),
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -30,7 +30,9 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let curate = raw.curate.unwrap_or_default();
     let curate =
         Curate { verify: curate.verify.unwrap_or(true), decontaminate: curate.decontaminate.unwrap_or(true) };
-    let train = train(&at, raw.train.unwrap_or_default(), teacher.as_ref(), seed)?;
+    let raw_train = raw.train.unwrap_or_default();
+    let lora = lora::lora(&at, &raw_train, &student)?;
+    let train = Train { lora, ..train(&at, raw_train, teacher.as_ref(), seed)? };
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
     let release = release(&at, raw.release.unwrap_or_default(), &name)?;
@@ -38,12 +40,12 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     Ok(Recipe { name, seed, output_dir, student, teacher, prompts, curate, train, evaluate, policy, release })
 }
 
-struct Checker<'a> {
-    source: &'a Source,
+pub(super) struct Checker<'a> {
+    pub(super) source: &'a Source,
 }
 
 impl Checker<'_> {
-    fn bad(&self, keys: &[&str], cause: impl Into<String>) -> Failure {
+    pub(super) fn bad(&self, keys: &[&str], cause: impl Into<String>) -> Failure {
         self.source.bad(keys, cause)
     }
 
@@ -56,7 +58,7 @@ impl Checker<'_> {
     }
 
     /// A whole number within bounds.
-    fn count(&self, keys: &[&str], value: usize, range: RangeInclusive<usize>) -> Result<usize> {
+    pub(super) fn count(&self, keys: &[&str], value: usize, range: RangeInclusive<usize>) -> Result<usize> {
         if range.contains(&value) {
             return Ok(value);
         }
@@ -65,7 +67,7 @@ impl Checker<'_> {
         Err(self.bad(keys, cause).fix("choose a value within these bounds"))
     }
 
-    fn number(&self, keys: &[&str], value: f64, range: RangeInclusive<f64>) -> Result<f64> {
+    pub(super) fn number(&self, keys: &[&str], value: f64, range: RangeInclusive<f64>) -> Result<f64> {
         if range.contains(&value) {
             return Ok(value);
         }
@@ -93,7 +95,12 @@ impl Checker<'_> {
             .fix("use letters, digits, `-`, `_` and `.`, at most 96 of them"))
     }
 
-    fn choose<T: Copy>(&self, keys: &[&str], given: &str, known: &[(&'static str, T)]) -> Result<T> {
+    pub(super) fn choose<T: Copy>(
+        &self,
+        keys: &[&str],
+        given: &str,
+        known: &[(&'static str, T)],
+    ) -> Result<T> {
         if let Some((_, value)) = known.iter().find(|(name, _)| *name == given) {
             return Ok(*value);
         }
@@ -146,6 +153,12 @@ fn student(at: &Checker<'_>, raw: Option<RawStudent>, teacher: Option<&Teacher>)
         [("from_scratch", Kind::Scratch), ("from_layers", Kind::Layers), ("pretrained", Kind::Pretrained)];
     let kind = at.choose(&["student", "kind"], &kind, &known)?;
     let path = at.path(&["student", "path"], raw.path.clone())?;
+    let adapter = at.path(&["student", "adapter"], raw.adapter.clone())?;
+    if adapter.is_some() && kind != Kind::Pretrained {
+        return Err(at
+            .bad(&["student", "adapter"], "an adapter belongs to all layers of the model it was made for")
+            .fix("write `kind = \"pretrained\"` with the `path` of that model, or remove `adapter`"));
+    }
     if kind == Kind::Scratch {
         return Ok(Student::FromScratch(shape(at, raw, teacher)?));
     }
@@ -156,7 +169,8 @@ fn student(at: &Checker<'_>, raw: Option<RawStudent>, teacher: Option<&Teacher>)
     }
     if kind == Kind::Pretrained {
         let fix = "name a local directory or `.gguf` file";
-        return Ok(Student::Pretrained { model: raw.model, path: at.need(&["student", "path"], path, fix)? });
+        let path = at.need(&["student", "path"], path, fix)?;
+        return Ok(Student::Pretrained { model: raw.model, path, adapter });
     }
     let fix = "name the layers to keep, for example `layers = [0, 1, 28, 29]`";
     let layers = at.need(&["student", "layers"], raw.layers, fix)?;
@@ -422,6 +436,7 @@ fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) 
         eval_steps: steps("eval_steps", raw.eval_steps, 100)?,
         logging_steps: steps("logging_steps", raw.logging_steps, 10)?,
         save_total_limit: at.count(&key("save_total_limit"), raw.save_total_limit.unwrap_or(2), 1..=1000)?,
+        lora: None,
         loss_functions: losses(at, raw.loss_functions, teacher)?,
     })
 }

@@ -18,17 +18,8 @@ pub(super) const DEPTH_MAX: usize = 16;
 const LIKENESS_MIN: f64 = 0.8;
 
 /// Keys that people know from other tools and that this version does not have.
-const NOT_YET: &[&str] = &[
-    "bf16",
-    "engine",
-    "lmbda",
-    "lora_alpha",
-    "lora_r",
-    "on_policy_fraction",
-    "optim",
-    "push_to_hub",
-    "report_to",
-];
+const NOT_YET: &[&str] =
+    &["bf16", "engine", "lmbda", "on_policy_fraction", "optim", "push_to_hub", "report_to"];
 
 /// Keys of a loss that other tools keep beside the learning rate.
 const OF_A_LOSS: &[&str] = &["alpha", "beta", "jsd_teacher_weight"];
@@ -356,8 +347,10 @@ mod tests {
         let shown =
             read("", &["train.loss_functions=[{ weight = { from = 1 } }]"]).err().unwrap().to_string();
         assert!(shown.contains("a weight is a number, or"), "{shown}");
-        let shown = read("", &["train.lora_r=8"]).err().unwrap().to_string();
-        assert!(shown.starts_with("error[not-supported-yet]: `train.lora_r`"), "{shown}");
+        let shown = read("", &["release.push_to_hub=true"]).err().unwrap().to_string();
+        assert!(shown.starts_with("error[not-supported-yet]: `release.push_to_hub`"), "{shown}");
+        let shown = read("", &["train.lora_target_linear=true"]).err().unwrap().to_string();
+        assert!(shown.contains("did you mean `lora_target_modules`?"), "{shown}");
     }
 
     #[test]

@@ -24,8 +24,12 @@ pub(super) fn convert(args: &Convert) -> Result<ExitCode> {
     let tokenizer = files.tokenizer;
     // Through the decoder: whatever it loads is complete and of the right shapes.
     let device = models::device(&Machine { threads: None });
-    let decoder = Decoder::load(device, files.config, files.tensors.as_ref())
+    let mut decoder = Decoder::load(device, files.config, files.tensors.as_ref())
         .map_err(|e| Failure::from(e).at(path.display().to_string()))?;
+    if let Some(adapter) = &args.adapter {
+        decoder = models::with_adapter(decoder, models::adapter_files(adapter)?)?;
+        decoder.merge();
+    }
     let mut tensors = decoder.tensors();
     let store = encoding(args.store);
     let tensors: &mut dyn Iterator<Item = NamedTensor> = &mut tensors;

@@ -11,7 +11,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::{models, terminal};
 
 pub(super) fn generate(args: &Generate) -> Result<ExitCode> {
-    let model = models::load(&args.model, models::device(&args.machine))?;
+    let model = models::load_adapted(&args.model, args.adapter.as_deref(), models::device(&args.machine))?;
     let prompt_ids = if args.chat {
         model.tokenizer.encode_chat(&[Message::new(Role::User, args.prompt.as_str())], true)?
     } else {

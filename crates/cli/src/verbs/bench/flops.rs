@@ -6,7 +6,7 @@
 //! output (D·A), gate and up (2·F·D) and down (D·F); then the head (V·D), tied or not. Looking up an embedding
 //! is no product. Attention takes two products, with keys and with values: a row at position t has 4·A·(t + 1).
 
-use stillroom_formats::DecoderConfig;
+use stillroom_formats::{DecoderConfig, LoraConfig, LoraTarget};
 
 /// Numbers in the weights that rows are multiplied by.
 struct Products {
@@ -38,11 +38,17 @@ impl Products {
     ///
     /// Σ 2·P·rows over the products + L·4·A·Σ (t + 1).
     fn forward(&self, positions: std::ops::Range<usize>, wanted: usize) -> u64 {
-        let (rows, wanted) = (positions.len() as f64, wanted as f64);
+        (self.of_weights(positions.len(), wanted) + self.of_attention(positions)) as u64
+    }
+
+    fn of_weights(&self, rows: usize, wanted: usize) -> f64 {
+        let layers = rows as f64 * (self.layers * self.qkv + (self.layers - 1.0) * self.after_attention);
+        2.0 * (layers + wanted as f64 * (self.after_attention + self.head))
+    }
+
+    fn of_attention(&self, positions: std::ops::Range<usize>) -> f64 {
         let keys = positions.map(|t| t as f64 + 1.0).sum::<f64>();
-        let layers = rows * (self.layers * self.qkv + (self.layers - 1.0) * self.after_attention);
-        let last = wanted * (self.after_attention + self.head);
-        (2.0 * (layers + last) + self.layers * 4.0 * self.attention_width * keys) as u64
+        self.layers * 4.0 * self.attention_width * keys
     }
 }
 
@@ -51,6 +57,30 @@ impl Products {
 /// 6·(numbers in products)·tokens + 3·attention.
 pub(super) fn train(config: &DecoderConfig, batch: usize, sequence: usize, supervised: usize) -> u64 {
     (3 * batch as u64).saturating_mul(Products::of(config).forward(0..sequence, supervised))
+}
+
+/// One training step of an adapter: frozen weights are multiplied by once forward and once for the gradient of
+/// the rows; attention, A and B come as often as in [`train`]. A and B of a target take 2·r·(inputs + outputs)
+/// per row.
+pub(super) fn train_adapter(
+    config: &DecoderConfig,
+    lora: &LoraConfig,
+    batch: usize,
+    sequence: usize,
+    supervised: usize,
+) -> u64 {
+    let products = Products::of(config);
+    let of_adapter = |target: &LoraTarget| {
+        let [outputs, inputs] = target.shape(config);
+        let before_attention = matches!(target, LoraTarget::Q | LoraTarget::K | LoraTarget::V);
+        let in_last = if before_attention { sequence } else { supervised };
+        let rows = (config.num_hidden_layers - 1) * sequence + in_last;
+        (2 * lora.r * (inputs + outputs) * rows) as f64
+    };
+    let of_adapter = lora.target_modules.iter().map(of_adapter).sum::<f64>();
+    let of_weights = products.of_weights(sequence, supervised);
+    let one = 2.0 * of_weights + 3.0 * (products.of_attention(0..sequence) + of_adapter);
+    (batch as u64).saturating_mul(one as u64)
 }
 
 /// Log-probabilities after each token of `batch` sequences: the forward pass with logits of every row.
@@ -86,6 +116,28 @@ mod tests {
             assert_eq!(train(&config, 3, 5, 5), 3 * (6 * in_products(&config) * 5 + attention));
             assert_eq!(3 * score(&config, 3, 5), train(&config, 3, 5, 5));
         }
+    }
+
+    #[test]
+    fn an_adapter_is_counted_in_place_of_the_weights_own_gradients() {
+        let config = tiny();
+        let lora = |target_modules: &[LoraTarget]| {
+            let target_modules = target_modules.to_vec();
+            LoraConfig { r: 3, alpha: 6.0, dropout: 0.0, target_modules, use_rslora: false }
+        };
+        let whole = train(&config, 1, 5, 5);
+        let with = |targets: &[LoraTarget]| train_adapter(&config, &lora(targets), 1, 5, 5);
+        // In two layers k maps 16 numbers to 8, and down 24 to 16.
+        let per_row = 3 * 2 * 2 * 3 * (16 + 8 + 24 + 16);
+        let saved = 2 * in_products(&config) * 5;
+        assert_eq!(with(&[LoraTarget::K, LoraTarget::Down]), whole - saved + 5 * per_row);
+        let all = lora(&LoraTarget::ALL);
+        let numbers = all.n_parameters(&config);
+        assert_eq!(train_adapter(&config, &all, 2, 5, 5), 2 * (whole - saved + 6 * numbers * 5));
+        let masked = |targets: &[LoraTarget]| train_adapter(&config, &lora(targets), 1, 5, 2);
+        let k = with(&[LoraTarget::K]) - masked(&[LoraTarget::K]);
+        let down = with(&[LoraTarget::Down]) - masked(&[LoraTarget::Down]);
+        assert_eq!(down - k, 3 * 3 * 2 * 3 * (24 + 16), "in the last layer, down is computed for two rows");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod work;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use stillroom_formats::{DecoderConfig, Encoding, Family, ModelFiles, RopeScaling};
+use stillroom_formats::{DecoderConfig, Encoding, Family, LoraConfig, LoraTarget, ModelFiles, RopeScaling};
 use stillroom_kernels::Device;
 use stillroom_model::memory::{generation_bytes, scoring_bytes, training_bytes, weight_bytes};
 use stillroom_model::{Decoder, TrainState, WeightStorage};
@@ -62,16 +62,30 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
     // At least one position of each sequence is left to learn from.
     let masked = ((args.masked * sequence as f64).round() as usize).min(sequence - 1);
     let sizes = Sizes { batch, sequence, steps: args.setting.steps };
-    let predicted = training_bytes(&config, batch, sequence, args.gradient_checkpointing);
-    let state = TrainState::new(model.load(device, WeightStorage::F32)?)
-        .with_gradient_checkpointing(args.gradient_checkpointing);
+    let lora = args.lora_r.map(|r| {
+        let target_modules = LoraTarget::ALL.to_vec();
+        LoraConfig { r, alpha: 2.0 * r as f64, dropout: 0.0, target_modules, use_rslora: false }
+    });
+    let recomputing = args.gradient_checkpointing;
+    let predicted = training_bytes(&config, lora.as_ref(), batch, sequence, recomputing);
+    // While they are read, weights are in memory as they are in the file too.
+    let predicted = predicted.max(4 * config.n_parameters() + model.bytes_in_file()?);
+    let mut decoder = model.load(device, WeightStorage::F32)?;
+    if let Some(lora) = &lora {
+        decoder = decoder.with_new_adapter(lora.clone(), SEED)?;
+    }
+    let trained_parameters = decoder.n_trained();
+    let state = TrainState::new(decoder).with_gradient_checkpointing(recomputing);
     let trained = work::train(state, sizes, masked, supervision)?;
     let loss = match supervision {
         Supervision::HardLabels => "ce",
         Supervision::Sparse { .. } => "sparse_kd",
     };
     Ok(Outcome {
-        algorithmic_flops_per_step: flops::train(&config, batch, sequence, sequence - masked),
+        algorithmic_flops_per_step: match &lora {
+            Some(lora) => flops::train_adapter(&config, lora, batch, sequence, sequence - masked),
+            None => flops::train(&config, batch, sequence, sequence - masked),
+        },
         predicted_resident_bytes: PROGRAM_BYTES + predicted,
         config,
         sequence,
@@ -79,6 +93,8 @@ fn train(args: &BenchTrain, device: Arc<Device>) -> Result<Outcome> {
         timed: trained.timed,
         detail: Detail::Train {
             loss,
+            lora_r: args.lora_r,
+            trained_parameters,
             supervised_tokens_per_step: batch * (sequence - masked),
             first_loss: trained.first_loss,
             last_loss: trained.last_loss,
@@ -203,6 +219,14 @@ impl Model {
         match self {
             Model::Random(config) => config,
             Model::OnDisk(files) => &files.config,
+        }
+    }
+
+    /// None for a random model.
+    fn bytes_in_file(&self) -> Result<u64> {
+        match self {
+            Model::Random(_) => Ok(0),
+            Model::OnDisk(files) => Ok(Stored::of(&files.config, files.tensors.as_ref())?.in_file),
         }
     }
 

@@ -34,6 +34,9 @@ pub(super) struct Outcome {
 pub(super) enum Detail {
     Train {
         loss: &'static str,
+        /// Rank of the adapter that is trained in place of the weights.
+        lora_r: Option<usize>,
+        trained_parameters: u64,
         supervised_tokens_per_step: usize,
         /// Mean per supervised token in nats, before the first step of all (a warm-up) and at the last.
         first_loss: f64,
@@ -201,8 +204,9 @@ impl<'a> Report<'a> {
     fn work_in_words(&self) -> String {
         let tokens = format!("{} × {} tokens", self.batch, self.sequence);
         match *self.detail {
-            Detail::Train { loss, supervised_tokens_per_step, .. } => {
-                format!("train with {loss}, {tokens} a step, {supervised_tokens_per_step} supervised")
+            Detail::Train { loss, lora_r, supervised_tokens_per_step, .. } => {
+                let what = lora_r.map_or(String::new(), |r| format!(" an adapter of rank {r}"));
+                format!("train{what} with {loss}, {tokens} a step, {supervised_tokens_per_step} supervised")
             }
             Detail::Score { .. } => format!("score, {tokens} a step"),
             Detail::Decode { prompt_tokens, temperature, .. } => {
