@@ -1,14 +1,77 @@
 //! From rows of documents to what the model takes.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-use stillroom_model::{Batch, HeadLosses, LiveTeacher, SparseBatch, Targets, WeightedLabelLoss};
+use stillroom_model::{Batch, HeadLosses, LabelLoss, LiveTeacher, SparseBatch, Targets, WeightedLabelLoss};
 
 use crate::TrainConfig;
 use crate::alm::ApproximateLikelihood;
-use crate::feed::Document;
-use crate::losses::{Place, StepWeights};
+use crate::feed::{Document, pack_rows};
+use crate::losses::{Place, StepWeights, Text};
+use crate::rollouts::Rollout;
+use crate::sampled::SampledReverseKl;
+
+/// Documents to learn from, or to be judged by, and how they lie in rows.
+pub(crate) struct Texts<'d> {
+    pub(crate) documents: &'d [Document<'d>],
+    /// Indices of documents.
+    pub(crate) rows: Vec<Vec<u32>>,
+    /// Where the student wrote them: `documents[i]` is `own[i]` behind its prompt.
+    pub(crate) own: Option<&'d [Rollout]>,
+}
+
+impl<'d> Texts<'d> {
+    /// Rollouts, in their order.
+    pub(crate) fn written(
+        documents: &'d [Document<'d>],
+        own: &'d [Rollout],
+        config: &TrainConfig,
+    ) -> Texts<'d> {
+        let order: Vec<u32> = (0..documents.len() as u32).collect();
+        Texts { documents, rows: pack_rows(documents, &order, config), own: Some(own) }
+    }
+
+    pub(crate) fn kind(&self) -> Text {
+        if self.own.is_some() { Text::Own } else { Text::Given }
+    }
+
+    /// Tokens, and supervised ones among them.
+    pub(crate) fn n_tokens(&self) -> (u64, u64) {
+        let documents = self.rows.iter().flatten().map(|&i| self.documents[i as usize]);
+        documents.fold((0, 0), |(n, supervised), d| (n + d.length as u64, supervised + d.n_supervised as u64))
+    }
+
+    /// Calls `learn` with each micro-batch, and sums what it says.
+    pub(crate) fn each_batch(
+        &self,
+        config: &TrainConfig,
+        live: Option<LiveTeacher<'_>>,
+        weights: &StepWeights,
+        mut learn: impl FnMut(&Batch, &Targets<'_>, &mut LossSums),
+    ) -> LossSums {
+        let mut sums = LossSums::default();
+        for rows in self.rows.chunks(config.per_device_train_batch_size) {
+            let loss = self.label_loss(rows, config);
+            let loss = loss.as_deref().map(|loss| weights.of_labels(loss));
+            let (batch, targets) = micro_batch(self.documents, rows, config, live, loss);
+            learn(&batch, &targets, &mut sums);
+        }
+        sums
+    }
+
+    /// The loss of the labels' log-probabilities of a micro-batch.
+    fn label_loss(&self, rows: &[Vec<u32>], config: &TrainConfig) -> Option<Box<dyn LabelLoss>> {
+        let Some(own) = self.own else {
+            return label_loss(self.documents, rows, config).map(|alm| Box::new(alm) as Box<dyn LabelLoss>);
+        };
+        if !config.computed_losses().need_own_text() {
+            return None;
+        }
+        let rollouts = || rows.iter().flatten().map(|&i| &own[i as usize]);
+        let teacher = rollouts().flat_map(|rollout| rollout.teacher.iter().copied()).collect();
+        let drawn = rollouts().flat_map(|rollout| rollout.drawn.iter().copied()).collect();
+        Some(Box::new(SampledReverseKl { teacher, drawn }))
+    }
+}
 
 /// Packed documents of one micro-batch with their targets.
 ///
@@ -23,7 +86,7 @@ pub(crate) fn micro_batch<'t>(
     label_loss: Option<WeightedLabelLoss<'t>>,
 ) -> (Batch, Targets<'t>) {
     let mut batch = Batch::default();
-    let taught = config.needs_teacher();
+    let taught = config.needs_distributions();
     let mut targets = Targets { live: live.filter(|_| taught), label_loss, ..Targets::default() };
     let mut sparse = (taught && live.is_none()).then(|| SparseBatch::new(config.tail));
     for &document in rows.iter().flatten() {
@@ -43,7 +106,7 @@ pub(crate) fn micro_batch<'t>(
 }
 
 /// The loss of the labels' log-probabilities that goes with a micro-batch of the same documents.
-pub(crate) fn label_loss(
+fn label_loss(
     documents: &[Document<'_>],
     rows: &[Vec<u32>],
     config: &TrainConfig,
@@ -107,11 +170,6 @@ impl LossSums {
 
     pub(crate) fn per_token(&self, sum: f64) -> f64 {
         sum / (self.n as f64).max(1.0)
-    }
-
-    /// Means per supervised token of each divergence, under its name; none without any.
-    pub(crate) fn by_name<'a>(&self, names: impl Iterator<Item = &'a str>) -> BTreeMap<String, f64> {
-        names.zip(&self.divergences).map(|(name, &sum)| (name.to_owned(), self.per_token(sum))).collect()
     }
 }
 

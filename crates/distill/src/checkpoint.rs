@@ -17,7 +17,8 @@ use stillroom_model::{Decoder, TrainState};
 use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_dir};
 
 use crate::batches::LossSums;
-use crate::{DistillError, Example, Result, TrainConfig, TrainPoint, ValidationPoint};
+use crate::rollouts::RolloutState;
+use crate::{DistillError, Material, Result, TrainConfig, TrainPoint, ValidationPoint};
 
 /// Version of `state.json`. 2: any list of losses.
 const FORMAT: u32 = 2;
@@ -50,15 +51,18 @@ impl Identity {
     pub(crate) fn new(
         start: &Decoder,
         teacher: Option<&Decoder>,
-        examples: &[Example],
-        validation: &[Example],
+        material: Material<'_>,
         config: &TrainConfig,
     ) -> Identity {
         let with_sparse = config.needs_teacher() && teacher.is_none();
         let mut digester = Digester::new();
-        for set in [examples, validation] {
+        for set in [material.examples, material.validation] {
             digester.update(&(set.len() as u64).to_le_bytes());
             set.iter().for_each(|example| example.digest_into(&mut digester, with_sparse));
+        }
+        for set in material.prompts.iter().flat_map(|prompts| [prompts.train, prompts.validation]) {
+            digester.update(&(set.len() as u64).to_le_bytes());
+            set.iter().for_each(|prompt| prompt.digest_into(&mut digester));
         }
         Identity {
             settings: config.digest(),
@@ -100,8 +104,10 @@ pub(crate) struct Progress {
     pub(crate) tokens: u64,
     pub(crate) supervised_tokens: u64,
     pub(crate) best: Option<Best>,
-    /// Losses since the last logged point.
+    /// Losses since the last logged point, those of on-policy steps aside.
     pub(crate) window: LossSums,
+    #[serde(default, skip_serializing_if = "RolloutState::is_empty")]
+    pub(crate) rollouts: RolloutState,
     pub(crate) window_clipped: u64,
     pub(crate) curve: Vec<TrainPoint>,
     pub(crate) validation: Vec<ValidationPoint>,

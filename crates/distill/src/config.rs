@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Tail};
 use stillroom_model::AdamW;
 
-use crate::losses::{LossFunction, LossTerm, Losses, TeacherTargets, check_losses};
-use crate::{DistillError, Result};
+use crate::losses::{LossFunction, LossTerm, Losses, TeacherTargets, Text, check_losses};
+use crate::{DistillError, OnPolicy, Result};
 
 /// Epochs accepted at most.
 const EPOCHS_MAX: f64 = 100_000.0;
@@ -92,6 +92,9 @@ pub struct TrainConfig {
     // Left out where it is off: digests of settings from before it existed stay what they were.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
+    /// How the student writes texts to learn from; where it does not, all are given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_policy: Option<OnPolicy>,
 }
 
 impl Default for TrainConfig {
@@ -122,6 +125,7 @@ impl Default for TrainConfig {
             logging_steps: 10,
             save_total_limit: 2,
             gradient_checkpointing: false,
+            on_policy: None,
         }
     }
 }
@@ -166,10 +170,11 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// Refuses losses that these targets cannot give.
+    /// Refuses losses that these targets cannot give, or not of the texts that there are.
     pub(crate) fn validate_losses(&self, live: bool) -> Result<()> {
         let targets = if live { TeacherTargets::Live } else { TeacherTargets::Cached(self.tail) };
-        check_losses(&self.losses, targets)
+        check_losses(&self.losses, targets)?;
+        check_on_policy(&self.losses, self.on_policy.as_ref(), live)
     }
 
     /// Digest of the settings that the trained weights and their choice depend on. How often is saved or
@@ -189,9 +194,14 @@ impl TrainConfig {
         Digest::of(&text)
     }
 
-    /// Whether a loss is trained on that compares the student's distributions with a teacher's.
+    /// Whether a loss is trained on that takes what a teacher, with the student's tokenizer, says of the texts.
     pub fn needs_teacher(&self) -> bool {
         self.computed_losses().need_teacher()
+    }
+
+    /// Whether a loss is trained on that compares the student's distributions with a teacher's.
+    pub fn needs_distributions(&self) -> bool {
+        self.computed_losses().need_distributions()
     }
 
     /// Whether a loss is trained on that needs a teacher's likelihood of pieces of the text.
@@ -219,6 +229,56 @@ impl TrainConfig {
             max_grad_norm: self.max_grad_norm as f32,
         }
     }
+}
+
+/// Refuses losses that do not go with `on_policy`, `None` for off-policy training: one that only the student's own text
+/// has, without any; texts that no loss learns from; and rollouts without a live teacher to read them.
+///
+/// ```
+/// use stillroom_distill::{LossFunction, LossTerm, OnPolicy, check_on_policy};
+/// let (sampled, reverse_kl) = (LossFunction::SampledReverseKl, LossFunction::ReverseKl);
+/// let (sampled, reverse_kl) = (LossTerm::new(sampled), LossTerm::new(reverse_kl));
+/// let always = OnPolicy::default();
+/// assert!(check_on_policy(&[sampled], Some(&always), true).is_ok());
+/// assert!(check_on_policy(&[sampled], None, true).is_err());
+/// let half = OnPolicy { on_policy_fraction: 0.5, ..always };
+/// assert!(check_on_policy(&[sampled], Some(&half), true).is_err());
+/// assert!(check_on_policy(&[sampled, reverse_kl], Some(&half), true).is_ok());
+/// ```
+pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, live: bool) -> Result<()> {
+    let computed = Losses::of(losses);
+    let refuse = |key, value: String, rule| Err(DistillError::Config { key, value, rule });
+    let sampled = || LossFunction::SampledReverseKl.name().to_owned();
+    let Some(on_policy) = on_policy else {
+        if computed.need_own_text() {
+            let rule = "it learns from the student's own text; set `on_policy_fraction`";
+            return refuse("losses", sampled(), rule);
+        }
+        return Ok(());
+    };
+    on_policy.validate()?;
+    let fraction = on_policy.on_policy_fraction.to_string();
+    if !live {
+        let rule = "the student's own text needs a live teacher to read it";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if !computed.learn_from(Text::Own) {
+        let rule = "no loss learns from the student's own text at the last step; hard labels never do";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if !on_policy.always() && !computed.learn_from(Text::Given) {
+        let rule = "below 1 it leaves steps on given text, from which no loss learns at the last step";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if computed.alm_temperature().is_some() {
+        let rule = "`alm` knows chunks of given texts only";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if computed.need_own_text() && !on_policy.draws_plainly() {
+        let rule = "it is right only for tokens drawn at `rollout_temperature` 1 and `rollout_top_p` 1";
+        return refuse("losses", sampled(), rule);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

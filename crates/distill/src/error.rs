@@ -24,6 +24,9 @@ pub enum DistillError {
     Example { id: String, what: String },
     #[error("example `{id}` has {n_tokens} tokens, a row holds {max_length}")]
     TooLong { id: String, n_tokens: usize, max_length: usize },
+    /// A prompt that leaves no room for what the student may write.
+    #[error("prompt `{id}` has {n_tokens} tokens; {max_new_tokens} more do not fit into {max_length}")]
+    PromptTooLong { id: String, n_tokens: usize, max_new_tokens: usize, max_length: usize },
     /// A loss that needs the teacher's distributions, and an example without.
     #[error("example `{id}` has no teacher distributions, which the loss needs")]
     NoTeacherTargets { id: String },
@@ -101,6 +104,9 @@ impl DistillError {
             DistillError::Losses(_) => "choose a value within these bounds",
             DistillError::TooLong { .. } => {
                 "raise `max_length`, or allow longer documents to be cut with `overlong = \"truncate\"`"
+            }
+            DistillError::PromptTooLong { .. } => {
+                "raise `max_length` as far as both contexts go, or lower `max_new_tokens`"
             }
             DistillError::NoTeacherTargets { .. } => {
                 "give the teacher `logits`, or train on `hard_labels` only"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::TrainPlan;
+use crate::{RolloutMeans, RolloutPoint, TrainPlan};
 
 /// Something that happened in training, as `events.jsonl` records it.
 ///
@@ -56,11 +56,18 @@ pub struct TrainPoint {
     /// Tokens seen since the start, masked ones included.
     pub tokens: u64,
     pub supervised_tokens: u64,
-    /// Tokens per second of optimiser steps since the last point; validation and saving do not count.
+    /// Tokens per second of optimiser steps since the last point, the writing of rollouts included; validation and
+    /// saving do not count.
     pub tokens_per_second: f64,
+    /// What on-policy steps learned from; none where there was no such step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollouts: Option<RolloutPoint>,
 }
 
 /// Means over the supervised tokens of the validation examples, in nats per token.
+///
+/// With an `on_policy_fraction` f the student continues the validation prompts, too, and each mean is f·(that over its
+/// own tokens) + (1 − f)·(that over the examples' tokens), as training has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationPoint {
@@ -71,6 +78,9 @@ pub struct ValidationPoint {
     pub hard_label: f64,
     pub divergences: BTreeMap<String, f64>,
     pub captured_mass: Option<f64>,
+    /// The student's own continuations alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollouts: Option<RolloutMeans>,
     /// Whether no earlier step (0 aside) had a loss as low.
     pub best: bool,
 }

@@ -15,9 +15,10 @@ const EXAMPLES_MAX: usize = u32::MAX as usize;
 pub struct TrainPlan {
     /// Optimiser steps.
     pub steps: u64,
-    /// Examples that are used.
+    /// Examples that are used; prompts where no text is given.
     pub examples: u64,
-    /// Tokens of one pass, masked ones included.
+    /// Tokens of one pass, masked ones included. This and the following, but for the steps, are 0 where no text is
+    /// given.
     pub tokens_per_epoch: u64,
     pub supervised_tokens_per_epoch: u64,
     /// Packed rows and optimiser steps of the first pass.

@@ -4,6 +4,8 @@
 //!   [`examples`] builds them from traces, from data-set targets and from plain text.
 //! - [`train`]: from a start to the chosen checkpoint, resumable, the same bits whatever happened on
 //!   the way; [`plan`] tells beforehand how many steps and tokens that is.
+//! - [`train_with_rollouts`]: the same, some or all of whose steps learn from what the student writes itself
+//!   ([`OnPolicy`]).
 
 mod alignment;
 mod alm;
@@ -18,21 +20,24 @@ mod feed;
 mod losses;
 mod packing;
 mod preference;
+mod rollouts;
+mod sampled;
 mod schedule;
 mod train;
 
 pub use alignment::{Chunk, ReplyTokens, TeacherChunk, align};
 pub use alm::approximate_likelihood_loss;
 pub use checkpoint::remove_checkpoints;
-pub use config::{Overlong, SchedulerType, TrainConfig};
+pub use config::{Overlong, SchedulerType, TrainConfig, check_on_policy};
 pub use error::DistillError;
 pub use events::{TrainEvent, TrainPoint, ValidationPoint};
 pub use example::Example;
 pub use feed::TrainPlan;
 pub use losses::{LossFunction, LossTerm, LossWeight, TeacherTargets, check_losses};
 pub use preference::{DirectPreference, PairRows, Rewards};
+pub use rollouts::{OnPolicy, RolloutMeans, RolloutPoint, RolloutPrompt, RolloutPrompts};
 pub use schedule::learning_rate;
-pub use train::{TrainOutcome, plan, train};
+pub use train::{Material, TrainOutcome, plan, train, train_with_rollouts};
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, DistillError>;

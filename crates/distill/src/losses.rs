@@ -1,5 +1,6 @@
 //! What is minimised: a weighted list of losses.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use stillroom_model::{
     Divergence, DivergenceError, LabelLoss, TERMS_MAX, Term, WeightedLabelLoss, tail_mode,
 };
 
+use crate::batches::LossSums;
 use crate::{DistillError, Result};
 
 /// Cross-entropy on the text's own tokens, or a divergence of the student's distribution q from the teacher's
@@ -33,6 +35,18 @@ pub enum LossFunction {
     ///
     /// [`approximate_likelihood_loss`]: crate::approximate_likelihood_loss
     Alm,
+    /// KL(student‖teacher) estimated from the tokens that the student itself drew, at temperature 1 always; of the
+    /// teacher it takes their log-probabilities alone. Only on-policy steps have it.
+    SampledReverseKl,
+}
+
+/// Whose text an optimiser step learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Text {
+    /// Examples: every loss but `sampled_reverse_kl`, which is biased on what another wrote.
+    Given,
+    /// The student's own: every loss but hard labels, which would teach it what it does already.
+    Own,
 }
 
 /// The weight of a loss.
@@ -73,14 +87,20 @@ impl LossFunction {
         match self {
             LossFunction::HardLabels => "hard_labels",
             LossFunction::Alm => "alm",
+            LossFunction::SampledReverseKl => "sampled_reverse_kl",
             other => other.divergence().map_or("", Divergence::name),
         }
     }
 
-    /// The divergence of next-token distributions that this is; `None` for hard labels and `alm`.
+    /// Whether it takes what the student's own teacher, one with its tokenizer, says of its texts.
+    pub fn asks_teacher(self) -> bool {
+        self == LossFunction::SampledReverseKl || self.divergence().is_some()
+    }
+
+    /// The divergence of next-token distributions that this is; `None` for losses of the text's own tokens.
     pub fn divergence(self) -> Option<Divergence> {
         Some(match self {
-            LossFunction::HardLabels | LossFunction::Alm => return None,
+            LossFunction::HardLabels | LossFunction::Alm | LossFunction::SampledReverseKl => return None,
             LossFunction::ForwardKl => Divergence::ForwardKl,
             LossFunction::ReverseKl => Divergence::ReverseKl,
             LossFunction::Jsd { jsd_teacher_weight } => {
@@ -206,14 +226,38 @@ impl Losses {
         losses
     }
 
-    /// Names of the losses beside hard labels, in order: the function's, the second of one function with `_2` behind it.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.divergences.iter().map(|(name, _)| name.as_str())
+    /// Whether one of them compares next-token distributions.
+    pub(crate) fn need_distributions(&self) -> bool {
+        self.divergences.iter().any(|(_, term)| term.function.divergence().is_some())
     }
 
-    /// Whether one of them compares next-token distributions.
+    /// Whether one of them takes what a teacher says of the texts.
     pub(crate) fn need_teacher(&self) -> bool {
-        self.divergences.iter().any(|(_, term)| term.function.divergence().is_some())
+        self.divergences.iter().any(|(_, term)| term.function.asks_teacher())
+    }
+
+    /// Whether one of them can only be taken of the student's own text.
+    pub(crate) fn need_own_text(&self) -> bool {
+        self.divergences.iter().any(|(_, term)| term.function == LossFunction::SampledReverseKl)
+    }
+
+    /// Whether something is learned from such a text at the last step.
+    pub(crate) fn learn_from(&self, text: Text) -> bool {
+        let weights = self.at_the_end(text);
+        weights.hard_label > 0.0 || weights.divergences.iter().any(|&weight| weight > 0.0)
+    }
+
+    /// The means per token of each loss beside hard labels, each over the tokens of the texts that have it, under its
+    /// name: the function's, the second of one function with `_2` behind it.
+    pub(crate) fn means(&self, given: &LossSums, own: &LossSums) -> BTreeMap<String, f64> {
+        let mut both = given.clone();
+        both.add(own);
+        let mean = |(i, (name, term)): (usize, &(String, LossTerm))| {
+            let sums = if term.function == LossFunction::SampledReverseKl { own } else { &both };
+            let sum = sums.divergences.get(i).filter(|_| sums.n > 0)?;
+            Some((name.clone(), sums.per_token(*sum)))
+        };
+        self.divergences.iter().enumerate().filter_map(mean).collect()
     }
 
     /// τ of `alm`, if it is among them.
@@ -222,16 +266,32 @@ impl Losses {
         alm.next().map(|(_, term)| term.temperature)
     }
 
-    pub(crate) fn at(&self, step: u64, n_steps: u64) -> StepWeights {
-        self.weights(|weight| weight.at(step, n_steps))
+    /// [`Losses::means`] where own text has this share, whatever the numbers of tokens.
+    pub(crate) fn mixed_means(&self, given: &LossSums, own: &LossSums, share: f64) -> BTreeMap<String, f64> {
+        let none = LossSums::default();
+        let (given, own) = (self.means(given, &none), self.means(&none, own));
+        let mut mixed = own.clone();
+        for (name, mean) in given {
+            let mean = own.get(&name).map_or(mean, |own| share * own + (1.0 - share) * mean);
+            mixed.insert(name, mean);
+        }
+        mixed
     }
 
-    pub(crate) fn at_the_end(&self) -> StepWeights {
-        self.weights(LossWeight::at_the_end)
+    pub(crate) fn at(&self, step: u64, n_steps: u64, text: Text) -> StepWeights {
+        self.weights(text, |weight| weight.at(step, n_steps))
     }
 
-    fn weights(&self, at: impl Fn(LossWeight) -> f64) -> StepWeights {
-        let divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| at(term.weight)).collect();
+    pub(crate) fn at_the_end(&self, text: Text) -> StepWeights {
+        self.weights(text, LossWeight::at_the_end)
+    }
+
+    fn weights(&self, text: Text, at: impl Fn(LossWeight) -> f64) -> StepWeights {
+        let weight = |term: &LossTerm| match term.function {
+            LossFunction::SampledReverseKl if text == Text::Given => 0.0,
+            _ => at(term.weight),
+        };
+        let divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| weight(term)).collect();
         let with_weight = self.divergences.iter().zip(&divergences);
         let (mut terms, mut places, mut label_loss) = (Vec::new(), Vec::new(), 0.0);
         for ((_, term), &weight) in with_weight {
@@ -246,7 +306,10 @@ impl Losses {
                 }
             }
         }
-        let hard_label = self.hard.iter().map(|&weight| at(weight)).sum();
+        let hard_label = match text {
+            Text::Given => self.hard.iter().map(|&weight| at(weight)).sum(),
+            Text::Own => 0.0,
+        };
         StepWeights { hard_label, divergences, terms, places, label_loss }
     }
 }
@@ -271,7 +334,7 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
             return Err(DivergenceError::Weight { loss: name, value: value as f32 }.into());
         }
         let Some(divergence) = term.function.divergence() else {
-            check_without_distributions(term, losses)?;
+            check_without_distributions(term, losses, targets)?;
             continue;
         };
         divergence.validate()?;
@@ -291,14 +354,26 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
     Ok(())
 }
 
-/// `hard_labels` and `alm`.
-fn check_without_distributions(term: &LossTerm, all: &[LossTerm]) -> Result<()> {
+/// `hard_labels`, `alm` and `sampled_reverse_kl`.
+fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: TeacherTargets) -> Result<()> {
     if term.function == LossFunction::HardLabels {
         return check_temperature(term, 1.0..=1.0, "hard labels are not softened: their temperature is 1");
     }
+    let refuse = |rule| Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
+    if term.function == LossFunction::SampledReverseKl {
+        if targets != TeacherTargets::Live {
+            return refuse("the student's own text is read by a live teacher; of a cache it has none");
+        }
+        if all.iter().any(|other| other.function == LossFunction::Alm) {
+            return refuse("it needs a teacher with the student's tokenizer, `alm` is for another one");
+        }
+        check_temperature(term, 1.0..=1.0, "sampled tokens are not softened: their temperature is 1")?;
+    }
     if all.iter().filter(|other| other.function == term.function).count() > 1 {
-        let rule = "it stands in a list once, at one temperature";
-        return Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
+        return refuse("it stands in a list once, at one temperature");
+    }
+    if term.function == LossFunction::SampledReverseKl {
+        return Ok(());
     }
     check_temperature(term, ALM_TEMPERATURES, "a temperature of `alm` lies between 0.1 and 10000")
 }
@@ -341,8 +416,8 @@ mod tests {
             LossTerm::new(JSD).at_temperature(2.0).with_weight(0.5),
         ];
         let losses = Losses::of(&terms);
-        assert_eq!(losses.names().collect::<Vec<_>>(), ["jsd", "jsd_2"]);
-        let weights = losses.at(1, 10);
+        assert_eq!(losses.divergences.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["jsd", "jsd_2"]);
+        let weights = losses.at(1, 10, Text::Given);
         assert_eq!((weights.hard_label, &weights.divergences[..]), (0.25, &[1.0, 0.5][..]));
         assert_eq!((weights.terms[1].weight, weights.terms[1].temperature), (0.5, 2.0));
         assert!(losses.need_teacher() && !Losses::of(&terms[1..3]).need_teacher());

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
-use crate::batches::{LossSums, label_loss, micro_batch};
+use crate::batches::{LossSums, Texts};
 use crate::checkpoint::{Best, Checkpoints, Identity, Progress};
 use crate::feed::{Document, Documents, Feed, pack_rows};
-use crate::losses::Losses;
+use crate::losses::{Losses, StepWeights, Text};
+use crate::rollouts::{self, Rollout, RolloutSums, Rollouts};
 use crate::schedule::learning_rate;
-use crate::{DistillError, Example, Result, TrainConfig, TrainEvent, TrainPlan, TrainPoint, ValidationPoint};
+use crate::{
+    DistillError, Example, Result, RolloutPrompts, TrainConfig, TrainEvent, TrainPlan, TrainPoint,
+    ValidationPoint,
+};
 
 /// Teacher entries of one micro-batch accepted at most: its offsets are 32 bits wide.
 const SPARSE_ENTRIES_MAX: u64 = u32::MAX as u64;
@@ -43,19 +47,17 @@ pub fn plan(examples: &[Example], config: &TrainConfig) -> Result<TrainPlan> {
     Ok(Feed::new(documents.all, config).plan(truncated, dropped))
 }
 
-/// Trains `start`, or the adapter that it has, on `examples` and gives back the checkpoint with the lowest loss on `validation`, or
-/// the last one without validation examples.
-///
-/// One optimiser step minimises Σ (the weighted `losses` of a token) / n over the n supervised tokens of all
-/// its micro-batches together, so that splitting them otherwise changes nothing but rounding. Rows of
-/// micro-batches are packed documents that don't see each other; nothing is padded. Divergences are taken
-/// from `teacher`, which reads every batch right before the student, or from the examples' own targets.
-///
-/// Checkpoints go to `dir`, which must belong to this run alone (the run directory's lock sees to that).
-/// Where one is found, training goes on behind the newest good one, and ends with the same bits as if it
-/// had never stopped; one that was written with other settings, examples, initial weights or another live
-/// teacher is an error.
-/// `examples` must be the same in the same order.
+/// What a run learns from.
+#[derive(Clone, Copy, Debug)]
+pub struct Material<'a> {
+    /// Given texts; none are needed where every step is on-policy.
+    pub examples: &'a [Example],
+    pub validation: &'a [Example],
+    /// What the student continues, where some steps are on-policy.
+    pub prompts: Option<RolloutPrompts<'a>>,
+}
+
+/// [`train_with_rollouts`] without rollouts: every text is given.
 pub fn train(
     start: Decoder,
     teacher: Option<&Decoder>,
@@ -65,49 +67,110 @@ pub fn train(
     dir: &Path,
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
+    let material = Material { examples, validation, prompts: None };
+    train_with_rollouts(start, teacher, material, config, dir, sink)
+}
+
+/// Trains `start`, or the adapter that it has, and gives back the checkpoint with the lowest loss in validation, or
+/// the last one without anything to validate on.
+///
+/// One optimiser step minimises Σ (the weighted `losses` of a token) / n over the n supervised tokens of all
+/// its micro-batches together, so that splitting them otherwise changes nothing but rounding. Rows of
+/// micro-batches are packed documents that don't see each other; nothing is padded. Divergences are taken
+/// from `teacher`, which reads every batch right before the student, or from the examples' own targets.
+///
+/// With `config.on_policy` the student writes the texts of some or all steps itself, right before it learns from
+/// them; the examples of such a step are passed over. See [`OnPolicy`](crate::OnPolicy).
+///
+/// Checkpoints go to `dir`, which must belong to this run alone (the run directory's lock sees to that).
+/// Where one is found, training goes on behind the newest good one, and ends with the same bits as if it
+/// had never stopped; one that was written with other settings, examples, prompts, initial weights or another live
+/// teacher is an error.
+/// The material must be the same in the same order.
+pub fn train_with_rollouts(
+    start: Decoder,
+    teacher: Option<&Decoder>,
+    material: Material<'_>,
+    config: &TrainConfig,
+    dir: &Path,
+    sink: &mut dyn FnMut(TrainEvent),
+) -> Result<TrainOutcome> {
     config.validate()?;
     let live = teacher.filter(|_| config.needs_teacher());
     let live = live.map(|decoder| LiveTeacher { decoder, n_ids: config.n_ids });
     config.validate_losses(live.is_some())?;
     let vocab_size = shared_vocabulary(&start, live)?;
-    check_examples(vocab_size, live, examples, config)?;
-    check_examples(vocab_size, live, validation, config)?;
     let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
     let of_teacher = live.map_or(usize::MAX, |teacher| context(teacher.decoder));
     let n_tokens_max = config.max_length.min(context(&start)).min(of_teacher);
-    let documents = fit(examples, n_tokens_max, config)?;
-    let held = Documents::fit(validation, n_tokens_max, config.overlong)?.all;
-    let (truncated, dropped) = (documents.truncated, documents.dropped);
-    let mut feed = Feed::new(documents.all, config);
-    let plan = feed.plan(truncated, dropped);
+    let rollouts = rollouts(material.prompts, config, live, vocab_size, n_tokens_max)?;
+    let given = match &rollouts {
+        Some(rollouts) if rollouts.config.always() => None,
+        _ => Some(Given::fit(material, config, live, vocab_size, n_tokens_max)?),
+    };
+    let plan = match (&given, &rollouts) {
+        (Some(given), _) => given.plan.clone(),
+        (None, Some(rollouts)) => rollouts.plan(config),
+        (None, None) => unreachable!("without rollouts the texts are given"),
+    };
     sink(TrainEvent::Planned(plan.clone()));
     create_dir_durable(dir)?;
     remove_partials(dir)?;
-    let checkpoints = Checkpoints::new(
-        dir,
-        Identity::new(&start, live.map(|teacher| teacher.decoder), examples, validation, config),
-    );
+    let identity = Identity::new(&start, live.map(|teacher| teacher.decoder), material, config);
+    let checkpoints = Checkpoints::new(dir, identity);
     let (state, progress) = begin(start, &checkpoints, sink)?;
     let state =
         state.with_gradient_checkpointing(config.gradient_checkpointing).with_dropout_seed(config.seed);
-    let order: Vec<u32> = (0..held.len() as u32).collect();
-    let held_rows = pack_rows(&held, &order, config);
-    let mut trainer = Trainer {
-        config,
-        losses: config.computed_losses(),
-        live,
-        feed,
-        plan,
-        held,
-        held_rows,
-        checkpoints,
-        state,
-        progress,
-        sink,
-        timed: Timed::default(),
-    };
+    let losses = config.computed_losses();
+    let timed = Timed::default();
+    let mut trainer =
+        Trainer { config, losses, live, given, rollouts, plan, checkpoints, state, progress, sink, timed };
     trainer.run()?;
     trainer.finish()
+}
+
+fn rollouts<'a>(
+    prompts: Option<RolloutPrompts<'a>>,
+    config: &'a TrainConfig,
+    live: Option<LiveTeacher<'a>>,
+    vocab_size: usize,
+    n_tokens_max: usize,
+) -> Result<Option<Rollouts<'a>>> {
+    let Some(on_policy) = &config.on_policy else { return Ok(None) };
+    let prompts = prompts.unwrap_or(RolloutPrompts { train: &[], validation: &[] });
+    let n_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+    let n_tokens = n_rows * config.max_length;
+    let rollouts = Rollouts::new(on_policy, config.seed, prompts, vocab_size, n_tokens_max, n_tokens)?;
+    Ok(Some(rollouts.scored_by(live, config.computed_losses().need_own_text())))
+}
+
+/// Texts that the student did not write.
+struct Given<'a> {
+    feed: Feed<'a>,
+    plan: TrainPlan,
+    held: Vec<Document<'a>>,
+    held_rows: Vec<Vec<u32>>,
+}
+
+impl<'a> Given<'a> {
+    fn fit(
+        material: Material<'a>,
+        config: &'a TrainConfig,
+        live: Option<LiveTeacher<'_>>,
+        vocab_size: usize,
+        n_tokens_max: usize,
+    ) -> Result<Given<'a>> {
+        check_examples(vocab_size, live, material.examples, config)?;
+        check_examples(vocab_size, live, material.validation, config)?;
+        let documents = fit(material.examples, n_tokens_max, config)?;
+        let held = Documents::fit(material.validation, n_tokens_max, config.overlong)?.all;
+        let (truncated, dropped) = (documents.truncated, documents.dropped);
+        let mut feed = Feed::new(documents.all, config);
+        let plan = feed.plan(truncated, dropped);
+        let order: Vec<u32> = (0..held.len() as u32).collect();
+        let held_rows = pack_rows(&held, &order, config);
+        Ok(Given { feed, plan, held, held_rows })
+    }
 }
 
 fn fit<'a>(examples: &'a [Example], n_tokens_max: usize, config: &TrainConfig) -> Result<Documents<'a>> {
@@ -186,16 +249,17 @@ fn begin(
 struct Timed {
     time: Duration,
     tokens: u64,
+    /// Seconds of it that rollouts took.
+    rollouts: f64,
 }
 
 struct Trainer<'a> {
     config: &'a TrainConfig,
     losses: Losses,
     live: Option<LiveTeacher<'a>>,
-    feed: Feed<'a>,
+    given: Option<Given<'a>>,
+    rollouts: Option<Rollouts<'a>>,
     plan: TrainPlan,
-    held: Vec<Document<'a>>,
-    held_rows: Vec<Vec<u32>>,
     checkpoints: Checkpoints,
     state: TrainState,
     progress: Progress,
@@ -208,6 +272,24 @@ struct Stepped {
     epoch: f64,
     learning_rate: f64,
     grad_norm: f64,
+}
+
+/// Adds the gradients of texts; tokens, and losses.
+fn learn(
+    state: &mut TrainState,
+    texts: &Texts<'_>,
+    weights: &StepWeights,
+    config: &TrainConfig,
+    live: Option<LiveTeacher<'_>>,
+) -> (u64, LossSums) {
+    let (n_tokens, n_supervised) = texts.n_tokens();
+    let (hard_label, divergences) = (weights.hard_label as f32, &weights.terms[..]);
+    let terms = HeadTerms { hard_label, divergences, scale: 1.0 / n_supervised as f32 };
+    let sums = texts.each_batch(config, live, weights, |batch, targets, sums| {
+        let losses = state.accumulate(batch, targets, &terms);
+        sums.add_batch(losses, targets, weights);
+    });
+    (n_tokens, sums)
 }
 
 impl Trainer<'_> {
@@ -234,24 +316,9 @@ impl Trainer<'_> {
     /// One optimiser step over all its micro-batches.
     fn step(&mut self, step: u64) -> Result<Stepped> {
         let began = Instant::now();
-        let rows = self.feed.step(step);
-        let epoch = rows.epoch;
-        let micro_batches: Vec<Vec<Vec<u32>>> = rows.micro_batches().map(<[_]>::to_vec).collect();
-        let documents = self.feed.documents();
-        let in_step = || micro_batches.iter().flatten().flatten().map(|&i| documents[i as usize]);
-        let n_supervised: usize = in_step().map(|d| d.n_supervised).sum();
-        let n_tokens = in_step().map(|d| d.length as u64).sum::<u64>();
-        let weights = self.losses.at(step, self.plan.steps);
-        let (hard_label, divergences) = (weights.hard_label as f32, &weights.terms[..]);
-        let terms = HeadTerms { hard_label, divergences, scale: 1.0 / n_supervised as f32 };
-        let mut sums = LossSums::default();
-        for rows in &micro_batches {
-            let label_loss = label_loss(documents, rows, self.config);
-            let label_loss = label_loss.as_ref().map(|loss| weights.of_labels(loss));
-            let (batch, targets) = micro_batch(documents, rows, self.config, self.live, label_loss);
-            let losses = self.state.accumulate(&batch, &targets, &terms);
-            sums.add_batch(losses, &targets, &weights);
-        }
+        let own = self.rollouts.as_ref().is_some_and(|r| r.config.is_on_policy(self.config.seed, step));
+        let (epoch, n_tokens, sums) =
+            if own { self.learn_from_own(step)? } else { self.learn_from_given(step) };
         self.check_finite(step, sums.per_token(sums.loss))?;
         let learning_rate = learning_rate(self.config, step, self.plan.steps);
         let report = self.state.step(&self.config.adamw(learning_rate));
@@ -262,12 +329,44 @@ impl Trainer<'_> {
         let progress = &mut self.progress;
         progress.step = step;
         progress.tokens += n_tokens;
-        progress.supervised_tokens += n_supervised as u64;
-        progress.window.add(&sums);
+        progress.supervised_tokens += sums.n;
+        let window = if own { &mut progress.rollouts.window.losses } else { &mut progress.window };
+        window.add(&sums);
         progress.window_clipped += u64::from(report.clipped);
         self.timed.time += began.elapsed();
         self.timed.tokens += n_tokens;
         Ok(Stepped { epoch, learning_rate, grad_norm: report.grad_norm })
+    }
+
+    /// Gradients of the examples of a step; passes over them when it is done, tokens, and losses.
+    fn learn_from_given(&mut self, step: u64) -> (f64, u64, LossSums) {
+        let given = self.given.as_mut().unwrap_or_else(|| panic!("step {step} needs given text"));
+        let rows = given.feed.step(step);
+        let (epoch, rows) = (rows.epoch, rows.micro_batches().flatten().cloned().collect());
+        let texts = Texts { documents: given.feed.documents(), rows, own: None };
+        let weights = self.losses.at(step, self.plan.steps, Text::Given);
+        let (n_tokens, sums) = learn(&mut self.state, &texts, &weights, self.config, self.live);
+        (epoch, n_tokens, sums)
+    }
+
+    /// Writes the texts of an on-policy step and takes their gradients.
+    fn learn_from_own(&mut self, step: u64) -> Result<(f64, u64, LossSums)> {
+        let began = Instant::now();
+        let rollouts = self.rollouts.as_mut().unwrap_or_else(|| panic!("step {step} needs rollouts"));
+        let state = &mut self.progress.rollouts;
+        let own = rollouts.step(step, self.state.decoder(), state)?;
+        self.timed.rollouts += began.elapsed().as_secs_f64();
+        state.window.add(step, &own);
+        let examples = rollouts::examples(&own, rollouts.prompts)?;
+        let documents = Documents::fit(&examples, usize::MAX, self.config.overlong)?.all;
+        let texts = Texts::written(&documents, &own, self.config);
+        let weights = self.losses.at(step, self.plan.steps, Text::Own);
+        let (n_tokens, sums) = learn(&mut self.state, &texts, &weights, self.config, self.live);
+        let epoch = match &mut self.given {
+            Some(given) => given.feed.step(step).epoch,
+            None => step as f64 / rollouts.steps_per_pass() as f64,
+        };
+        Ok((epoch, n_tokens, sums))
     }
 
     fn check_finite(&self, step: u64, loss: f64) -> Result<()> {
@@ -283,20 +382,25 @@ impl Trainer<'_> {
 
     fn log(&mut self, stepped: &Stepped) {
         let progress = &mut self.progress;
-        let window = std::mem::take(&mut progress.window);
+        let n_steps = progress.step - progress.curve.last().map_or(0, |point| point.step);
+        let (given, rollouts) =
+            (std::mem::take(&mut progress.window), std::mem::take(&mut progress.rollouts.window));
+        let mut window = given.clone();
+        window.add(&rollouts.losses);
         let point = TrainPoint {
             step: progress.step,
             epoch: stepped.epoch,
             loss: window.per_token(window.loss),
             hard_label: window.per_token(window.hard_label),
-            divergences: window.by_name(self.losses.names()),
-            captured_mass: self.losses.need_teacher().then(|| window.per_token(window.mass)),
+            divergences: self.losses.means(&given, &rollouts.losses),
+            captured_mass: self.losses.need_distributions().then(|| window.per_token(window.mass)),
             learning_rate: stepped.learning_rate,
             grad_norm: stepped.grad_norm,
             clipped_steps: std::mem::take(&mut progress.window_clipped),
             tokens: progress.tokens,
             supervised_tokens: progress.supervised_tokens,
             tokens_per_second: self.timed.tokens as f64 / self.timed.time.as_secs_f64().max(1e-9),
+            rollouts: rollouts.point(n_steps, &self.losses, self.timed.rollouts),
         };
         self.timed = Timed::default();
         progress.curve.push(point.clone());
@@ -305,19 +409,21 @@ impl Trainer<'_> {
 
     /// Validates and tells whether this step is the best so far. Step 0 is measured, but never chosen.
     fn validate(&mut self) -> Result<bool> {
-        if self.held.is_empty() {
+        let given = self.validate_given();
+        let own = self.validate_own()?;
+        if given.n == 0 && own.losses.n == 0 {
             return Ok(false);
         }
-        let weights = self.losses.at_the_end();
-        let mut sums = LossSums::default();
-        for rows in self.held_rows.chunks(self.config.per_device_train_batch_size) {
-            let label_loss = label_loss(&self.held, rows, self.config);
-            let label_loss = label_loss.as_ref().map(|loss| weights.of_labels(loss));
-            let (batch, targets) = micro_batch(&self.held, rows, self.config, self.live, label_loss);
-            let losses = self.state.decoder().losses(&batch, &targets, &weights.terms);
-            sums.add_batch(&losses, &targets, &weights);
-        }
-        let (step, loss) = (self.progress.step, sums.per_token(sums.loss));
+        // The share of the student's own text, as training has it.
+        let share = match (&self.config.on_policy, given.n, own.losses.n) {
+            (_, _, 0) => 0.0,
+            (_, 0, _) => 1.0,
+            (on_policy, ..) => on_policy.as_ref().map_or(0.0, |on_policy| on_policy.on_policy_fraction),
+        };
+        let mean = |of: fn(&LossSums) -> f64| {
+            share * own.losses.per_token(of(&own.losses)) + (1.0 - share) * given.per_token(of(&given))
+        };
+        let (step, loss) = (self.progress.step, mean(|sums| sums.loss));
         self.check_finite(step, loss)?;
         let best = step > 0 && self.progress.best.is_none_or(|best| loss < best.loss);
         if best {
@@ -327,14 +433,43 @@ impl Trainer<'_> {
             step,
             tokens: self.progress.tokens,
             loss,
-            hard_label: sums.per_token(sums.hard_label),
-            divergences: sums.by_name(self.losses.names()),
-            captured_mass: self.losses.need_teacher().then(|| sums.per_token(sums.mass)),
+            hard_label: mean(|sums| sums.hard_label),
+            divergences: self.losses.mixed_means(&given, &own.losses, share),
+            captured_mass: self.losses.need_distributions().then(|| mean(|sums| sums.mass)),
+            rollouts: (own.losses.n > 0).then(|| own.means(&self.losses)),
             best,
         };
         self.progress.validation.push(point.clone());
         (self.sink)(TrainEvent::Validation(point));
         Ok(best)
+    }
+
+    /// Losses on the validation examples.
+    fn validate_given(&self) -> LossSums {
+        let Some(given) = &self.given else { return LossSums::default() };
+        let texts = Texts { documents: &given.held, rows: given.held_rows.clone(), own: None };
+        self.judge(&texts)
+    }
+
+    /// Losses on what the student makes of the validation prompts.
+    fn validate_own(&self) -> Result<RolloutSums> {
+        let mut sums = RolloutSums::default();
+        let Some(rollouts) = &self.rollouts else { return Ok(sums) };
+        let step = self.progress.step;
+        let own: Vec<Rollout> = rollouts.validation(step, self.state.decoder())?;
+        let examples = rollouts::examples(&own, rollouts.validation_prompts())?;
+        let documents = Documents::fit(&examples, usize::MAX, self.config.overlong)?.all;
+        sums.add(step, &own);
+        sums.losses = self.judge(&Texts::written(&documents, &own, self.config));
+        Ok(sums)
+    }
+
+    fn judge(&self, texts: &Texts<'_>) -> LossSums {
+        let weights = self.losses.at_the_end(texts.kind());
+        texts.each_batch(self.config, self.live, &weights, |batch, targets, sums| {
+            let losses = self.state.decoder().losses(batch, targets, &weights.terms);
+            sums.add_batch(&losses, targets, &weights);
+        })
     }
 
     fn save(&mut self) -> Result<()> {

@@ -305,6 +305,7 @@ impl Flow {
             eval_steps: train.eval_steps,
             logging_steps: train.logging_steps,
             save_total_limit: train.save_total_limit,
+            on_policy: None,
         }
     }
 
