@@ -16,6 +16,8 @@
 //! | `skew_reverse_kl`, α | KL(q‖m), m = (1−α)p + αq | q·(log(q/m) + 1 − αq/m) |
 //! | `tvd` | ½·Σ abs(p − q) | ½·q·sign(q − p) |
 //!
+//! `uld` and `gold` are of a teacher with another vocabulary, and of no other; `uld.rs` has them.
+//!
 //! `jsd` is equation 1 of Agarwal et al. 2023 (GKD), where β is the teacher's share of the mixture;
 //! `skew_kl` and `skew_reverse_kl` are from Ko et al. 2024 (DistiLLM).
 //!
@@ -50,6 +52,7 @@
 mod outcome;
 mod row;
 
+pub(crate) use outcome::{Kernel, Softmaxes};
 pub use row::{SparseRow, TeacherRow, row_losses};
 
 use crate::head::TailMode;
@@ -80,6 +83,11 @@ pub enum Divergence {
     SkewReverseKl { alpha: f32 },
     /// ½·Σ abs(p − q).
     Tvd,
+    /// Σ abs(p↓ − q↓), each sorted from the greatest down: of two vocabularies.
+    Uld,
+    /// A divergence on the ids that two vocabularies share and [`Divergence::Uld`] on the others: `forward_kl` where
+    /// `teacher_weight` is 0, `reverse_kl` where it is 1, and `jsd` between; TRL's `beta`.
+    Gold { teacher_weight: f32 },
 }
 
 /// Why a loss cannot be taken.
@@ -102,6 +110,11 @@ pub enum DivergenceError {
     TooMany { n: usize },
     #[error("`{divergence}` needs a teacher's distribution, and there is none")]
     NoTeacher { divergence: &'static str },
+    #[error("`{divergence}` {}", match of_two {
+        true => "is for a teacher with another vocabulary that is at hand",
+        false => "needs a teacher with the student's vocabulary",
+    })]
+    Vocabulary { divergence: &'static str, of_two: bool },
     #[error("a batch has one teacher: sparse targets or dense ones")]
     TwoTeachers,
     #[error(
@@ -135,6 +148,8 @@ impl Divergence {
             Divergence::SkewKl { .. } => "skew_kl",
             Divergence::SkewReverseKl { .. } => "skew_reverse_kl",
             Divergence::Tvd => "tvd",
+            Divergence::Uld => "uld",
+            Divergence::Gold { .. } => "gold",
         }
     }
 
@@ -164,6 +179,7 @@ impl Divergence {
     /// Whether the parameter is in range.
     pub fn validate(self) -> Result<(), DivergenceError> {
         match self {
+            Divergence::Gold { teacher_weight } => Divergence::from_trl_beta(teacher_weight).map(drop),
             Divergence::Jsd { teacher_weight: value } if !TEACHER_WEIGHTS.contains(&value) => {
                 Err(DivergenceError::TeacherWeight { value })
             }
@@ -178,6 +194,9 @@ impl Divergence {
 
     /// Whether it can be taken of targets stored with this tail.
     pub fn validate_for(self, tail: TailMode) -> Result<(), DivergenceError> {
+        if self.of_two_vocabularies() {
+            return Err(DivergenceError::Vocabulary { divergence: self.name(), of_two: true });
+        }
         if tail == TailMode::None && !self.linear_in_teacher() {
             return Err(DivergenceError::Counts { divergence: self.name() });
         }
@@ -185,6 +204,11 @@ impl Divergence {
             return Err(DivergenceError::Renormalised { divergence: self.name() });
         }
         Ok(())
+    }
+
+    /// Whether it compares distributions over two vocabularies.
+    pub fn of_two_vocabularies(self) -> bool {
+        matches!(self, Divergence::Uld | Divergence::Gold { .. })
     }
 
     /// A skew of nothing is the plain divergence.

@@ -1,9 +1,10 @@
 //! The divergence head: linear + softmax + divergence in chunks, forward and backward in one pass.
 
 use crate::device::{Buf, Weight};
-use crate::divergence::{DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, row_losses};
+use crate::divergence::{DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, Term, row_losses};
 use crate::pool::Shards;
 use crate::scratch::with_scratch;
+use crate::uld::{ForeignRow, MatchedIds};
 
 /// What becomes of teacher mass outside the stored ids; what that means for each divergence stands in
 /// [`crate::divergence`].
@@ -59,6 +60,17 @@ pub struct HeadTargets<'a> {
     /// Ids from here on carry no token (a padded vocabulary): neither side gives them anything, and their
     /// gradient is 0. None where every id of the head is a token.
     pub n_ids: Option<usize>,
+    /// The dense teacher has another vocabulary. `n_ids` is then of the student's alone.
+    pub foreign: Option<ForeignVocabulary<'a>>,
+}
+
+/// How a dense teacher's other vocabulary and tokens go with the student's.
+#[derive(Clone, Copy, Debug)]
+pub struct ForeignVocabulary<'a> {
+    pub matched: &'a MatchedIds,
+    /// Which rows both sides reach with the same text: elsewhere their distributions are of different things, and
+    /// have no loss.
+    pub paired: &'a [bool],
 }
 
 impl HeadTargets<'_> {
@@ -69,7 +81,14 @@ impl HeadTargets<'_> {
         if sparse.is_some() && dense.is_some() {
             return Err(DivergenceError::TwoTeachers);
         }
-        let teacher = dense.map_or(vocab, |dense| dense.head.n_out());
+        let mut teacher = dense.map_or(vocab, |dense| dense.head.n_out());
+        if let Some(ForeignVocabulary { matched, .. }) = self.foreign.filter(|_| dense.is_some()) {
+            let n_ids = self.n_ids.unwrap_or(vocab);
+            if matched.n_student() != n_ids || matched.n_teacher() > teacher {
+                return Err(DivergenceError::Vocabularies { student: vocab, teacher, n_ids: Some(n_ids) });
+            }
+            teacher = vocab;
+        }
         let n_ids = self.n_ids.unwrap_or(vocab.max(teacher));
         if n_ids == 0 || n_ids > vocab.min(teacher) {
             return Err(DivergenceError::Vocabularies { student: vocab, teacher, n_ids: self.n_ids });
@@ -79,6 +98,13 @@ impl HeadTargets<'_> {
         };
         if !self.has_teacher() {
             return Err(DivergenceError::NoTeacher { divergence: first.divergence.name() });
+        }
+        let foreign = dense.is_some() && self.foreign.is_some();
+        for Term { divergence, .. } in terms.divergences {
+            if divergence.of_two_vocabularies() != foreign {
+                let (divergence, of_two) = (divergence.name(), divergence.of_two_vocabularies());
+                return Err(DivergenceError::Vocabulary { divergence, of_two });
+            }
         }
         let Some(sparse) = sparse else {
             return Ok(());
@@ -99,7 +125,8 @@ impl HeadTargets<'_> {
 
     /// Most numbers that a row's losses need room for.
     pub(crate) fn n_kept_max(&self) -> usize {
-        self.sparse.map_or(0, |sparse| sparse.n_ids_max())
+        let foreign = self.foreign.map_or(0, |foreign| foreign.row(&[]).n_room());
+        self.sparse.map_or(foreign, |sparse| sparse.n_ids_max())
     }
 
     /// The loss of row `r`, and its gradient in place of `z`. `t` holds the teacher's logits where it is dense.
@@ -108,6 +135,10 @@ impl HeadTargets<'_> {
         let (z, padding) = z.split_at_mut(n_ids);
         let teacher = match (&self.sparse, &self.dense) {
             (Some(sparse), _) => Some(TeacherRow::Sparse(sparse.row(r))),
+            (None, Some(_)) if self.foreign.is_some() => self
+                .foreign
+                .filter(|foreign| foreign.paired[r])
+                .map(|foreign| TeacherRow::Foreign(foreign.row(t))),
             (None, Some(_)) => Some(TeacherRow::Logits(&t[..n_ids])),
             (None, None) => None,
         };
@@ -121,6 +152,13 @@ impl HeadTargets<'_> {
         losses.captured_mass = teacher.map_or(0.0, |teacher| teacher.captured_mass());
         padding.fill(0.0);
         losses
+    }
+}
+
+impl<'a> ForeignVocabulary<'a> {
+    /// A row with these logits, of which those behind the vocabulary are padding.
+    fn row(self, t: &'a [f32]) -> ForeignRow<'a> {
+        ForeignRow { logits: &t[..t.len().min(self.matched.n_teacher())], matched: self.matched }
     }
 }
 
@@ -147,7 +185,7 @@ pub struct HeadLosses {
     pub hard_label: Vec<f32>,
     /// One list per divergence, in the order of the terms, each with its τ².
     pub divergences: Vec<Vec<f32>>,
-    /// Teacher probability of the stored ids of each row; 1 for a dense teacher.
+    /// Teacher probability of the stored ids of each row; 1 for a dense teacher, 0 in rows that it does not pair with.
     pub captured_mass: Vec<f32>,
     /// What a caller makes of the labels' log-probabilities; the head neither fills nor needs it.
     pub label_loss: Vec<f32>,

@@ -30,14 +30,16 @@ mod rows;
 mod scratch;
 mod soften;
 mod thin;
+mod uld;
 
 pub use cpu::cpu_features;
 pub use dequantise::{BlockFormat, dequantise};
 pub use device::{AttentionShape, Buf, Device, RopeScaling, RopeTable, Segment, Weight, logits_chunk_rows};
 pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherRow, Term, row_losses};
-pub use head::{DenseTargets, HeadLosses, HeadTargets, SparseTargets, TailMode};
+pub use head::{DenseTargets, ForeignVocabulary, HeadLosses, HeadTargets, SparseTargets, TailMode};
 pub use kv_cache::KvCache;
 pub use lora::{Columns, Dropout};
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
 pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, weigh};
+pub use uld::{ForeignRow, MatchedIds};

@@ -350,6 +350,7 @@ pub fn divergence_outcome(divergence: Divergence, p: f64, q: f64) -> (f64, f64) 
         }
         Divergence::Tvd if p == q => (0.0, 0.0),
         Divergence::Tvd => (0.5 * (p - q).abs(), 0.5 * (q - p).signum()),
+        Divergence::Uld | Divergence::Gold { .. } => panic!("`{}` is of whole rows", divergence.name()),
     }
 }
 
@@ -371,6 +372,53 @@ pub fn divergence(
         let (phi, g) = divergence_outcome(divergence, *p, of_ids);
         loss += phi;
         ids.iter().for_each(|&i| slope[i] = if q[i] == 0.0 { 0.0 } else { g });
+    }
+    let mean: f64 = q.iter().zip(&slope).map(|(q, g)| q * g).sum();
+    let gradient = q.iter().zip(&slope).map(|(q, g)| temperature * q * (g - mean)).collect();
+    (loss * temperature * temperature, gradient)
+}
+
+/// `uld`, or with `teacher_weight` `gold`, and its gradient by z, in f64; formulas in `uld.rs`. `pairs` are ids of the
+/// same token (student, teacher).
+pub fn two_vocabularies(
+    teacher_weight: Option<f32>,
+    z: &[f64],
+    t: &[f64],
+    pairs: &[(usize, usize)],
+    temperature: f64,
+) -> (f64, Vec<f64>) {
+    let softmax = |z: &[f64]| {
+        let top = z.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        let e: Vec<f64> = z.iter().map(|v| ((v - top) / temperature).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.into_iter().map(|e| e / sum).collect::<Vec<f64>>()
+    };
+    let (q, p) = (softmax(z), softmax(t));
+    let (mut loss, mut slope) = (0.0, vec![0.0; z.len()]);
+    let (mut student, mut teacher): (Vec<usize>, Vec<usize>) =
+        ((0..z.len()).collect(), (0..t.len()).collect());
+    let mut weight = 1.0;
+    if let Some(beta) = teacher_weight {
+        let share = pairs.len() as f64 / t.len() as f64;
+        weight = 1.0 - share;
+        let of_pair = Divergence::from_trl_beta(beta).unwrap_or_else(|refused| panic!("{refused}"));
+        for &(j, i) in pairs {
+            let (phi, g) = divergence_outcome(of_pair, p[i], q[j]);
+            loss += share * phi;
+            slope[j] = share * g;
+        }
+        student.retain(|j| pairs.iter().all(|pair| pair.0 != *j));
+        teacher.retain(|i| pairs.iter().all(|pair| pair.1 != *i));
+    }
+    student.sort_by(|&a, &b| q[b].total_cmp(&q[a]));
+    teacher.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+    for rank in 0..student.len().max(teacher.len()) {
+        let of = |ids: &[usize], probs: &[f64]| ids.get(rank).map_or(0.0, |&id| probs[id]);
+        let difference = of(&student, &q) - of(&teacher, &p);
+        loss += weight * difference.abs();
+        if let Some(&j) = student.get(rank) {
+            slope[j] = weight * if difference == 0.0 { 0.0 } else { difference.signum() };
+        }
     }
     let mean: f64 = q.iter().zip(&slope).map(|(q, g)| q * g).sum();
     let gradient = q.iter().zip(&slope).map(|(q, g)| temperature * q * (g - mean)).collect();

@@ -10,17 +10,17 @@ const LANES: usize = 8;
 
 /// φ(p, q) and h = q·∂φ/∂q.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) loss: f32,
-    pub(super) h: f32,
+pub(crate) struct Outcome {
+    pub(crate) loss: f32,
+    pub(crate) h: f32,
 }
 
 /// How logits become log-probabilities: log q = z·scale − student, log p = t·scale − teacher.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Softmaxes {
-    pub(super) scale: f32,
-    pub(super) student: f32,
-    pub(super) teacher: f32,
+pub(crate) struct Softmaxes {
+    pub(crate) scale: f32,
+    pub(crate) student: f32,
+    pub(crate) teacher: f32,
 }
 
 /// p·difference, and 0 where p is 0 and the difference may be infinite.
@@ -131,7 +131,7 @@ type Gradient = fn(&mut [f32], &[f32], &[f32], Softmaxes, f32, f32, f32);
 
 /// A divergence as it is computed.
 #[derive(Clone, Copy)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     outcome: fn(f32, f32, f32) -> Outcome,
     sums: Sums,
     gradient: Gradient,
@@ -139,6 +139,8 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// # Panics
+    /// For a divergence of two vocabularies, which no outcome has by itself.
     pub(super) fn of(divergence: Divergence) -> Kernel {
         macro_rules! kernel {
             ($outcome:ident, $sums:ident, $gradient:ident, $parameter:expr) => {
@@ -154,10 +156,13 @@ impl Kernel {
                 kernel!(skew_reverse_kl, skew_reverse_kl_sums, skew_reverse_kl_gradient, alpha)
             }
             Divergence::Tvd => kernel!(tvd, tvd_sums, tvd_gradient, 0.0),
+            Divergence::Uld | Divergence::Gold { .. } => {
+                panic!("`{}` is of two vocabularies", divergence.name())
+            }
         }
     }
 
-    pub(super) fn outcome(&self, log_p: f32, log_q: f32) -> Outcome {
+    pub(crate) fn outcome(&self, log_p: f32, log_q: f32) -> Outcome {
         (self.outcome)(log_p, log_q, self.parameter)
     }
 

@@ -3,7 +3,9 @@
 use super::outcome::{BLOCK, Kernel, Softmaxes};
 use super::{Divergence, HeadTerms, REST_MIN, TERMS_MAX, Term};
 use crate::head::TailMode;
+use crate::math::exp;
 use crate::rows::{log_sum_exp, softmax_mixture};
+use crate::uld::{self, ForeignRow};
 
 /// What a teacher says of one row.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +13,8 @@ pub enum TeacherRow<'a> {
     /// Logits of every id, or log-probabilities at temperature 1.
     Logits(&'a [f32]),
     Sparse(SparseRow<'a>),
+    /// Logits of every id of another vocabulary.
+    Foreign(ForeignRow<'a>),
 }
 
 /// The stored part of a teacher's distribution.
@@ -31,13 +35,14 @@ impl TeacherRow<'_> {
         match self {
             TeacherRow::Logits(_) => 0,
             TeacherRow::Sparse(row) => row.ids.len(),
+            TeacherRow::Foreign(row) => row.n_room(),
         }
     }
 
     /// Σ of the stored probabilities, in f64: 1 less what the tail stands for.
     pub fn captured_mass(&self) -> f32 {
         match self {
-            TeacherRow::Logits(_) => 1.0,
+            TeacherRow::Logits(_) | TeacherRow::Foreign(_) => 1.0,
             TeacherRow::Sparse(row) => mass(row) as f32,
         }
     }
@@ -64,12 +69,16 @@ pub fn row_losses(
     let hard_weight = if label.is_some() { terms.hard_label * terms.scale } else { 0.0 };
     plan.at_one = hard_weight;
     let mut live = hard_weight != 0.0;
+    if let Some(TeacherRow::Foreign(_)) = teacher {
+        kept[..z.len()].fill(0.0);
+    }
     for (i, term) in divergences.iter().enumerate() {
         let weight = term.weight * terms.scale * term.temperature;
         live |= weight != 0.0;
         losses[i] = match teacher {
             Some(TeacherRow::Logits(t)) => plan.add_dense(z, t, term, weight),
             Some(TeacherRow::Sparse(row)) => plan.add_sparse(z, kept, row, term, weight),
+            Some(TeacherRow::Foreign(row)) => plan.add_foreign(z, kept, row, term, weight),
             None => 0.0,
         };
     }
@@ -181,6 +190,31 @@ impl RowPlan {
         let (loss, total) = kernel.sums(z, Some(t), softmaxes);
         self.add_pass(Pass { kernel, softmaxes, weight, total: total as f32 });
         with_temperature(loss, term)
+    }
+
+    /// Its gradient is added to the first numbers of `kept`: coefficients are for terms of one temperature.
+    fn add_foreign(
+        &mut self,
+        z: &[f32],
+        kept: &mut [f32],
+        row: &ForeignRow<'_>,
+        term: &Term,
+        weight: f32,
+    ) -> f32 {
+        let of_matched = match term.divergence {
+            Divergence::Gold { teacher_weight } => {
+                Divergence::from_trl_beta(teacher_weight).ok().map(Kernel::of)
+            }
+            _ => None,
+        };
+        let (tau, scale) = (term.temperature, 1.0 / term.temperature);
+        let student = self.student_lse(z, tau);
+        let softmaxes = Softmaxes { scale, student, teacher: log_sum_exp(row.logits, scale) };
+        let (h, room) = kept.split_at_mut(z.len());
+        let sums = uld::sums(z, row, of_matched, softmaxes, weight, h, room);
+        let pull = weight * sums.total as f32;
+        h.iter_mut().zip(z).for_each(|(h, z)| *h -= pull * exp(z * scale - student));
+        with_temperature(sums.loss, term)
     }
 
     fn add_sparse(
@@ -339,6 +373,9 @@ impl RowPlan {
         }
         if let Some((label, weight)) = label {
             z[label as usize] -= weight;
+        }
+        if let Some(TeacherRow::Foreign(_)) = teacher {
+            z.iter_mut().zip(kept).for_each(|(z, h)| *z += h);
         }
         if let Some(TeacherRow::Sparse(row)) = teacher {
             self.stored.iter().flatten().for_each(|stored| stored.add(z, kept, row));
