@@ -32,7 +32,7 @@ pub(crate) struct Summary {
 
 impl Flow {
     pub(crate) fn curate(&mut self) -> Result<()> {
-        if self.recipe.teacher.is_none() || self.learns_text() {
+        if !self.asks_for_traces() {
             return Ok(());
         }
         let settings = json!([1, self.recipe.curate, self.recipe.prompts.verifier]);

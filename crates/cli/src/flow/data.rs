@@ -10,7 +10,7 @@ use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
-use crate::recipe::PromptSource;
+use crate::recipe::{Control, PromptSource};
 
 pub(crate) const STAGE: &str = "prompts";
 const FOLDER: &str = "corpus/prompts";
@@ -34,6 +34,13 @@ pub(crate) enum Part {
 impl Flow {
     pub(crate) fn learns_text(&self) -> bool {
         matches!(self.recipe.prompts.source, PromptSource::Text { .. })
+    }
+
+    /// Whether anybody learns from what the teacher writes.
+    pub(crate) fn asks_for_traces(&self) -> bool {
+        let control = self.recipe.evaluate.controls.contains(&Control::TracesOnly);
+        let learned = control || !self.recipe.train.only_own_text();
+        self.recipe.teacher.is_some() && !self.learns_text() && learned
     }
 
     /// Draws or reads the data, parts it, and writes the parts down.

@@ -162,7 +162,8 @@ fn stages(
     let mut stages = Vec::new();
     if let (Some(teacher), Some(config)) = (&recipe.teacher, teacher) {
         let samples = f64::from(teacher.samples_per_prompt);
-        if !text {
+        let traces_only = recipe.evaluate.controls.contains(&Control::TracesOnly);
+        if !text && (traces_only || !recipe.train.only_own_text()) {
             let wall_s = seconds(samples * learned * forward(config), DECODE_SHARE);
             stages.push(of("teach", samples * learned, wall_s, memory.teach()));
         }
@@ -171,21 +172,25 @@ fn stages(
             stages.push(of("logits", samples * learned, wall_s, memory.logits()));
         }
     }
-    let train = training_tokens(recipe, sizes);
+    let given = training_tokens(recipe, sizes);
+    let own = own_text(recipe, sizes, given);
+    let train = given * (1.0 - own.share) + own.learned;
     // Frozen weights need no gradient of their own.
     let passes = if recipe.train.lora.is_some() { 2.0 } else { 3.0 };
     let wall_s = seconds(passes * train * forward(student), TRAIN_SHARE);
     // A live teacher reads all that the student reads, each time.
     let live = teacher.filter(|_| recipe.targets().is_some_and(Logits::is_live));
     let reading = live.map_or(0.0, |config| seconds(train * forward(config), SCORE_SHARE));
-    stages.push(of("train", train, wall_s + reading, memory.training(true)));
+    let writing = seconds(own.written * forward(student), DECODE_SHARE);
+    stages.push(of("train", train, wall_s + reading + writing, memory.training(true)));
+    let wall_s = seconds(passes * given * forward(student), TRAIN_SHARE);
     for control in &recipe.evaluate.controls {
         let (stage, more) = match control {
             Control::TracesOnly => ("control-traces_only", 1.0),
             // The same epochs on answers alone, and then the same tokens.
             Control::Undistilled => ("control-undistilled", 1.0 + sizes.prompt_tokens / whole.max(1.0)),
         };
-        stages.push(of(stage, more * train, more * wall_s, memory.training(false)));
+        stages.push(of(stage, more * given, more * wall_s, memory.training(false)));
     }
     let held_out = sizes.held_out_items * whole;
     let n_students = 2.0 + recipe.evaluate.controls.len() as f64;
@@ -209,6 +214,35 @@ fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
         Some(steps) => steps as f64 * (per_step as f64).min(epoch),
         None => train.num_train_epochs * epoch,
     }
+}
+
+/// What the student writes while it trains.
+#[derive(Default)]
+struct OwnText {
+    /// Of the optimiser steps.
+    share: f64,
+    /// Tokens, prompts included, that it learns from and that it writes.
+    learned: f64,
+    written: f64,
+}
+
+/// Texts are taken to be as long as the teacher's. `given` are the tokens of a run without rollouts.
+fn own_text(recipe: &Recipe, sizes: &Sizes, given: f64) -> OwnText {
+    let train = &recipe.train;
+    let Some(rollouts) = &train.rollouts else { return OwnText::default() };
+    let per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * train.max_length;
+    let texts = rollouts.per_step(per_step, sizes.longest_prompt) as f64;
+    let steps = match train.max_steps {
+        Some(steps) => steps as f64,
+        None if rollouts.always() => train.num_train_epochs * sizes.train_items / texts,
+        None => given / per_step as f64,
+    };
+    let share = rollouts.on_policy_fraction;
+    let whole = sizes.prompt_tokens + sizes.reply_tokens.min(rollouts.max_new_tokens as f64);
+    let learned = share * steps * texts * whole;
+    let validations = 1.0 + steps / train.eval_steps as f64;
+    let written = learned * (1.0 - rollouts.replay_fraction) + validations * sizes.validation_items * whole;
+    OwnText { share, learned, written }
 }
 
 fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {

@@ -70,6 +70,7 @@ impl<'a> Stages<'a> {
         let own = training_bytes(self.student, lora.as_ref(), documents, tokens, recomputing);
         // The weights of a base model are in memory twice while they are read.
         let own = own.max(4 * self.student.n_parameters() + self.base_in_file);
+        let own = own + if from_distributions { self.rollouts() } else { 0 };
         let live = from_distributions && self.recipe.targets().is_some_and(Logits::is_live);
         let models = match self.teacher.filter(|_| live) {
             Some((teacher, stored)) => {
@@ -78,6 +79,18 @@ impl<'a> Stages<'a> {
             None => own,
         };
         PROGRAM_BYTES + self.texts() + learned + models
+    }
+
+    /// The student writes while its gradients and moments are held.
+    fn rollouts(&self) -> u64 {
+        let train = &self.recipe.train;
+        let Some(rollouts) = &train.rollouts else { return 0 };
+        let per_step =
+            train.per_device_train_batch_size * train.gradient_accumulation_steps * train.max_length;
+        let prompt = self.sizes.longest_prompt.max(1);
+        let in_flight = measure::IN_FLIGHT.min(rollouts.per_step(per_step, prompt));
+        let positions = prompt + rollouts.max_new_tokens.min((2.0 * self.sizes.reply_tokens) as usize);
+        generation_bytes(self.student, WeightStorage::F32, in_flight, prompt, positions)
     }
 
     /// Every model in turn writes and reads; at last the teacher reads beside as many others as go together.

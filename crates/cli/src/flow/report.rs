@@ -221,7 +221,7 @@ impl Flow {
         }
         facts.train_prompts = self.prompts_of(Split::Train)?.len() as u64;
         facts.validation_prompts = self.prompts_of(Split::Validation)?.len() as u64;
-        if self.recipe.teacher.is_some() {
+        if self.asks_for_traces() {
             let curation: curate::Summary = self.curation()?;
             let traces = self.curated(Split::Train)?;
             facts.traces_bought = curation.seen;

@@ -20,7 +20,7 @@ impl Flow {
     /// Lets the teacher write; what was written before is kept, part by part.
     pub(crate) fn teach(&mut self) -> Result<()> {
         let Some(teacher) = self.recipe.teacher.clone() else { return Ok(()) };
-        if self.learns_text() {
+        if !self.asks_for_traces() {
             return Ok(());
         }
         let settings = json!([

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use stillroom_core::{Prompt, Tail, Trace};
 use stillroom_corpus::Split;
 use stillroom_distill::{
-    DistillError, Example, LossFunction, LossTerm, LossWeight, Overlong, SchedulerType, TrainConfig,
-    TrainEvent, TrainOutcome, TrainPoint, ValidationPoint, examples, remove_checkpoints,
+    DistillError, Example, LossFunction, LossTerm, LossWeight, Material, Overlong, RolloutPrompt,
+    RolloutPrompts, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint, ValidationPoint,
+    examples, remove_checkpoints, train_with_rollouts,
 };
 use stillroom_evaluate::Contender;
 use stillroom_formats::{
@@ -57,8 +58,7 @@ pub(crate) struct Training {
 struct Supervision<'a> {
     /// At hand while the student trains.
     teacher: Option<&'a Decoder>,
-    train: &'a [Example],
-    validation: &'a [Example],
+    material: Material<'a>,
 }
 
 /// Where the weights of a model of this run lie.
@@ -103,6 +103,9 @@ impl Flow {
         if live {
             config.n_ids = shared_ids(&self.recipe, &self.source)?;
         }
+        if let Some(on_policy) = &mut config.on_policy {
+            on_policy.stop_token_ids = student_shape(&self.recipe, &self.source)?.0.eos_token_ids;
+        }
         let teacher = live.then(|| self.teacher_digest()).transpose()?;
         // A run goes on with or without it: the bits are the same.
         let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
@@ -111,10 +114,10 @@ impl Flow {
         settings.extend([json!(of_result), json!(teacher)]);
         settings.extend(self.recipe.train.lora.as_ref().map(|lora| json!(lora)));
         let stage = stage_of(contender);
-        let mut after = match (&self.recipe.teacher, self.learns_text()) {
-            (None, _) | (_, true) => vec![data::STAGE],
-            (Some(_), false) => vec![data::STAGE, curate::STAGE],
-        };
+        let mut after = vec![data::STAGE];
+        if self.asks_for_traces() {
+            after.push(curate::STAGE);
+        }
         if config.needs_teacher() && !live {
             after.push(logits::STAGE);
         }
@@ -138,11 +141,23 @@ impl Flow {
         let start = self.start()?;
         let tokenizer = &start.tokenizer;
         let cached = config.needs_teacher() && !live;
-        let train = self.examples(contender, Split::Train, tokenizer, cached.then_some(&config))?;
-        let validation = self.examples(contender, Split::Validation, tokenizer, cached.then_some(&config))?;
+        let prompts = match &config.on_policy {
+            Some(_) => [Split::Train, Split::Validation].map(|split| self.rollout_prompts(split, tokenizer)),
+            None => [Ok(Vec::new()), Ok(Vec::new())],
+        };
+        let [train_prompts, validation_prompts] = prompts;
+        let (train_prompts, validation_prompts) = (train_prompts?, validation_prompts?);
+        let given = |split| match contender == Contender::Student && self.recipe.train.only_own_text() {
+            true => Ok(Vec::new()),
+            false => self.examples(contender, split, tokenizer, cached.then_some(&config)),
+        };
+        let (train, validation) = (given(Split::Train)?, given(Split::Validation)?);
         let teacher = if live { Some(self.teacher()?) } else { None };
         let teacher = teacher.as_ref().map(|model| &model.decoder);
-        let supervision = Supervision { teacher, train: &train, validation: &validation };
+        let prompts = RolloutPrompts { train: &train_prompts, validation: &validation_prompts };
+        let prompts = config.on_policy.is_some().then_some(prompts);
+        let material = Material { examples: &train, validation: &validation, prompts };
+        let supervision = Supervision { teacher, material };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
             control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
@@ -158,6 +173,9 @@ impl Flow {
             other => other?,
         };
         let mut loss = method(&config.losses, self.recipe.targets());
+        if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
+            loss.push_str(&format!("; {}", rollouts.in_words()));
+        }
         loss.push_str(&adapted(&outcome.decoder));
         let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
@@ -186,8 +204,8 @@ impl Flow {
         folder: &std::path::Path,
     ) -> std::result::Result<TrainOutcome, DistillError> {
         let mut steps = 0;
-        let Supervision { teacher, train, validation } = supervision;
-        stillroom_distill::train(start, teacher, train, validation, config, folder, &mut |event| {
+        let Supervision { teacher, material } = supervision;
+        train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
             match &event {
                 TrainEvent::Planned(plan) => steps = plan.steps,
                 TrainEvent::Step(point) => self.progress.update(&format!(
@@ -219,7 +237,7 @@ impl Flow {
         let undistilled = matches!(contender, Contender::Undistilled | Contender::UndistilledEqualTokens);
         if !self.learns_text() && (undistilled || self.recipe.teacher.is_none()) {
             let mut prompts = self.prompts_of(split)?;
-            if undistilled {
+            if undistilled && self.asks_for_traces() {
                 self.only_same_problems(&mut prompts, split)?;
             }
             return Ok(examples::from_targets(&prompts, tokenizer)?);
@@ -230,6 +248,12 @@ impl Flow {
             self.attach_logits(&mut examples, config)?;
         }
         Ok(examples)
+    }
+
+    /// What the student continues in training.
+    fn rollout_prompts(&self, split: Split, tokenizer: &Tokenizer) -> Result<Vec<RolloutPrompt>> {
+        let continued = self.continued(split, tokenizer)?;
+        Ok(continued.into_iter().map(|(id, ids)| RolloutPrompt { id, ids }).collect())
     }
 
     /// The teacher's text, or the texts that are learned as they stand.
@@ -305,7 +329,11 @@ impl Flow {
             eval_steps: train.eval_steps,
             logging_steps: train.logging_steps,
             save_total_limit: train.save_total_limit,
-            on_policy: None,
+            on_policy: match contender {
+                // Its end tokens are known when it is opened.
+                Contender::Student => train.rollouts.as_ref().map(|rollouts| rollouts.config(Vec::new())),
+                _ => None,
+            },
         }
     }
 

@@ -5,6 +5,7 @@
 //! directory keeps.
 
 mod lora;
+mod on_policy;
 mod raw;
 mod resolve;
 mod source;
@@ -18,6 +19,7 @@ use stillroom_core::{Digest, Tail};
 use stillroom_distill::{LossTerm, TeacherTargets};
 
 pub(crate) use lora::{Lora, open as open_adapter};
+pub(crate) use on_policy::Rollouts;
 pub(crate) use source::{Source, did_you_mean};
 
 use crate::failure::Result;
@@ -235,13 +237,21 @@ pub(crate) struct Train {
     /// Low-rank matrices are trained in place of the weights.
     #[serde(flatten)]
     pub(crate) lora: Option<Lora>,
+    /// The student writes texts to learn from.
+    #[serde(flatten)]
+    pub(crate) rollouts: Option<Rollouts>,
     pub(crate) loss_functions: Vec<LossTerm>,
 }
 
 impl Train {
-    /// Whether the student is compared with the teacher's distributions.
+    /// Whether the student learns from what the teacher thinks of its texts.
     pub(crate) fn distils(&self) -> bool {
-        self.loss_functions.iter().any(|term| term.function.divergence().is_some() && !term.weight.is_zero())
+        self.loss_functions.iter().any(|term| term.function.asks_teacher() && !term.weight.is_zero())
+    }
+
+    /// Whether it learns from prompts alone.
+    pub(crate) fn only_own_text(&self) -> bool {
+        self.rollouts.as_ref().is_some_and(Rollouts::always)
     }
 }
 

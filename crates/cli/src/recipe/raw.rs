@@ -136,6 +136,18 @@ pub(super) struct RawTrain {
     pub(super) adam_beta2: Option<f64>,
     pub(super) adam_epsilon: Option<f64>,
     pub(super) max_grad_norm: Option<f64>,
+    pub(super) on_policy_fraction: Option<f64>,
+    /// TRL's name of it.
+    pub(super) lmbda: Option<f64>,
+    pub(super) max_new_tokens: Option<usize>,
+    /// TRL's name of it in its newer trainers.
+    pub(super) max_completion_length: Option<usize>,
+    pub(super) rollout_temperature: Option<f64>,
+    pub(super) rollout_top_p: Option<f64>,
+    pub(super) rollouts_per_step: Option<usize>,
+    pub(super) replay_buffer_size: Option<usize>,
+    pub(super) replay_fraction: Option<f64>,
+    pub(super) replay_max_staleness: Option<u64>,
     pub(super) lora_r: Option<usize>,
     pub(super) lora_alpha: Option<f64>,
     pub(super) lora_dropout: Option<f64>,
@@ -159,7 +171,7 @@ pub(super) enum RawNames {
     Many(Vec<String>),
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLoss {
     pub(super) function: Option<String>,

@@ -32,7 +32,9 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
         Curate { verify: curate.verify.unwrap_or(true), decontaminate: curate.decontaminate.unwrap_or(true) };
     let raw_train = raw.train.unwrap_or_default();
     let lora = lora::lora(&at, &raw_train, &student)?;
-    let train = Train { lora, ..train(&at, raw_train, teacher.as_ref(), seed)? };
+    let losses = losses(&at, raw_train.loss_functions.clone(), teacher.as_ref())?;
+    let rollouts = on_policy::rollouts(&at, &raw_train, &losses, teacher.as_ref())?;
+    let train = Train { lora, rollouts, ..train(&at, raw_train, losses, seed)? };
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
     let release = release(&at, raw.release.unwrap_or_default(), &name)?;
@@ -384,7 +386,7 @@ fn verifier(at: &Checker<'_>, named: Option<String>, task: Option<&str>) -> Resu
     Ok(Some(name))
 }
 
-fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) -> Result<Train> {
+fn train(at: &Checker<'_>, raw: RawTrain, loss_functions: Vec<LossTerm>, seed: u64) -> Result<Train> {
     let key = |name: &'static str| ["train", name];
     let number = |name: &'static str, value: Option<f64>, default: f64, range: RangeInclusive<f64>| {
         at.number(&key(name), value.unwrap_or(default), range)
@@ -437,7 +439,8 @@ fn train(at: &Checker<'_>, raw: RawTrain, teacher: Option<&Teacher>, seed: u64) 
         logging_steps: steps("logging_steps", raw.logging_steps, 10)?,
         save_total_limit: at.count(&key("save_total_limit"), raw.save_total_limit.unwrap_or(2), 1..=1000)?,
         lora: None,
-        loss_functions: losses(at, raw.loss_functions, teacher)?,
+        rollouts: None,
+        loss_functions,
     })
 }
 
@@ -474,7 +477,7 @@ fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>
 fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<LossTerm> {
     let function = loss_function(at, &given)?;
     let (name, softened) = (function.name(), function.divergence().is_some());
-    if softened && logits.is_none() {
+    if function.asks_teacher() && logits.is_none() {
         let fix = match function {
             LossFunction::ForwardKl => {
                 "add `[teacher.logits]`, for example `logits = { kind = \"random_sampling\", draws = 50 }`"
@@ -516,6 +519,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
         ("skew_kl", Kind::Skew(|alpha| LossFunction::SkewKl { alpha })),
         ("skew_reverse_kl", Kind::Skew(|alpha| LossFunction::SkewReverseKl { alpha })),
         ("tvd", Kind::Plain(LossFunction::Tvd)),
+        ("sampled_reverse_kl", Kind::Plain(LossFunction::SampledReverseKl)),
         ("hard_labels", Kind::Plain(LossFunction::HardLabels)),
         ("cross_entropy", Kind::Plain(LossFunction::HardLabels)),
     ];

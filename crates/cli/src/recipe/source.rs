@@ -18,8 +18,7 @@ pub(super) const DEPTH_MAX: usize = 16;
 const LIKENESS_MIN: f64 = 0.8;
 
 /// Keys that people know from other tools and that this version does not have.
-const NOT_YET: &[&str] =
-    &["bf16", "engine", "lmbda", "on_policy_fraction", "optim", "push_to_hub", "report_to"];
+const NOT_YET: &[&str] = &["bf16", "engine", "optim", "push_to_hub", "report_to"];
 
 /// Keys of a loss that other tools keep beside the learning rate.
 const OF_A_LOSS: &[&str] = &["alpha", "beta", "jsd_teacher_weight"];
