@@ -89,7 +89,13 @@ impl Flow {
                 );
             }
             None => {
-                let _ = writeln!(card, "Trained from random weights by the recipe `{}`.\n", self.recipe.name);
+                let start = match &self.recipe.student {
+                    Student::Pretrained { model, path, .. } => {
+                        format!("`{}`", model.as_ref().unwrap_or(path))
+                    }
+                    _ => "random weights".to_owned(),
+                };
+                let _ = writeln!(card, "Trained from {start} by the recipe `{}`.\n", self.recipe.name);
             }
         }
         card.push_str(&table(report));
