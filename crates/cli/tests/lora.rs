@@ -40,6 +40,12 @@ max_tokens = 4
 [policy.declare."us/base"]
 owner = "us"
 licence = "Apache-2.0"
+[policy.declare."straight/models/student/adapter"]
+owner = "us"
+licence = "Apache-2.0"
+[policy.declare.other]
+owner = "us"
+licence = "Apache-2.0"
 "#;
 /// Of two layers of width 16: q 16 → 16, v 16 → 8, down 24 → 16.
 const TRAINED: u64 = 2 * 4 * ((16 + 16) + (16 + 8) + (24 + 16));
@@ -206,6 +212,14 @@ fn an_adapted_run_that_is_killed_ends_with_the_same_bits_and_can_be_trained_on()
         let of = |run: &str| shop.bytes(&format!("{run}/models/student/{file}"));
         assert_eq!(of("killed"), of("straight"), "{file}");
     }
+
+    // Nobody has said under what licence this one came about.
+    let unknown = ["--set", "student.adapter=killed/models/student/adapter", "--output", "unknown"];
+    shop.refused(
+        &[&["train", "adapted.toml"][..], &unknown].concat(),
+        77,
+        &["killed/models/student/adapter"],
+    );
 
     // Its adapter is a start like any other: at step 0 the loss is that of the end before.
     let more = ["--set", "student.adapter=straight/models/student/adapter", "--set", "train.max_steps=4"];

@@ -25,11 +25,15 @@ pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
             Some(subject(recipe, source, model.as_deref().unwrap_or(path), Some(path))?)
         }
     };
-    let data = match &recipe.prompts.source {
+    let mut data = match &recipe.prompts.source {
         PromptSource::Task { .. } => vec![Subject::id("stillroom:procedural-tasks")],
         // Files of the user's own: who may use them is not for a register of models to say.
         PromptSource::Chat { .. } | PromptSource::Text { .. } => Vec::new(),
     };
+    // What was learned from whom, no file of an adapter says: its owner does.
+    if let Student::Pretrained { adapter: Some(path), .. } = &recipe.student {
+        data.push(Subject::id(path));
+    }
     let declared = recipe.policy.declare.iter().map(|(id, declared)| {
         let declaration = Declaration {
             owner: declared.owner.clone(),

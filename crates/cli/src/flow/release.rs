@@ -144,6 +144,11 @@ impl Flow {
         let data =
             data.map(|stage| record(Part::Data, "stillroom:procedural-tasks", Some(stage.outputs_digest())));
         let data = data.map(|data| ModelRecord { id: self.data_id(), ..data });
+        let mut data: Vec<ModelRecord> = data.into_iter().collect();
+        if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
+            let digest = super::weights_digest(&self.source.resolve_path(path))?;
+            data.push(record(Part::Data, path, Some(digest)));
+        }
         Ok(RunRecord {
             program: Program {
                 name: "stillroom".to_owned(),
@@ -152,7 +157,7 @@ impl Flow {
             },
             teachers,
             student_base,
-            data: data.into_iter().collect(),
+            data,
             verdict: decision.verdict.as_str().to_owned(),
         })
     }
