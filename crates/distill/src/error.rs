@@ -24,6 +24,9 @@ pub enum DistillError {
     Example { id: String, what: String },
     #[error("example `{id}` has {n_tokens} tokens, a row holds {max_length}")]
     TooLong { id: String, n_tokens: usize, max_length: usize },
+    /// A loss of the student's own text, which no cache knows.
+    #[error("`{loss}` needs a live teacher: what the student writes is in no cache")]
+    NoLiveTeacher { loss: &'static str },
     /// A prompt that leaves no room for what the student may write.
     #[error("prompt `{id}` has {n_tokens} tokens; {max_new_tokens} more do not fit into {max_length}")]
     PromptTooLong { id: String, n_tokens: usize, max_new_tokens: usize, max_length: usize },
@@ -76,7 +79,9 @@ impl DistillError {
     /// The kind of failure, for the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            DistillError::Config { .. } | DistillError::Losses(_) => ErrorKind::BadRecipe,
+            DistillError::Config { .. } | DistillError::Losses(_) | DistillError::NoLiveTeacher { .. } => {
+                ErrorKind::BadRecipe
+            }
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
             DistillError::Model(error) => error.kind(),
             DistillError::Format(error) => error.kind(),
@@ -104,6 +109,9 @@ impl DistillError {
             DistillError::Losses(_) => "choose a value within these bounds",
             DistillError::TooLong { .. } => {
                 "raise `max_length`, or allow longer documents to be cut with `overlong = \"truncate\"`"
+            }
+            DistillError::NoLiveTeacher { .. } => {
+                "take the teacher live, with `logits = { kind = \"live\" }`"
             }
             DistillError::PromptTooLong { .. } => {
                 "raise `max_length` as far as both contexts go, or lower `max_new_tokens`"

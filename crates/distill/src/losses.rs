@@ -362,7 +362,7 @@ fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: Teach
     let refuse = |rule| Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
     if term.function == LossFunction::SampledReverseKl {
         if targets != TeacherTargets::Live {
-            return refuse("the student's own text is read by a live teacher; of a cache it has none");
+            return Err(DistillError::NoLiveTeacher { loss: term.function.name() });
         }
         if all.iter().any(|other| other.function == LossFunction::Alm) {
             return refuse("it needs a teacher with the student's tokenizer, `alm` is for another one");

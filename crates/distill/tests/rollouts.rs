@@ -319,7 +319,8 @@ fn what_cannot_be_right_is_refused_before_anything_is_written() {
     };
     let whole = config(&[rkl], warm);
     let alone = attempt(None, &prompts(0..3), &config(&[sampled], on_policy(1.0)));
-    assert_eq!(key(alone), "losses");
+    assert!(matches!(alone, DistillError::NoLiveTeacher { .. }) && alone.kind() == ErrorKind::BadRecipe);
+    assert!(alone.fix().is_some_and(|fix| fix.contains("kind = \"live\"")));
     let (teacher, wrong) =
         (teacher(9, 1), |ids: &[u32]| [RolloutPrompt { id: "x".into(), ids: ids.to_vec() }]);
     assert!(matches!(attempt(Some(&teacher), &[], &whole), DistillError::NoExamples { .. }));
