@@ -7,6 +7,7 @@ use crate::TrainConfig;
 use crate::alm::ApproximateLikelihood;
 use crate::feed::{Document, pack_rows};
 use crate::losses::{Place, StepWeights, Text};
+use crate::preference::{DirectPreference, PairRows, PreferenceSums};
 use crate::rollouts::Rollout;
 use crate::sampled::SampledReverseKl;
 
@@ -40,22 +41,40 @@ impl<'d> Texts<'d> {
         documents.fold((0, 0), |(n, supervised), d| (n + d.length as u64, supervised + d.n_supervised as u64))
     }
 
+    /// How many terms a step's loss is the mean of: pairs, or supervised tokens.
+    pub(crate) fn n_terms(&self, config: &TrainConfig) -> u64 {
+        match config.needs_pairs() {
+            true => self.rows.iter().map(|row| row.len() as u64).sum(),
+            false => self.n_tokens().1,
+        }
+    }
+
     /// Calls `learn` with each micro-batch, and sums what it says.
     pub(crate) fn each_batch(
         &self,
         config: &TrainConfig,
         live: Option<LiveTeacher<'_>>,
         weights: &StepWeights,
-        mut learn: impl FnMut(&Batch, &Targets<'_>, &mut LossSums),
+        mut learn: impl FnMut(&Batch, &Targets<'_>, Option<&DirectPreference>, &mut LossSums),
     ) -> LossSums {
         let mut sums = LossSums::default();
         for rows in self.rows.chunks(config.per_device_train_batch_size) {
-            let loss = self.label_loss(rows, config);
-            let loss = loss.as_deref().map(|loss| weights.of_labels(loss));
+            let pairs = self.pairs(rows, config);
+            let loss = if pairs.is_some() { None } else { self.label_loss(rows, config) };
+            let loss = pairs.as_ref().map(|pairs| pairs as &dyn LabelLoss).or(loss.as_deref());
+            let loss = loss.map(|loss| weights.of_labels(loss));
             let (batch, targets) = micro_batch(self.documents, rows, config, live, loss);
-            learn(&batch, &targets, &mut sums);
+            learn(&batch, &targets, pairs.as_ref(), &mut sums);
         }
         sums
+    }
+
+    /// The pairs of a micro-batch, where a preference is learned.
+    fn pairs(&self, rows: &[Vec<u32>], config: &TrainConfig) -> Option<DirectPreference> {
+        let beta = config.computed_losses().dpo_beta()?;
+        let examples = rows.iter().flatten().map(|&i| self.documents[i as usize].example);
+        let rows_of = |example: &crate::Example| Some(PairRows::of(example, example.rejected.as_ref()?));
+        Some(DirectPreference { beta, pairs: examples.filter_map(rows_of).collect() })
     }
 
     /// The loss of the labels' log-probabilities of a micro-batch.
@@ -87,15 +106,16 @@ pub(crate) fn micro_batch<'t>(
 ) -> (Batch, Targets<'t>) {
     let mut batch = Batch::default();
     let taught = config.needs_distributions();
-    let mut targets = Targets { live: live.filter(|_| taught), label_loss, ..Targets::default() };
+    let documents_together = if config.needs_pairs() { 2 } else { 1 };
+    let mut targets =
+        Targets { live: live.filter(|_| taught), label_loss, documents_together, ..Targets::default() };
     let mut sparse = (taught && live.is_none()).then(|| SparseBatch::new(config.tail));
     for &document in rows.iter().flatten() {
         let Document { example, length, n_supervised } = documents[document as usize];
-        let first_row = batch.ids.len();
-        batch.push(&example.ids[..length]);
-        for (t, _) in example.supervised[..length].iter().enumerate().filter(|&(_, &s)| s) {
-            targets.rows.push((first_row + t - 1) as u32);
-            targets.hard_labels.push(example.ids[t]);
+        let length = length.min(example.ids.len());
+        push(&mut batch, &mut targets, &example.ids[..length], &example.supervised[..length]);
+        if let Some(rejected) = &example.rejected {
+            push(&mut batch, &mut targets, &rejected.ids, &rejected.supervised);
         }
         if let (Some(sparse), Some(taught)) = (&mut sparse, &example.sparse) {
             taught[..n_supervised].iter().for_each(|row| sparse.push(row));
@@ -103,6 +123,16 @@ pub(crate) fn micro_batch<'t>(
     }
     targets.sparse = sparse;
     (batch, targets)
+}
+
+/// Appends a document with its labels.
+fn push(batch: &mut Batch, targets: &mut Targets<'_>, ids: &[u32], supervised: &[bool]) {
+    let first_row = batch.ids.len();
+    batch.push(ids);
+    for (t, _) in supervised.iter().enumerate().filter(|&(_, &s)| s) {
+        targets.rows.push((first_row + t - 1) as u32);
+        targets.hard_labels.push(ids[t]);
+    }
 }
 
 /// The loss of the labels' log-probabilities that goes with a micro-batch of the same documents.
@@ -121,37 +151,48 @@ fn label_loss(
     Some(loss)
 }
 
-/// Losses summed over supervised tokens, in nats.
+/// Losses summed over supervised tokens, or over pairs, in nats.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LossSums {
     /// The weighted sum, with the weights of each step.
     pub(crate) loss: f64,
+    /// Of pairs: of each preferred reply the mean over its tokens.
     pub(crate) hard_label: f64,
     /// By name, each with its τ² or τ.
     pub(crate) divergences: Vec<f64>,
     /// Teacher probability of the stored tokens; 1 each for a live teacher.
     pub(crate) mass: f64,
-    /// Supervised tokens.
+    /// Supervised tokens, or pairs.
     pub(crate) n: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) preferences: Option<PreferenceSums>,
 }
 
 impl LossSums {
-    /// Adds a micro-batch, token by token in order.
-    pub(crate) fn add_batch(&mut self, losses: &HeadLosses, targets: &Targets<'_>, weights: &StepWeights) {
+    /// Adds a micro-batch, token by token in order; or pair by pair where it has `pairs`.
+    pub(crate) fn add_batch(
+        &mut self,
+        losses: &HeadLosses,
+        targets: &Targets<'_>,
+        pairs: Option<&DirectPreference>,
+        weights: &StepWeights,
+    ) {
         let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
         let of_batch = |&place: &Place| match place {
             Place::Head(i) => sum(losses.divergence(i)),
             Place::Labels => sum(&losses.label_loss),
         };
         let divergences = weights.places.iter().map(of_batch).collect();
-        let hard_label = sum(&losses.hard_label);
+        let of_pairs = pairs.map(|pairs| pairs.sums(&losses.hard_label));
+        let hard_label = of_pairs.map_or_else(|| sum(&losses.hard_label), |(_, hard_label)| hard_label);
         let mut batch = LossSums {
             loss: weights.hard_label * hard_label,
             hard_label,
             divergences,
             mass: sum(&losses.captured_mass),
-            n: targets.rows.len() as u64,
+            n: pairs.map_or(targets.rows.len(), |pairs| pairs.pairs.len()) as u64,
+            preferences: of_pairs.map(|(preferences, _)| preferences),
         };
         for (weight, sum) in weights.divergences.iter().zip(&batch.divergences) {
             batch.loss += weight * sum;
@@ -166,6 +207,9 @@ impl LossSums {
         self.divergences.iter_mut().zip(&other.divergences).for_each(|(sum, more)| *sum += more);
         self.mass += other.mass;
         self.n += other.n;
+        if let Some(more) = &other.preferences {
+            self.preferences.get_or_insert_default().add(more);
+        }
     }
 
     pub(crate) fn per_token(&self, sum: f64) -> f64 {

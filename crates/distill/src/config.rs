@@ -204,6 +204,11 @@ impl TrainConfig {
         self.computed_losses().need_distributions()
     }
 
+    /// Whether a preference is learned, from pairs.
+    pub fn needs_pairs(&self) -> bool {
+        self.computed_losses().dpo_beta().is_some()
+    }
+
     /// Whether a loss is trained on that needs a teacher's likelihood of pieces of the text.
     pub fn needs_chunks(&self) -> bool {
         self.computed_losses().alm_temperature().is_some()
@@ -268,6 +273,10 @@ pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, live: 
     }
     if !on_policy.always() && !computed.learn_from(Text::Given) {
         let rule = "below 1 it leaves steps on given text, from which no loss learns at the last step";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if computed.dpo_beta().is_some() {
+        let rule = "`dpo` learns from pairs, which the student does not write as it goes";
         return refuse("on_policy_fraction", fraction, rule);
     }
     if computed.alm_temperature().is_some() {

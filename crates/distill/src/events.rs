@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RolloutMeans, RolloutPoint, TrainPlan};
+use crate::{PreferenceMeans, RolloutMeans, RolloutPoint, TrainPlan};
 
 /// Something that happened in training, as `events.jsonl` records it.
 ///
@@ -62,6 +62,9 @@ pub struct TrainPoint {
     /// What on-policy steps learned from; none where there was no such step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollouts: Option<RolloutPoint>,
+    /// What `dpo` came to; then the losses are means over pairs, and `hard_label` is of the preferred replies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<PreferenceMeans>,
 }
 
 /// Means over the supervised tokens of the validation examples, in nats per token.
@@ -81,6 +84,8 @@ pub struct ValidationPoint {
     /// The student's own continuations alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollouts: Option<RolloutMeans>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<PreferenceMeans>,
     /// Whether no earlier step (0 aside) had a loss as low.
     pub best: bool,
 }

@@ -18,6 +18,18 @@ pub struct Example {
     pub sparse: Option<Vec<SparseRow>>,
     /// What a teacher of another tokenizer says about some of the supervised tokens together, in order.
     pub chunks: Option<Vec<TeacherChunk>>,
+    /// The document that this one was preferred to.
+    pub rejected: Option<Rejected>,
+}
+
+/// The other document of a pair; see [`DirectPreference`](crate::DirectPreference).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejected {
+    pub ids: Vec<u32>,
+    /// As long as `ids`; the first token cannot be supervised.
+    pub supervised: Vec<bool>,
+    /// Σ log π₀ of the supervised tokens, in nats: of the preferred document, then of this one.
+    pub reference: [f64; 2],
 }
 
 impl Example {
@@ -28,7 +40,7 @@ impl Example {
         supervised: Vec<bool>,
         sparse: Option<Vec<SparseRow>>,
     ) -> Result<Example> {
-        let example = Example { id: id.into(), ids, supervised, sparse, chunks: None };
+        let example = Example { id: id.into(), ids, supervised, sparse, chunks: None, rejected: None };
         example.check_parts()?;
         Ok(example)
     }
@@ -39,9 +51,21 @@ impl Example {
         Example::new(id, ids, supervised, None)
     }
 
-    /// Tokens with supervision.
+    /// A pair of which `chosen` was preferred to `rejected`. What the reference says of them is filled in by
+    /// [`score_by_reference`](crate::examples::score_by_reference).
+    pub fn pair(chosen: Example, rejected: Example) -> Example {
+        let Example { ids, supervised, .. } = rejected;
+        Example { rejected: Some(Rejected { ids, supervised, reference: [f64::NAN; 2] }), ..chosen }
+    }
+
+    /// Tokens with supervision, the other document of a pair aside.
     pub fn n_supervised(&self) -> usize {
-        self.supervised.iter().filter(|&&s| s).count()
+        n_supervised(&self.supervised)
+    }
+
+    /// Tokens, those of both documents of a pair.
+    pub fn n_tokens(&self) -> usize {
+        self.ids.len() + self.rejected.as_ref().map_or(0, |rejected| rejected.ids.len())
     }
 
     /// Positions whose next-token distribution supervises this example, ascending: `t − 1` for each
@@ -60,6 +84,9 @@ impl Example {
             let what =
                 format!("token {} at position {t} is outside the vocabulary of {vocab_size}", self.ids[t]);
             return Err(DistillError::example(&self.id, what));
+        }
+        if let Some(rejected) = &self.rejected {
+            rejected.check(vocab_size).map_err(|what| DistillError::example(&self.id, what))?;
         }
         let Some(tail) = tail else { return Ok(()) };
         let rows =
@@ -91,7 +118,7 @@ impl Example {
                     "tokens {tokens:?} of {n_supervised} are no chunk behind token {free}"
                 ));
             }
-            if !(*logprob <= MASS_SLACK) {
+            if logprob.is_nan() || *logprob > MASS_SLACK {
                 return refuse(format!("the teacher's log-likelihood of tokens {tokens:?} is {logprob}"));
             }
             free = tokens.end;
@@ -121,11 +148,47 @@ impl Example {
             row.probs.iter().for_each(|p| bytes.extend(p.to_le_bytes()));
             digester.update(&bytes);
         }
+        if let Some(Rejected { ids, supervised, reference }) = &self.rejected {
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            digester.update(b"rejected");
+            digester.update(&(ids.len() as u64).to_le_bytes());
+            digester.update(&bytes);
+            digester.update(&supervised.iter().map(|&s| u8::from(s)).collect::<Vec<u8>>());
+            reference.iter().for_each(|logprob| digester.update(&logprob.to_le_bytes()));
+        }
         for chunk in self.chunks.iter().flatten() {
             let numbers = [chunk.tokens.start as u64, chunk.tokens.end as u64, chunk.logprob.to_bits()];
             numbers.iter().for_each(|n| digester.update(&n.to_le_bytes()));
         }
     }
+}
+
+impl Rejected {
+    pub(crate) fn n_supervised(&self) -> usize {
+        n_supervised(&self.supervised)
+    }
+
+    fn check(&self, vocab_size: usize) -> std::result::Result<(), String> {
+        if self.supervised.len() != self.ids.len() || self.supervised.first() == Some(&true) {
+            return Err("the mask of the rejected document does not fit".into());
+        }
+        if self.n_supervised() == 0 {
+            return Err("no token of the rejected document is supervised".into());
+        }
+        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(format!(
+                "token {id} of the rejected document is outside the vocabulary of {vocab_size}"
+            ));
+        }
+        match self.reference.iter().find(|logprob| !(logprob.is_finite() && **logprob <= MASS_SLACK)) {
+            Some(logprob) => Err(format!("the reference gives a document of the pair {logprob} nats")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn n_supervised(supervised: &[bool]) -> usize {
+    supervised.iter().filter(|&&s| s).count()
 }
 
 fn check_row(row: &SparseRow, vocab_size: usize, tail: Tail) -> std::result::Result<(), String> {
@@ -162,7 +225,7 @@ mod tests {
     fn with_rows(rows: Vec<SparseRow>) -> Example {
         let supervised = (0..=rows.len()).map(|t| t > 0).collect();
         let ids = vec![1; rows.len() + 1];
-        Example { id: "x".into(), ids, supervised, sparse: Some(rows), chunks: None }
+        Example { id: "x".into(), ids, supervised, sparse: Some(rows), chunks: None, rejected: None }
     }
 
     #[test]

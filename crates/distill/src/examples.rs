@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use stillroom_core::{Digest, Prompt, Tail, Trace};
+use stillroom_core::{Digest, Message, Prompt, Tail, Trace};
 use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow, LogprobRow};
+use stillroom_model::Decoder;
 
 use crate::alignment::{ReplyTokens, TeacherChunk, align};
 use crate::{DistillError, Example, Result, TrainConfig};
@@ -22,6 +23,42 @@ pub fn from_traces(traces: &[Trace], tokenizer: &Tokenizer) -> Result<Vec<Exampl
         Example::new(example_id(&trace.id, trace.sample), tokens.ids, tokens.supervised, None)
     };
     traces.iter().map(make).collect()
+}
+
+/// One example per pair, in order: (id, conversation, preferred reply, the other one). Both documents are as
+/// [`from_traces`] makes them.
+pub fn from_pairs<'a>(
+    pairs: impl IntoIterator<Item = (&'a str, &'a [Message], [&'a Message; 2])>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Example>> {
+    let make = |(id, messages, replies): (&'a str, &'a [Message], [&'a Message; 2])| {
+        let document = |reply: &Message| {
+            let tokens = tokenizer.encode_supervised(messages, reply)?;
+            Example::new(id, tokens.ids, tokens.supervised, None)
+        };
+        Ok(Example::pair(document(replies[0])?, document(replies[1])?))
+    };
+    pairs.into_iter().map(make).collect()
+}
+
+/// Fills in what `reference` says of each pair.
+///
+/// # Errors
+/// Token ids outside its vocabulary.
+pub fn score_by_reference(examples: &mut [Example], reference: &Decoder) -> Result<()> {
+    for example in examples {
+        let Example { ids, supervised, rejected, .. } = example;
+        let Some(rejected) = rejected else { continue };
+        reference.check_ids(ids)?;
+        reference.check_ids(&rejected.ids)?;
+        let scored = reference.token_logprobs(&[ids, &rejected.ids]);
+        let sum = |logprobs: &[f32], supervised: &[bool]| -> f64 {
+            let supervised = logprobs.iter().zip(&supervised[1..]).filter(|(_, s)| **s);
+            supervised.map(|(&logprob, _)| f64::from(logprob)).sum()
+        };
+        rejected.reference = [sum(&scored[0], supervised), sum(&scored[1], &rejected.supervised)];
+    }
+    Ok(())
 }
 
 /// One example per prompt from the data set's own target, with nothing of a teacher's: what the

@@ -36,7 +36,7 @@ pub struct TrainPlan {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Document<'a> {
     pub(crate) example: &'a Example,
-    /// Tokens used.
+    /// Tokens used, of both documents of a pair.
     pub(crate) length: usize,
     /// Supervised ones among them.
     pub(crate) n_supervised: usize,
@@ -62,11 +62,21 @@ impl<'a> Documents<'a> {
             return Err(DistillError::example(&examples[0].id, format!("one of {n} examples, too many")));
         }
         for example in examples {
-            let n_tokens = example.ids.len();
+            let n_tokens = example.n_tokens();
             let length = n_tokens.min(n_tokens_max);
             if length < n_tokens && overlong == Overlong::Refuse {
                 let (id, max_length) = (example.id.clone(), n_tokens_max);
                 return Err(DistillError::TooLong { id, n_tokens, max_length });
+            }
+            if let Some(rejected) = &example.rejected {
+                // A reply without its end is not what was preferred.
+                if length < n_tokens {
+                    documents.dropped += 1;
+                    continue;
+                }
+                let n_supervised = example.n_supervised() + rejected.n_supervised();
+                documents.all.push(Document { example, length, n_supervised });
+                continue;
             }
             let n_supervised = example.supervised[..length].iter().filter(|&&s| s).count();
             if n_supervised == 0 {

@@ -10,6 +10,7 @@ use stillroom_model::{
 };
 
 use crate::batches::LossSums;
+use crate::preference::check_beta;
 use crate::{DistillError, Result};
 
 /// Cross-entropy on the text's own tokens, or a divergence of the student's distribution q from the teacher's
@@ -35,6 +36,9 @@ pub enum LossFunction {
     ///
     /// [`approximate_likelihood_loss`]: crate::approximate_likelihood_loss
     Alm,
+    /// −log σ(β·…) of pairs of which one reply was preferred: [`DirectPreference`](crate::DirectPreference). It stands
+    /// alone, and is a mean over pairs.
+    Dpo { beta: f64 },
     /// KL(student‖teacher) estimated from the tokens that the student itself drew, at temperature 1 always; of the
     /// teacher it takes their log-probabilities alone. Only on-policy steps have it.
     SampledReverseKl,
@@ -87,6 +91,7 @@ impl LossFunction {
         match self {
             LossFunction::HardLabels => "hard_labels",
             LossFunction::Alm => "alm",
+            LossFunction::Dpo { .. } => "dpo",
             LossFunction::SampledReverseKl => "sampled_reverse_kl",
             other => other.divergence().map_or("", Divergence::name),
         }
@@ -100,7 +105,10 @@ impl LossFunction {
     /// The divergence of next-token distributions that this is; `None` for losses of the text's own tokens.
     pub fn divergence(self) -> Option<Divergence> {
         Some(match self {
-            LossFunction::HardLabels | LossFunction::Alm | LossFunction::SampledReverseKl => return None,
+            LossFunction::HardLabels
+            | LossFunction::Alm
+            | LossFunction::Dpo { .. }
+            | LossFunction::SampledReverseKl => return None,
             LossFunction::ForwardKl => Divergence::ForwardKl,
             LossFunction::ReverseKl => Divergence::ReverseKl,
             LossFunction::Jsd { jsd_teacher_weight } => {
@@ -266,6 +274,14 @@ impl Losses {
         alm.next().map(|(_, term)| term.temperature)
     }
 
+    /// β of `dpo`, if it is among them.
+    pub(crate) fn dpo_beta(&self) -> Option<f64> {
+        self.divergences.iter().find_map(|(_, term)| match term.function {
+            LossFunction::Dpo { beta } => Some(beta),
+            _ => None,
+        })
+    }
+
     /// [`Losses::means`] where own text has this share, whatever the numbers of tokens.
     pub(crate) fn mixed_means(&self, given: &LossSums, own: &LossSums, share: f64) -> BTreeMap<String, f64> {
         let none = LossSums::default();
@@ -327,6 +343,7 @@ impl Losses {
 /// ```
 pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> {
     let mut softened_at = None;
+    check_preference(losses)?;
     let mut n = 0;
     for term in losses {
         let name = term.function.name();
@@ -354,7 +371,7 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
     Ok(())
 }
 
-/// `hard_labels`, `alm` and `sampled_reverse_kl`.
+/// `hard_labels`, `alm`, `dpo` and `sampled_reverse_kl`.
 fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: TeacherTargets) -> Result<()> {
     if term.function == LossFunction::HardLabels {
         return check_temperature(term, 1.0..=1.0, "hard labels are not softened: their temperature is 1");
@@ -369,6 +386,9 @@ fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: Teach
         }
         check_temperature(term, 1.0..=1.0, "sampled tokens are not softened: their temperature is 1")?;
     }
+    if matches!(term.function, LossFunction::Dpo { .. }) {
+        return check_temperature(term, 1.0..=1.0, "a preference is not softened: its temperature is 1");
+    }
     if all.iter().filter(|other| other.function == term.function).count() > 1 {
         return refuse("it stands in a list once, at one temperature");
     }
@@ -376,6 +396,19 @@ fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: Teach
         return Ok(());
     }
     check_temperature(term, ALM_TEMPERATURES, "a temperature of `alm` lies between 0.1 and 10000")
+}
+
+/// A preference is learned from pairs, and the other losses are not.
+fn check_preference(losses: &[LossTerm]) -> Result<()> {
+    for term in losses {
+        let LossFunction::Dpo { beta } = term.function else { continue };
+        check_beta(beta)?;
+        if losses.len() > 1 {
+            let rule = "it learns from pairs, which no other loss does: let it stand alone";
+            return Err(DistillError::Config { key: "losses", value: "dpo".into(), rule });
+        }
+    }
+    Ok(())
 }
 
 fn check_temperature(term: &LossTerm, range: RangeInclusive<f64>, rule: &'static str) -> Result<()> {

@@ -4,7 +4,14 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use stillroom_model::LabelLoss;
+
+use crate::example::Rejected;
+use crate::{DistillError, Example, Result};
+
+/// β that a preference takes.
+const BETAS: std::ops::RangeInclusive<f64> = 1e-4..=100.0;
 
 /// One pair: what the reference says of it, and where its rows are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +56,83 @@ impl Rewards {
     }
 }
 
+impl PairRows {
+    /// Of an example that is a pair.
+    pub(crate) fn of(example: &Example, rejected: &Rejected) -> PairRows {
+        PairRows { sizes: [example.n_supervised(), rejected.n_supervised()], reference: rejected.reference }
+    }
+}
+
+/// What pairs came to, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PreferenceSums {
+    preferred: u64,
+    chosen: f64,
+    rejected: f64,
+}
+
+/// Means over pairs; TRL's `rewards/…`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreferenceMeans {
+    /// Share of pairs whose preferred reply has the higher reward.
+    pub accuracy: f64,
+    /// The rewards of [`Rewards`], and how much higher the first is.
+    pub chosen: f64,
+    pub rejected: f64,
+    pub margin: f64,
+}
+
+impl PreferenceSums {
+    pub(crate) fn add(&mut self, other: &PreferenceSums) {
+        self.preferred += other.preferred;
+        self.chosen += other.chosen;
+        self.rejected += other.rejected;
+    }
+
+    pub(crate) fn means(&self, n: u64) -> PreferenceMeans {
+        let mean = |sum: f64| sum / (n as f64).max(1.0);
+        PreferenceMeans {
+            accuracy: mean(self.preferred as f64),
+            chosen: mean(self.chosen),
+            rejected: mean(self.rejected),
+            margin: mean(self.chosen - self.rejected),
+        }
+    }
+}
+
+/// Refuses a β out of range.
+pub(crate) fn check_beta(beta: f64) -> Result<()> {
+    if BETAS.contains(&beta) {
+        return Ok(());
+    }
+    let rule = "beta of `dpo` lies between 0.0001 and 100";
+    Err(DistillError::Config { key: "beta", value: beta.to_string(), rule })
+}
+
 impl DirectPreference {
+    /// Sums over the pairs, and the mean over them of −log π per token of the preferred reply, added up; `labels` holds
+    /// −log π of every row.
+    pub(crate) fn sums(&self, labels: &[f32]) -> (PreferenceSums, f64) {
+        let (mut sums, mut preferred_labels, mut start) = (PreferenceSums::default(), 0.0, 0);
+        for pair in &self.pairs {
+            let [chosen, rejected] = pair.sizes;
+            let of_pair = &labels[start..start + chosen + rejected];
+            let logprobs: Vec<f32> = of_pair.iter().map(|label| -label).collect();
+            let rewards = self.rewards(pair, &logprobs);
+            let one = PreferenceSums {
+                preferred: u64::from(rewards.margin() > 0.0),
+                chosen: rewards.chosen,
+                rejected: rewards.rejected,
+            };
+            sums.add(&one);
+            preferred_labels += of_pair[..chosen].iter().map(|&l| f64::from(l)).sum::<f64>() / chosen as f64;
+            start += chosen + rejected;
+        }
+        (sums, preferred_labels)
+    }
+
     /// Rewards of a pair whose log-probabilities, those of y₊ first, are given.
     pub fn rewards(&self, pair: &PairRows, logprobs: &[f32]) -> Rewards {
         let (chosen, rejected) = logprobs.split_at(pair.sizes[0]);

@@ -628,8 +628,8 @@ mod tests {
         let weights = config.computed_losses().at_the_end(texts.kind());
         let (mut state, (_, n)) = (TrainState::new(decoder(1)), texts.n_tokens());
         let terms = HeadTerms { hard_label: 0.0, divergences: &weights.terms, scale: 1.0 / n as f32 };
-        let sums = texts.each_batch(&config, live, &weights, |batch, targets, sums| {
-            sums.add_batch(state.accumulate(batch, targets, &terms), targets, &weights);
+        let sums = texts.each_batch(&config, live, &weights, |batch, targets, pairs, sums| {
+            sums.add_batch(state.accumulate(batch, targets, &terms), targets, pairs, &weights);
         });
         (state.gradients().flat_map(|tensor| tensor.data).collect(), sums.per_token(sums.loss))
     }

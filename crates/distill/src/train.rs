@@ -211,6 +211,11 @@ fn check_examples(
         if config.needs_chunks() && example.chunks.is_none() {
             return Err(DistillError::NoTeacherChunks { id: example.id.clone() });
         }
+        if config.needs_pairs() != example.rejected.is_some() {
+            let what =
+                if config.needs_pairs() { "`dpo` needs a pair" } else { "only `dpo` learns from a pair" };
+            return Err(DistillError::example(&example.id, what));
+        }
         let rows = example.sparse.iter().flatten();
         longest = rows.map(|row| row.ids.len()).fold(longest, usize::max);
     }
@@ -274,22 +279,29 @@ struct Stepped {
     grad_norm: f64,
 }
 
-/// Adds the gradients of texts; tokens, and losses.
+/// What a step learned from.
+struct Learned {
+    tokens: u64,
+    supervised: u64,
+    sums: LossSums,
+}
+
+/// Adds the gradients of texts.
 fn learn(
     state: &mut TrainState,
     texts: &Texts<'_>,
     weights: &StepWeights,
     config: &TrainConfig,
     live: Option<LiveTeacher<'_>>,
-) -> (u64, LossSums) {
-    let (n_tokens, n_supervised) = texts.n_tokens();
+) -> Learned {
+    let (tokens, supervised) = texts.n_tokens();
     let (hard_label, divergences) = (weights.hard_label as f32, &weights.terms[..]);
-    let terms = HeadTerms { hard_label, divergences, scale: 1.0 / n_supervised as f32 };
-    let sums = texts.each_batch(config, live, weights, |batch, targets, sums| {
+    let terms = HeadTerms { hard_label, divergences, scale: 1.0 / texts.n_terms(config) as f32 };
+    let sums = texts.each_batch(config, live, weights, |batch, targets, pairs, sums| {
         let losses = state.accumulate(batch, targets, &terms);
-        sums.add_batch(losses, targets, weights);
+        sums.add_batch(losses, targets, pairs, weights);
     });
-    (n_tokens, sums)
+    Learned { tokens, supervised, sums }
 }
 
 impl Trainer<'_> {
@@ -317,7 +329,7 @@ impl Trainer<'_> {
     fn step(&mut self, step: u64) -> Result<Stepped> {
         let began = Instant::now();
         let own = self.rollouts.as_ref().is_some_and(|r| r.config.is_on_policy(self.config.seed, step));
-        let (epoch, n_tokens, sums) =
+        let (epoch, Learned { tokens, supervised, sums }) =
             if own { self.learn_from_own(step)? } else { self.learn_from_given(step) };
         self.check_finite(step, sums.per_token(sums.loss))?;
         let learning_rate = learning_rate(self.config, step, self.plan.steps);
@@ -328,29 +340,28 @@ impl Trainer<'_> {
         }
         let progress = &mut self.progress;
         progress.step = step;
-        progress.tokens += n_tokens;
-        progress.supervised_tokens += sums.n;
+        progress.tokens += tokens;
+        progress.supervised_tokens += supervised;
         let window = if own { &mut progress.rollouts.window.losses } else { &mut progress.window };
         window.add(&sums);
         progress.window_clipped += u64::from(report.clipped);
         self.timed.time += began.elapsed();
-        self.timed.tokens += n_tokens;
+        self.timed.tokens += tokens;
         Ok(Stepped { epoch, learning_rate, grad_norm: report.grad_norm })
     }
 
-    /// Gradients of the examples of a step; passes over them when it is done, tokens, and losses.
-    fn learn_from_given(&mut self, step: u64) -> (f64, u64, LossSums) {
+    /// Gradients of the examples of a step; passes over them when it is done, and what was learned.
+    fn learn_from_given(&mut self, step: u64) -> (f64, Learned) {
         let given = self.given.as_mut().unwrap_or_else(|| panic!("step {step} needs given text"));
         let rows = given.feed.step(step);
         let (epoch, rows) = (rows.epoch, rows.micro_batches().flatten().cloned().collect());
         let texts = Texts { documents: given.feed.documents(), rows, own: None };
         let weights = self.losses.at(step, self.plan.steps, Text::Given);
-        let (n_tokens, sums) = learn(&mut self.state, &texts, &weights, self.config, self.live);
-        (epoch, n_tokens, sums)
+        (epoch, learn(&mut self.state, &texts, &weights, self.config, self.live))
     }
 
     /// Writes the texts of an on-policy step and takes their gradients.
-    fn learn_from_own(&mut self, step: u64) -> Result<(f64, u64, LossSums)> {
+    fn learn_from_own(&mut self, step: u64) -> Result<(f64, Learned)> {
         let began = Instant::now();
         let rollouts = self.rollouts.as_mut().unwrap_or_else(|| panic!("step {step} needs rollouts"));
         let state = &mut self.progress.rollouts;
@@ -361,12 +372,12 @@ impl Trainer<'_> {
         let documents = Documents::fit(&examples, usize::MAX, self.config.overlong)?.all;
         let texts = Texts::written(&documents, &own, self.config);
         let weights = self.losses.at(step, self.plan.steps, Text::Own);
-        let (n_tokens, sums) = learn(&mut self.state, &texts, &weights, self.config, self.live);
+        let learned = learn(&mut self.state, &texts, &weights, self.config, self.live);
         let epoch = match &mut self.given {
             Some(given) => given.feed.step(step).epoch,
             None => step as f64 / rollouts.steps_per_pass() as f64,
         };
-        Ok((epoch, n_tokens, sums))
+        Ok((epoch, learned))
     }
 
     fn check_finite(&self, step: u64, loss: f64) -> Result<()> {
@@ -401,6 +412,7 @@ impl Trainer<'_> {
             supervised_tokens: progress.supervised_tokens,
             tokens_per_second: self.timed.tokens as f64 / self.timed.time.as_secs_f64().max(1e-9),
             rollouts: rollouts.point(n_steps, &self.losses, self.timed.rollouts),
+            preferences: window.preferences.map(|sums| sums.means(window.n)),
         };
         self.timed = Timed::default();
         progress.curve.push(point.clone());
@@ -437,6 +449,7 @@ impl Trainer<'_> {
             divergences: self.losses.mixed_means(&given, &own.losses, share),
             captured_mass: self.losses.need_distributions().then(|| mean(|sums| sums.mass)),
             rollouts: (own.losses.n > 0).then(|| own.means(&self.losses)),
+            preferences: given.preferences.map(|sums| sums.means(given.n)),
             best,
         };
         self.progress.validation.push(point.clone());
@@ -466,9 +479,9 @@ impl Trainer<'_> {
 
     fn judge(&self, texts: &Texts<'_>) -> LossSums {
         let weights = self.losses.at_the_end(texts.kind());
-        texts.each_batch(self.config, self.live, &weights, |batch, targets, sums| {
+        texts.each_batch(self.config, self.live, &weights, |batch, targets, pairs, sums| {
             let losses = self.state.decoder().losses(batch, targets, &weights.terms);
-            sums.add_batch(&losses, targets, &weights);
+            sums.add_batch(&losses, targets, pairs, &weights);
         })
     }
 
