@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, FinishReason, Prompt, Trace};
 
+use crate::filters::Filters;
 use crate::{CorpusError, Verifier};
 
 /// The steps of curation, in the order in which a trace passes them.
@@ -16,6 +17,8 @@ pub enum Step {
     Truncated,
     /// The reply has no content.
     Empty,
+    /// Out of the bounds of [`Filters`](crate::filters::Filters).
+    Filter,
     /// The verifier found the reply wrong.
     Verify,
     /// The same conversation with the same reply was kept before.
@@ -31,6 +34,7 @@ impl Step {
         match self {
             Step::Truncated => "truncated",
             Step::Empty => "empty",
+            Step::Filter => "filter",
             Step::Verify => "verify",
             Step::Duplicate => "duplicate",
             Step::Majority => "majority",
@@ -67,6 +71,7 @@ pub struct Counts {
 pub struct Curator<'a> {
     prompts: HashMap<&'a str, &'a Prompt>,
     verifier: Option<&'a dyn Verifier>,
+    filters: Filters,
     kept: HashSet<Digest>,
     counts: Counts,
     dropped: Vec<Dropped>,
@@ -79,7 +84,19 @@ impl<'a> Curator<'a> {
         verifier: Option<&'a dyn Verifier>,
     ) -> Curator<'a> {
         let prompts = prompts.into_iter().map(|prompt| (prompt.id.as_str(), prompt)).collect();
-        Curator { prompts, verifier, kept: HashSet::new(), counts: Counts::default(), dropped: Vec::new() }
+        Curator {
+            prompts,
+            verifier,
+            filters: Filters::default(),
+            kept: HashSet::new(),
+            counts: Counts::default(),
+            dropped: Vec::new(),
+        }
+    }
+
+    /// With bounds for what a trace looks like.
+    pub fn with_filters(self, filters: Filters) -> Curator<'a> {
+        Curator { filters, ..self }
     }
 
     /// Whether this trace is kept.
@@ -106,6 +123,9 @@ impl<'a> Curator<'a> {
         }
         if trace.content.trim().is_empty() {
             return Err((Step::Empty, "no content".into()));
+        }
+        if let Some(reason) = self.filters.refuse(trace) {
+            return Err((Step::Filter, reason));
         }
         if let Some(verifier) = self.verifier {
             let verdict = verifier.verify(prompt, &trace.reply());
@@ -148,8 +168,9 @@ pub fn curate<'a>(
     traces: Vec<Trace>,
     prompts: impl IntoIterator<Item = &'a Prompt>,
     verifier: Option<&'a dyn Verifier>,
+    filters: &Filters,
 ) -> Result<Curated, CorpusError> {
-    let mut curator = Curator::new(prompts, verifier);
+    let mut curator = Curator::new(prompts, verifier).with_filters(filters.clone());
     let mut kept = Vec::with_capacity(traces.len());
     for trace in traces {
         if curator.keeps(&trace)? {
@@ -206,7 +227,8 @@ mod tests {
             trace(&problems[1], 0),
         ];
         let verifier = WordProblems { check_steps: false };
-        let curated = curate(traces.clone(), &prompts, Some(&verifier)).expect("every prompt is known");
+        let curated = curate(traces.clone(), &prompts, Some(&verifier), &Filters::default())
+            .expect("every prompt is known");
         let kept: Vec<_> = curated.kept.iter().map(|t| (t.id.as_str(), t.sample)).collect();
         let id = |i: usize| problems[i].id.as_str();
         assert_eq!(kept, [(id(0), 0), (id(0), 5), (id(2), 0), (id(1), 0)]);
@@ -220,7 +242,8 @@ mod tests {
         assert_eq!(curated.counts.dropped.values().sum::<u64>(), 4);
 
         let strict = WordProblems { check_steps: true };
-        let curated = curate(traces, &prompts, Some(&strict)).expect("every prompt is known");
+        let curated =
+            curate(traces, &prompts, Some(&strict), &Filters::default()).expect("every prompt is known");
         assert_eq!(curated.counts.dropped[&Step::Verify], 2, "no reasoning is no reasoning");
     }
 
@@ -229,7 +252,7 @@ mod tests {
         let problem = WordProblem::draw(0, Split::Train, 0);
         let prompts = [problem.prompt()];
         let wrong = with(&trace(&problem, 0), 0, |t| t.content = "21".into());
-        assert_eq!(curate(vec![wrong], &prompts, None).expect("known").counts.kept, 1);
+        assert_eq!(curate(vec![wrong], &prompts, None, &Filters::default()).expect("known").counts.kept, 1);
     }
 
     #[test]
@@ -241,7 +264,8 @@ mod tests {
             answer: None,
             target: None,
         }];
-        let error = curate(vec![trace(&problem, 7)], &other, None).expect_err("nobody asked this");
+        let error = curate(vec![trace(&problem, 7)], &other, None, &Filters::default())
+            .expect_err("nobody asked this");
         assert!(matches!(error, CorpusError::UnknownPrompt { sample: 7, .. }));
     }
 

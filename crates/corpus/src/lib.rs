@@ -4,12 +4,14 @@
 //! - [`prompts`]: prompts and texts from files.
 //! - [`verify`]: is a reply right, and if not, why.
 //! - [`curation`]: which traces a student may learn from.
+//! - [`filters`]: what a trace may look like.
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`decontamination`]: what training and held-out texts share.
 
 pub mod curation;
 pub mod decontamination;
 mod error;
+pub mod filters;
 pub mod prompts;
 pub mod selection;
 mod split;
