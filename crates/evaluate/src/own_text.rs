@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::FinishReason;
 use stillroom_core::statistics::{CONFIDENCE_95, ClusterSum, Estimate, clustered_mean};
 use stillroom_model::{
-    Batch, Decoder, Divergence, Generation, GenerationRequest, LiveTeacher, SamplingParams,
-    Targets, Term,
+    Batch, Decoder, Divergence, Generation, GenerationRequest, LiveTeacher, SamplingParams, Targets, Term,
 };
 
 use crate::error::EvaluateError;

@@ -293,6 +293,9 @@ fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec
     if matches!(recipe.prompts.source, PromptSource::Chat { .. }) {
         assumes.push("replies of half of `teacher.max_tokens`".to_owned());
     }
+    if recipe.train.rollouts.is_some() {
+        assumes.push("texts of the student's own as long as the teacher's replies".to_owned());
+    }
     if recipe.teacher.is_some() {
         assumes
             .push("the teacher runs on this machine and costs nothing, so there is no break-even".to_owned());

@@ -37,19 +37,12 @@ fn table_of(table: &mut Markup, report: &Report) {
             row(rows, name, report, |own| estimate(own.reverse_kl_by_quarter[quarter]));
         }
         row(rows, "Whole texts", report, |own| estimate(own.reverse_kl));
-        row(rows, "Texts, tokens", report, |own| {
-            [words::thousands(own.texts), words::thousands(own.tokens)]
-        });
+        row(rows, "Texts, tokens", report, |own| [words::thousands(own.texts), words::thousands(own.tokens)]);
         row(rows, "Cut for their length", report, |own| [words::percent(own.share_cut), String::new()]);
     });
 }
 
-fn row(
-    rows: &mut Markup,
-    name: &str,
-    report: &Report,
-    figure: impl Fn(&crate::OwnTextScore) -> [String; 2],
-) {
+fn row(rows: &mut Markup, name: &str, report: &Report, figure: impl Fn(&crate::OwnTextScore) -> [String; 2]) {
     rows.nest("tr", &[], |tr| {
         tr.element("th", &[("scope", &"row")], name);
         for own in report.own_text.values() {

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use stillroom_core::FinishReason;
 use stillroom_evaluate::*;
 use stillroom_formats::{DecoderConfig, Family, NamedTensor, RopeScaling};
 use stillroom_kernels::{Device, HeadTerms};
-use stillroom_model::{AdamW, Batch, Decoder, Targets, TrainState};
+use stillroom_model::{
+    AdamW, Batch, Decoder, GenerationRequest, LiveTeacher, SamplingParams, Targets, TrainState,
+};
 
 const VOCAB: usize = 40;
 
@@ -201,4 +204,62 @@ fn tensors_that_stand_on_one_side_only_are_errors() {
     let n = all.len();
     let cut = tensor_changes(all[..n - 1].iter().cloned(), all.iter().cloned(), &|_| true);
     assert!(matches!(cut, Err(EvaluateError::MissingTensor { .. })));
+}
+
+fn own_texts_of(teacher: &Decoder, model: &Decoder, n: usize, n_ids: Option<usize>) -> Vec<OwnText> {
+    let request = |i: usize| {
+        let prompt_ids: Vec<u32> = (0..3 + i % 2).map(|t| ((7 * i + t) % VOCAB) as u32).collect();
+        (format!("p{i}"), GenerationRequest { prompt_ids, key: i as u64, sample: 0 })
+    };
+    let prompts: Vec<_> = (0..n).map(request).collect();
+    let sampling =
+        SamplingParams { max_tokens: 12, temperature: 1.0, top_p: 1.0, seed: 4, stop_token_ids: vec![5, 6] };
+    let live = LiveTeacher { decoder: teacher, n_ids };
+    own_texts(live, model, &prompts, &sampling, 3, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_model_is_measured_on_what_it_writes_itself_token_by_token() {
+    let (teacher, model) = (decoder(1), decoder(2));
+    let texts = own_texts_of(&teacher, &model, 200, None);
+    assert_eq!(texts[..3], own_texts_of(&teacher, &model, 3, None)[..], "however many there are");
+    for (i, text) in texts.iter().enumerate() {
+        let whole = text.token_ids.iter().any(|id| [5, 6].contains(id));
+        assert_eq!(text.finish_reason == FinishReason::Stop, whole);
+        let prompt: Vec<u32> = (0..3 + i % 2).map(|t| ((7 * i + t) % VOCAB) as u32).collect();
+        let ids = [&prompt[..], &text.token_ids].concat();
+        let wanted: Vec<u32> = (prompt.len() as u32 - 1..ids.len() as u32 - 1).collect();
+        // KL(model‖teacher), from a kernel of its own.
+        let expected = Decoder::kl_rows(&model, &teacher, &[&ids], &[wanted]).remove(0);
+        assert_eq!(text.reverse_kl.len(), expected.len());
+        for (found, expected) in text.reverse_kl.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+    let of_itself = own_texts_of(&model, &model, 5, None);
+    assert!(of_itself.iter().flat_map(|text| &text.reverse_kl).all(|nats| nats.abs() < 1e-6));
+    // Ids that the teacher does not have end a text.
+    let cut = own_texts_of(&teacher, &model, 20, Some(30));
+    assert!(cut.iter().all(|text| text.token_ids.iter().all(|&id| id < 30)));
+    assert!(cut.iter().zip(&texts).all(|(cut, text)| text.token_ids.starts_with(&cut.token_ids)));
+}
+
+#[test]
+fn quarters_are_those_of_each_text_and_every_token_counts_the_same() {
+    let text = |nats: &[f32], finish_reason| OwnText {
+        id: "x".into(),
+        token_ids: vec![0; nats.len()],
+        finish_reason,
+        reverse_kl: nats.to_vec(),
+    };
+    let long = text(&[1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0], FinishReason::Length);
+    let short = text(&[5.0, 6.0, 7.0], FinishReason::Stop);
+    let score = OwnTextScore::of(&[long, short, text(&[], FinishReason::Stop)]);
+    assert_eq!((score.texts, score.tokens), (3, 11));
+    assert!((score.share_cut - 1.0 / 3.0).abs() < 1e-12);
+    let value = |estimate: Option<stillroom_core::statistics::Estimate>| estimate.map(|e| e.value);
+    assert!((value(score.reverse_kl).unwrap() - 38.0 / 11.0).abs() < 1e-12);
+    // Tokens 0, 1 and 2 of three lie in quarters 0, 1 and 2; the last quarter has one text only, and no interval.
+    let quarters = score.reverse_kl_by_quarter.map(value);
+    assert_eq!(quarters, [Some(7.0 / 3.0), Some(10.0 / 3.0), Some(13.0 / 3.0), None]);
 }
