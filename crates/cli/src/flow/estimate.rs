@@ -171,6 +171,10 @@ fn stages(
             let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
             stages.push(of("logits", samples * learned, wall_s, memory.logits()));
         }
+        if recipe.train.needs_likelihoods() {
+            let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
+            stages.push(of("logprobs", samples * learned, wall_s, memory.logits()));
+        }
     }
     let given = training_tokens(recipe, sizes);
     let own = own_text(recipe, sizes, given);

@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → curate → logits (cached) → train (student, controls) → measure → divergence → own-text → report → release
+//! gate → prompts → teach → curate → logits, logprobs (cached) → train (student, controls) → measure → divergence → own-text → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -14,6 +14,7 @@ mod divergence;
 pub(crate) mod estimate;
 pub(crate) mod gate;
 mod logits;
+mod logprobs;
 mod measure;
 mod memory;
 mod own_text;
@@ -167,6 +168,7 @@ impl Flow {
         }
         if until >= Until::Train {
             self.logits()?;
+            self.logprobs()?;
             self.train_one(Contender::Student)?;
         }
         if until >= Until::Evaluate {

@@ -7,8 +7,8 @@ use stillroom_core::{Digest, Message, Prompt, Tail, Trace};
 use stillroom_corpus::Split;
 use stillroom_evaluate::{
     CacheFacts, Checks, Contender, CorpusFacts, Curve, CurvePoint, LicenceDecision, LicenceRule, LossDrop,
-    MachineFacts, Measurement, Pair, REPORT_VERSION, Report, Sample, SampleReply, StageTime, TensorChanges,
-    accuracy_retained, compare, tensor_changes,
+    MachineFacts, Measured, Measurement, Pair, REPORT_VERSION, Report, Sample, SampleReply, StageTime,
+    TensorChanges, accuracy_retained, compare, tensor_changes,
 };
 use stillroom_formats::{ModelFiles, NamedTensor, parquet_rows};
 use stillroom_governance::Decision;
@@ -78,7 +78,7 @@ impl Flow {
             heldout_text: self.held_out_text().to_owned(),
             heldout_examples: heldout_examples as u64,
             accuracy_retained: retained,
-            paired: pairs(&measured)?,
+            paired: pairs(&measured, self.one_tokenizer()?)?,
             own_text: self.own_text_scores()?,
             checks: Checks::new(self.tensor_changes()?, drop),
             curves: self.curves()?,
@@ -115,6 +115,15 @@ impl Flow {
                     .to_owned(),
             ),
         }
+    }
+
+    /// Whether the teacher, if there is one, reads text in the student's tokens.
+    fn one_tokenizer(&self) -> Result<bool> {
+        if self.recipe.teacher.is_none() {
+            return Ok(true);
+        }
+        let student = self.student_tokenizer()?.digest();
+        Ok(self.teacher_files()?.tokenizer.is_none_or(|teacher| teacher.digest() == student))
     }
 
     /// Every tensor before and after training.
@@ -334,14 +343,20 @@ fn terms(hard_label: f64, divergences: &BTreeMap<String, f64>) -> BTreeMap<Strin
     terms
 }
 
-/// The student against every other model, on every metric that both have.
+/// The student against every other model, on every metric that both have. With a teacher of another tokenizer it has no
+/// loss per token in common.
 fn pairs(
     measured: &BTreeMap<Contender, Measurement>,
+    one_tokenizer: bool,
 ) -> Result<BTreeMap<Pair, BTreeMap<stillroom_evaluate::Metric, stillroom_evaluate::Comparison>>> {
     let student = &measured[&Contender::Student];
     let mut pairs = BTreeMap::new();
     for (&second, measurement) in measured.iter().filter(|(contender, _)| **contender != Contender::Student) {
-        let mut comparisons = compare(student, measurement)?;
+        let mut measurement = measurement.clone();
+        if second == Contender::Teacher && !one_tokenizer {
+            measurement.losses = Measured::not_measured("tokens of another tokenizer");
+        }
+        let mut comparisons = compare(student, &measurement)?;
         if second == Contender::Teacher {
             // The teacher's divergence from itself is no opponent.
             comparisons.remove(&stillroom_evaluate::Metric::KlToTeacher);

@@ -22,7 +22,7 @@ use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, curate, data, logits};
+use crate::flow::{Flow, curate, data, logits, logprobs};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter};
 
@@ -121,6 +121,9 @@ impl Flow {
         if config.needs_teacher() && !live {
             after.push(logits::STAGE);
         }
+        if config.needs_chunks() {
+            after.push(logprobs::STAGE);
+        }
         if contender == Contender::UndistilledEqualTokens {
             after.push("train");
         }
@@ -140,7 +143,6 @@ impl Flow {
         }
         let start = self.start()?;
         let tokenizer = &start.tokenizer;
-        let cached = config.needs_teacher() && !live;
         let prompts = match &config.on_policy {
             Some(_) => [Split::Train, Split::Validation].map(|split| self.rollout_prompts(split, tokenizer)),
             None => [Ok(Vec::new()), Ok(Vec::new())],
@@ -149,7 +151,7 @@ impl Flow {
         let (train_prompts, validation_prompts) = (train_prompts?, validation_prompts?);
         let given = |split| match contender == Contender::Student && self.recipe.train.only_own_text() {
             true => Ok(Vec::new()),
-            false => self.examples(contender, split, tokenizer, cached.then_some(&config)),
+            false => self.examples(contender, split, tokenizer, &config, live),
         };
         let (train, validation) = (given(Split::Train)?, given(Split::Validation)?);
         let teacher = if live { Some(self.teacher()?) } else { None };
@@ -226,13 +228,14 @@ impl Flow {
         })
     }
 
-    /// What a model learns from, in order; with the teacher's stored distributions for a `cached` loss.
+    /// What a model learns from, in order; with what the teacher stored of it where a loss needs that.
     fn examples(
         &self,
         contender: Contender,
         split: Split,
         tokenizer: &Tokenizer,
-        cached: Option<&TrainConfig>,
+        config: &TrainConfig,
+        live: bool,
     ) -> Result<Vec<Example>> {
         let undistilled = matches!(contender, Contender::Undistilled | Contender::UndistilledEqualTokens);
         if !self.learns_text() && (undistilled || self.recipe.teacher.is_none()) {
@@ -244,8 +247,11 @@ impl Flow {
         }
         let pieces = self.teacher_pieces(split, tokenizer)?;
         let mut examples: Vec<Example> = pieces.into_iter().map(|piece| piece.example).collect();
-        if let Some(config) = cached {
+        if config.needs_teacher() && !live {
             self.attach_logits(&mut examples, config)?;
+        }
+        if config.needs_chunks() {
+            self.attach_likelihoods(&self.curated(split)?, &mut examples, tokenizer)?;
         }
         Ok(examples)
     }
@@ -584,6 +590,8 @@ fn method(losses: &[LossTerm], targets: Option<Logits>) -> String {
         Some(Logits::Live { .. }) => "; from the whole distributions of a live teacher".to_owned(),
         Some(Logits::RandomSampling { .. }) | None => String::new(),
     };
+    let alm = computed.iter().any(|term| term.function == LossFunction::Alm);
+    let of = of + if alm { "; `alm` from how likely the teacher finds pieces of the same bytes" } else { "" };
     format!("{}, nats per supervised token{of}", terms.join(" + "))
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::{Digest, Tail};
-use stillroom_distill::{LossTerm, TeacherTargets};
+use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
@@ -244,14 +244,28 @@ pub(crate) struct Train {
 }
 
 impl Train {
-    /// Whether the student learns from what the teacher thinks of its texts.
+    /// Whether the student is compared with the teacher beside learning its text.
     pub(crate) fn distils(&self) -> bool {
-        self.loss_functions.iter().any(|term| term.function.asks_teacher() && !term.weight.is_zero())
+        self.asks_teacher() || self.needs_likelihoods()
+    }
+
+    /// Whether it learns from what the teacher, which has its tokenizer, thinks of its texts.
+    pub(crate) fn asks_teacher(&self) -> bool {
+        self.computed(LossFunction::asks_teacher)
     }
 
     /// Whether it learns from prompts alone.
     pub(crate) fn only_own_text(&self) -> bool {
         self.rollouts.as_ref().is_some_and(Rollouts::always)
+    }
+
+    /// Whether it is compared with how likely the teacher finds its text, in tokens of the teacher's own.
+    pub(crate) fn needs_likelihoods(&self) -> bool {
+        self.computed(|function| function == LossFunction::Alm)
+    }
+
+    fn computed(&self, is: impl Fn(LossFunction) -> bool) -> bool {
+        self.loss_functions.iter().any(|term| is(term.function) && !term.weight.is_zero())
     }
 }
 
@@ -341,7 +355,7 @@ impl Recipe {
 
     /// The teacher's distributions that the student learns from, if it does.
     pub(crate) fn targets(&self) -> Option<Logits> {
-        self.teacher.as_ref().and_then(|teacher| teacher.logits).filter(|_| self.train.distils())
+        self.teacher.as_ref().and_then(|teacher| teacher.logits).filter(|_| self.train.asks_teacher())
     }
 
     /// Those of them that are stored before training.

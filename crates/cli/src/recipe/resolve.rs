@@ -16,6 +16,8 @@ const EXAMPLES_MAX: usize = 100_000_000;
 const STEPS_MAX: u64 = 1_000_000_000;
 const WEIGHTS: RangeInclusive<f64> = 0.0..=1e6;
 const LOSSES: [&str; 2] = ["train", "loss_functions"];
+/// τ of `alm` where none is given, as its authors have it.
+const ALM_TEMPERATURE: f64 = 100.0;
 
 pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let at = Checker { source };
@@ -35,6 +37,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let losses = losses(&at, raw_train.loss_functions.clone(), teacher.as_ref())?;
     let rollouts = on_policy::rollouts(&at, &raw_train, &losses, teacher.as_ref())?;
     let train = Train { lora, rollouts, ..train(&at, raw_train, losses, seed)? };
+    across_tokenizers(&at, &train, teacher.as_ref(), &prompts)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
     let release = release(&at, raw.release.unwrap_or_default(), &name)?;
@@ -474,6 +477,29 @@ fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>
     Ok(losses)
 }
 
+/// What `alm` needs.
+fn across_tokenizers(
+    at: &Checker<'_>,
+    train: &Train,
+    teacher: Option<&Teacher>,
+    prompts: &Prompts,
+) -> Result<()> {
+    if !train.needs_likelihoods() {
+        return Ok(());
+    }
+    if teacher.is_none() {
+        return Err(at
+            .bad(&LOSSES, "`alm` needs a teacher")
+            .fix("add a table `[teacher]`, or train on `hard_labels` only"));
+    }
+    if matches!(prompts.source, PromptSource::Text { .. }) {
+        return Err(at
+            .bad(&LOSSES, "`alm` learns from replies, not from texts that are learned as they stand")
+            .fix("give prompts that the teacher answers, or train on `hard_labels` only"));
+    }
+    Ok(())
+}
+
 fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<LossTerm> {
     let function = loss_function(at, &given)?;
     let (name, softened) = (function.name(), function.divergence().is_some());
@@ -493,7 +519,10 @@ fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<Loss
             LossWeight::Linear { from, to }
         }
     };
-    let default = logits.filter(|_| softened).map_or(1.0, Logits::temperature);
+    let default = match function {
+        LossFunction::Alm => ALM_TEMPERATURE,
+        _ => logits.filter(|_| softened).map_or(1.0, Logits::temperature),
+    };
     let temperature = given.temperature.unwrap_or(default);
     // A live teacher's distributions are softened as each loss wants them; hard labels never are.
     if softened && temperature != default && !logits.is_some_and(Logits::is_live) {
@@ -519,6 +548,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
         ("skew_kl", Kind::Skew(|alpha| LossFunction::SkewKl { alpha })),
         ("skew_reverse_kl", Kind::Skew(|alpha| LossFunction::SkewReverseKl { alpha })),
         ("tvd", Kind::Plain(LossFunction::Tvd)),
+        ("alm", Kind::Plain(LossFunction::Alm)),
         ("sampled_reverse_kl", Kind::Plain(LossFunction::SampledReverseKl)),
         ("hard_labels", Kind::Plain(LossFunction::HardLabels)),
         ("cross_entropy", Kind::Plain(LossFunction::HardLabels)),

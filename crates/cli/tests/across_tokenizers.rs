@@ -1,0 +1,172 @@
+//! A teacher and a student of different tokenizers, through the binary.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stillroom_formats::parquet_rows::read_logprobs;
+
+const RECIPE: &str = r#"
+name = "across"
+seed = 5
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 32
+tokenizer = "ASSETS/experiments-tokenizer"
+[teacher]
+kind = "local"
+path = "ASSETS/quickstart-teacher"
+model = "stillroom:quickstart-teacher"
+max_tokens = 128
+[prompts]
+task = "word_problems"
+num_examples = 96
+num_validation = 16
+[curate]
+verify = false
+[train]
+learning_rate = 1e-2
+num_train_epochs = 3
+per_device_train_batch_size = 2
+max_length = 384
+save_steps = 4
+eval_steps = 4
+logging_steps = 1
+loss_functions = [{ function = "hard_labels" }, { function = "alm" }]
+[evaluate]
+num_examples = 8
+max_tokens = 128
+controls = ["traces_only"]
+"#;
+
+struct Shop {
+    dir: tempfile::TempDir,
+}
+
+fn shop() -> Shop {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = RECIPE.replace("ASSETS", &assets.display().to_string());
+    std::fs::write(dir.path().join("across.toml"), recipe).expect("a recipe is written");
+    Shop { dir }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Shop {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
+        command.args(args).current_dir(self.dir.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary runs")
+    }
+
+    fn succeed(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(name)).expect(name)).expect("JSON")
+    }
+
+    /// Starts a run and kills it as soon as its log has this event.
+    fn kill_at(&self, args: &[&str], output: &str, event: &str) {
+        let mut child =
+            self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let log = self.path(output).join("events.jsonl");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !std::fs::read_to_string(&log).is_ok_and(|log| log.contains(event)) {
+            assert!(Instant::now() < deadline, "no {event} in time");
+            assert!(child.try_wait().expect("a child").is_none(), "it ended before {event}");
+            std::thread::yield_now();
+        }
+        child.kill().expect("killed");
+        child.wait().expect("waited for");
+    }
+}
+
+#[test]
+fn a_teacher_of_another_tokenizer_teaches_and_a_killed_run_ends_with_the_same_bits() {
+    let shop = shop();
+    let plan: Value = serde_json::from_str(&shop.succeed(&["plan", "across.toml", "--json"])).expect("JSON");
+    let stages = plan["estimate"]["stages"].as_array().expect("stages");
+    assert!(stages.iter().any(|stage| stage["stage"] == "logprobs"), "{plan}");
+
+    let report = shop.succeed(&["run", "across.toml", "--output", "whole", "--json", "--quiet"]);
+    let report: Value = serde_json::from_str(&report).expect("a report");
+    let curve = &report["curves"][0];
+    let method = curve["loss"].as_str().expect("what was trained on");
+    assert!(method.starts_with("hard_labels + alm (temperature 100), nats per supervised token"), "{method}");
+    let terms = |point: &Value| point["train_terms"].as_object().expect("terms").clone();
+    let points = curve["points"].as_array().expect("points");
+    assert_eq!(terms(&points[1]).keys().collect::<Vec<_>>(), ["alm", "hard_labels"]);
+    let training = shop.json("whole/training/student.json");
+    let validation = training["validation"].as_array().expect("points");
+    let alm = |point: &Value| point["divergences"]["alm"].as_f64().expect("a loss");
+    let (first, last) = (alm(&validation[0]), alm(&validation[validation.len() - 1]));
+    assert!(last < 0.7 * first, "{first} {last}");
+    // The control is denied the teacher's scores.
+    let control = shop.json("whole/training/traces_only.json");
+    assert!(control["curve"][0]["divergences"].as_object().is_some_and(serde_json::Map::is_empty));
+
+    let mut rows = 0;
+    for part in ["part-000000", "part-000001", "part-000002"] {
+        let Ok(bytes) = std::fs::read(shop.path(&format!("whole/corpus/logprobs/{part}.parquet"))) else {
+            continue;
+        };
+        rows += read_logprobs(bytes).expect("scores").1.len();
+    }
+    assert!(rows > 64, "{rows} traces were scored, in more than one part");
+
+    let args = ["train", "across.toml", "--output", "killed", "--quiet", "--threads", "1"];
+    shop.kill_at(&args, "killed", "\"stage\":\"logprobs\",\"part\":0");
+    shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"");
+    shop.succeed(&args);
+    let weights =
+        |run: &str| std::fs::read(shop.path(run).join("models/student/model.safetensors")).expect("weights");
+    assert_eq!(weights("killed"), weights("whole"), "the bits differ");
+}
+
+#[test]
+fn what_needs_one_vocabulary_and_what_alm_cannot_have_is_refused() {
+    let shop = shop();
+    std::fs::write(shop.path("plain.txt"), "Some text.\n\nMore of it.\n").expect("a text");
+    let losses = |of: &str| format!("train.loss_functions=[{of}]");
+    let twice = losses("{ function = \"alm\" }, { function = \"alm\", temperature = 2 }");
+    let with = |losses: &str| losses.to_owned();
+    let cases: [(&[String], &str); 5] = [
+        (
+            &[losses("{ function = \"forward_kl\" }"), with("teacher.logits={ kind = \"live\" }")],
+            "different vocabularies",
+        ),
+        (&[losses("{ function = \"alm\", temperature = 0 }")], "a temperature of `alm`"),
+        (&[twice], "it stands in a list once"),
+        (&[losses("{ function = \"alm\", alpha = 0.1 }")], "`alpha` belongs to"),
+        (&[with("prompts={ path = \"plain.txt\", num_validation = 1 }")], "`alm` learns from replies"),
+    ];
+    for (sets, cause) in cases {
+        let mut args = vec!["run", "across.toml", "--output", "refused", "--quiet"];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        let refused = shop.run(&args);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(78), "{sets:?}: {said}");
+        assert!(said.contains(cause), "{sets:?}: {said}");
+        assert!(!shop.path("refused").exists(), "before anything is written");
+    }
+}
