@@ -78,13 +78,13 @@ pub(crate) fn accumulate(
         let first_row = dropout.first_row + u64::from(start);
         let dropout = StepDropout { first_row, ..dropout };
         let label_loss = targets.label_loss.map(|loss| (loss, supervised.clone()));
-        let head = targets.head_of(supervised);
-        let Some(teacher) = targets.live else {
+        let head = targets.head_of(supervised.clone());
+        let (of_batch, of_group) = ((batch, documents), (&memory.group, &memory.positions[..]));
+        let Some(read) = targets.read(of_batch, of_group, &memory.rows, supervised.clone()) else {
             let of_group = GroupTargets { head, label_loss, hidden: None };
             accumulate_group(decoder, gradients, memory, of_group, terms, dropout);
             continue;
         };
-        let read = teacher.read(&memory.group, &memory.positions, &memory.rows, targets.hidden);
         let of_group = GroupTargets { head: read.supervise(head), label_loss, hidden: read.hidden_targets() };
         accumulate_group(decoder, gradients, memory, of_group, terms, dropout);
         read.give_back();

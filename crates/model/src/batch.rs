@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use stillroom_core::Tail;
-use stillroom_kernels::{DenseTargets, HeadTargets, Segment, SparseTargets, TailMode};
+use stillroom_kernels::{
+    DenseTargets, ForeignVocabulary, HeadTargets, MatchedIds, Segment, SparseTargets, TailMode,
+};
 
 use crate::decoder::Decoder;
 use crate::hidden::{HiddenAlignment, HiddenTargets};
@@ -94,6 +96,8 @@ pub struct Targets<'t> {
     pub hidden: Option<HiddenAlignment<'t>>,
     /// A loss of log q(`hard_labels`), where there are some.
     pub label_loss: Option<WeightedLabelLoss<'t>>,
+    /// What `live` reads where its tokens are not the student's.
+    pub foreign: Option<ForeignText<'t>>,
     /// How many consecutive documents, from the first on, belong to one part of the label loss: 2 for pairs. 0 is 1.
     pub documents_together: usize,
 }
@@ -103,8 +107,54 @@ pub struct Targets<'t> {
 #[derive(Clone, Copy, Debug)]
 pub struct LiveTeacher<'t> {
     pub decoder: &'t Decoder,
-    /// How many ids both vocabularies have, from 0; needed where they differ in size, by their paddings.
+    /// How many ids both vocabularies have, from 0; needed where they differ in size, by their paddings. Of a teacher
+    /// that reads a [`ForeignText`], how many the student has.
     pub n_ids: Option<usize>,
+}
+
+/// The batch's texts in the tokens of a live teacher that has a vocabulary of its own.
+#[derive(Clone, Debug)]
+pub struct ForeignText<'t> {
+    /// A document for each of the student's, in order.
+    pub batch: Batch,
+    /// For each supervised row the row of `batch` before which the teacher has read the same text, if one has; ascending.
+    pub rows: Vec<Option<u32>>,
+    pub matched: &'t MatchedIds,
+}
+
+impl<'t> ForeignText<'t> {
+    /// The teacher reads its `documents`, which belong to the supervised rows `rows`.
+    fn read(&self, teacher: LiveTeacher<'t>, documents: &[Segment], rows: &[Option<u32>]) -> Read<'t> {
+        let mut group = Batch::default();
+        let start = group.set_part(&self.batch, documents) as u32;
+        let mut wanted: Vec<u32> = rows.iter().flatten().map(|row| row - start).collect();
+        let mut next = 0;
+        let mut place = |row: &Option<u32>| {
+            next += u32::from(row.is_some());
+            // A row without a partner borrows another's hidden state; what it gives is not looked at.
+            if row.is_some() { next - 1 } else { 0 }
+        };
+        let places: Vec<u32> = rows.iter().map(&mut place).collect();
+        if wanted.is_empty() {
+            wanted.push(0);
+        }
+        let decoder = teacher.decoder;
+        let positions = group.positions();
+        let mut pass = decoder.documents(&group, &positions);
+        let x = decoder.layers_forward(&group.ids, &mut pass, Some(&wanted), None);
+        let hidden = decoder.final_norm(x, wanted.len());
+        let of_rows = decoder.gather(&hidden, &places, decoder.config.hidden_size);
+        decoder.workspace.give(hidden);
+        let paired = rows.iter().map(Option::is_some).collect();
+        let foreign = Some(Partners { paired, matched: self.matched });
+        Read { teacher, hidden: of_rows, states: Vec::new(), alignment: None, foreign }
+    }
+}
+
+/// Which rows a teacher with another vocabulary supervises.
+struct Partners<'t> {
+    paired: Vec<bool>,
+    matched: &'t MatchedIds,
 }
 
 /// What a live teacher makes of a group of documents.
@@ -115,6 +165,7 @@ pub(crate) struct Read<'t> {
     /// What the layers give that the student's are compared with.
     states: Vec<Lent>,
     alignment: Option<HiddenAlignment<'t>>,
+    foreign: Option<Partners<'t>>,
 }
 
 impl<'t> LiveTeacher<'t> {
@@ -135,7 +186,8 @@ impl<'t> LiveTeacher<'t> {
                 (self.decoder.layers_forward(&group.ids, &mut pass, Some(rows), None), Vec::new())
             }
         };
-        Read { teacher: self, hidden: self.decoder.final_norm(x, rows.len()), states, alignment }
+        let hidden = self.decoder.final_norm(x, rows.len());
+        Read { teacher: self, hidden, states, alignment, foreign: None }
     }
 }
 
@@ -145,7 +197,9 @@ impl Read<'_> {
         let decoder = self.teacher.decoder;
         let head = decoder.product(decoder.layout.head_or_embedding());
         let dense = DenseTargets { hidden: &self.hidden, first_row: 0, head };
-        HeadTargets { dense: Some(dense), n_ids: self.teacher.n_ids, ..targets }
+        let foreign = self.foreign.as_ref();
+        let foreign = foreign.map(|of| ForeignVocabulary { matched: of.matched, paired: &of.paired });
+        HeadTargets { dense: Some(dense), n_ids: self.teacher.n_ids, foreign, ..targets }
     }
 
     /// What the student's layers are held against, if they are.
@@ -198,8 +252,17 @@ impl SparseBatch {
     }
 }
 
-impl Targets<'_> {
+impl<'t> Targets<'t> {
     pub(crate) fn check(&self, n_tokens: usize, vocab_size: usize) {
+        if let Some(foreign) = &self.foreign {
+            assert!(
+                self.live.is_some() && self.hidden.is_none(),
+                "another vocabulary is a live teacher's head's"
+            );
+            assert_eq!(foreign.rows.len(), self.rows.len(), "a partner or none per row");
+            assert!(foreign.rows.iter().flatten().is_sorted_by(|a, b| a < b), "partners ascend");
+            foreign.batch.check();
+        }
         assert!(self.rows.windows(2).all(|w| w[0] < w[1]), "supervised rows ascend");
         assert!(
             self.rows.last().is_none_or(|&r| (r as usize) < n_tokens),
@@ -234,6 +297,25 @@ impl Targets<'_> {
             (!supervised.is_empty()).then_some((documents, supervised))
         };
         batch.groups(n_tokens_max, self.documents_together.max(1)).filter_map(with_rows)
+    }
+
+    /// What the live teacher, if there is one, makes of a group of documents whose supervised rows are
+    /// `rows[supervised]` of the batch `whole`, and `rows` of the `group`.
+    pub(crate) fn read(
+        &self,
+        (whole, documents): (&Batch, &[Segment]),
+        (group, positions): (&Batch, &[u32]),
+        rows: &[u32],
+        supervised: Range<usize>,
+    ) -> Option<Read<'t>> {
+        let teacher = self.live?;
+        let Some(foreign) = &self.foreign else {
+            return Some(teacher.read(group, positions, rows, self.hidden));
+        };
+        let start = documents.first().map_or(0, |first| first.start);
+        let first = whole.segments.partition_point(|s| s.start < start);
+        let documents = &foreign.batch.segments[first..first + documents.len()];
+        Some(foreign.read(teacher, documents, &foreign.rows[supervised]))
     }
 
     /// What supervises `rows[range]`, a live teacher aside.

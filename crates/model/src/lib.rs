@@ -28,7 +28,7 @@ mod train;
 mod workspace;
 
 pub use backward::TOKENS_PER_GROUP;
-pub use batch::{Batch, LiveTeacher, SparseBatch, Targets, tail_mode};
+pub use batch::{Batch, ForeignText, LiveTeacher, SparseBatch, Targets, tail_mode};
 pub use decoder::{Decoder, WeightStorage};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
@@ -40,7 +40,7 @@ pub use train::{AdamW, StepReport, TrainState};
 
 pub use stillroom_kernels::divergence::TERMS_MAX;
 pub use stillroom_kernels::{
-    Device, Divergence, DivergenceError, HeadLosses, HeadTerms, Segment, TailMode, Term,
+    Device, Divergence, DivergenceError, HeadLosses, HeadTerms, MatchedIds, Segment, TailMode, Term,
 };
 
 #[cfg(test)]

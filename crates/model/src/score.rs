@@ -142,7 +142,7 @@ impl Decoder {
             let start = group.set_part(batch, documents) as u32;
             let rows: Vec<u32> = targets.rows[supervised.clone()].iter().map(|r| r - start).collect();
             let positions = group.positions();
-            let read = targets.live.map(|teacher| teacher.read(&group, &positions, &rows, targets.hidden));
+            let read = targets.read((batch, documents), (&group, &positions), &rows, supervised.clone());
             let of_group = targets.head_of(supervised.clone());
             let of_group = read.as_ref().map_or(of_group, |read| read.supervise(of_group));
             let hidden = match read.as_ref().and_then(Read::hidden_targets) {
