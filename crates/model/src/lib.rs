@@ -35,6 +35,7 @@ pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use hidden::{HiddenAlignment, LayerPair};
 pub use label_loss::{LabelLoss, WeightedLabelLoss};
 pub use prune::{Importance, Width};
+pub use sampling::Spacing;
 pub use score::TOKENS_PER_CHUNK;
 pub use train::{AdamW, StepReport, TrainState};
 

@@ -130,10 +130,32 @@ fn least_of_nucleus(e: &[f32], floor: f32, mass: f64, bins: &mut Vec<f64>) -> f3
     f32::from_bits((closing.unwrap_or(0) as u32) << SHIFT)
 }
 
+/// How the draws of one position go together. Either way an id is expected n·p times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spacing {
+    /// Each by itself: the variance of an id's share is p(1−p)/n.
+    Independent,
+    /// At equal distances along the cumulated probabilities, with one random beginning (systematic sampling, Madow
+    /// and Madow 1944): an id is drawn ⌊n·p⌋ or ⌈n·p⌉ times, and the variance of its share is f(1−f)/n², f the fraction
+    /// of n·p.
+    Even,
+}
+
 /// `n` draws from softmax(z/τ), as unique ids with count/n, and the exact entropy.
-pub(crate) fn draw_targets(z: &mut [f32], n: u32, temperature: f32, rng: &mut CounterRng) -> SparseRow {
+pub(crate) fn draw_targets(
+    z: &mut [f32],
+    n: u32,
+    spacing: Spacing,
+    temperature: f32,
+    rng: &mut CounterRng,
+) -> SparseRow {
     let softened = soften(z, temperature);
-    let mut targets: Vec<f64> = (0..n).map(|_| rng.uniform() * softened.sum).collect();
+    let beginning = rng.uniform();
+    let mut targets: Vec<f64> = match spacing {
+        Spacing::Independent => (1..n).map(|_| rng.uniform()).chain([beginning]).collect(),
+        Spacing::Even => (0..n).map(|i| (beginning + f64::from(i)) / f64::from(n)).collect(),
+    };
+    targets.iter_mut().for_each(|target| *target *= softened.sum);
     targets.sort_unstable_by(f64::total_cmp);
     let mut walk = Walk::new(z, &softened.block_sums);
     let mut counts: Vec<(usize, u32)> = Vec::new();
@@ -231,7 +253,8 @@ mod tests {
         let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
         let mut mean = [0.0f64; 6];
         for n in 0..400 {
-            let row = draw_targets(&mut Z.to_vec(), 50, 2.0, &mut CounterRng::new(&[n]));
+            let row =
+                draw_targets(&mut Z.to_vec(), 50, Spacing::Independent, 2.0, &mut CounterRng::new(&[n]));
             assert!(row.ids.is_sorted() && row.probs.iter().all(|&p| p > 0.0));
             assert!((row.probs.iter().sum::<f32>() - 1.0).abs() < 1e-6);
             assert!((f64::from(row.teacher_entropy) - entropy).abs() < 1e-6);
@@ -245,11 +268,33 @@ mod tests {
     }
 
     #[test]
+    fn evenly_spaced_draws_are_unbiased_and_never_more_than_one_from_their_share() {
+        let p = probabilities(&Z, 2.0);
+        let mut mean = [0.0f64; 6];
+        for key in 0..4000 {
+            let mut rng = CounterRng::new(&[key]);
+            let row = draw_targets(&mut Z.to_vec(), 50, Spacing::Even, 2.0, &mut rng);
+            assert!((row.probs.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            for (id, p) in p.iter().enumerate() {
+                let stored = row.ids.iter().position(|&other| other == id as u32);
+                let share = stored.map_or(0.0, |i| f64::from(row.probs[i]));
+                assert!((50.0 * (share - p)).abs() < 1.0 + 1e-5, "{share} of {p}");
+                mean[id] += share / 4000.0;
+            }
+        }
+        for (mean, p) in mean.iter().zip(&p) {
+            let fraction = (50.0 * p).fract();
+            let deviation = (fraction * (1.0 - fraction) / 4000.0).sqrt() / 50.0;
+            assert!((mean - p).abs() < 4.5 * deviation + 1e-6, "{mean} of {p}");
+        }
+    }
+
+    #[test]
     fn a_wide_row_is_walked_to_its_end() {
         // Weight in the first, a middle and the last block only; the rest is impossible.
         let mut z = vec![f32::NEG_INFINITY; 1000];
         [3, 500, 999].into_iter().for_each(|id| z[id] = 0.0);
-        let row = draw_targets(&mut z.clone(), 300, 1.0, &mut CounterRng::new(&[1]));
+        let row = draw_targets(&mut z.clone(), 300, Spacing::Independent, 1.0, &mut CounterRng::new(&[1]));
         assert_eq!(row.ids, [3, 500, 999]);
         assert!(row.probs.iter().all(|p| (p - 1.0 / 3.0).abs() < 0.15), "{row:?}");
         let softened = soften(&mut z, 1.0);

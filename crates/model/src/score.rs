@@ -12,7 +12,7 @@ use crate::backward::TOKENS_PER_GROUP;
 use crate::batch::{Batch, Read, Targets};
 use crate::decoder::Decoder;
 use crate::label_loss::{self, WeightedLabelLoss};
-use crate::sampling::{draw_targets, top_k};
+use crate::sampling::{Spacing, draw_targets, top_k};
 
 /// Tokens of one forward pass that scores or prefills; a longer document has a pass of its own.
 pub const TOKENS_PER_CHUNK: usize = 2048;
@@ -51,7 +51,7 @@ impl Decoder {
 
     /// Teacher targets by random sampling: at each of `wanted[d]` (positions of document d, ascending),
     /// `draws` tokens from softmax(logits/temperature) as unique ids with count/draws, and the exact
-    /// entropy. Draws come from `CounterRng(seed, keys[d], position)`.
+    /// entropy. Draws are spaced as `spacing` says, and come from `CounterRng(seed, keys[d], position)`.
     ///
     /// Source: Anshumann et al. 2025, "Sparse Logit Sampling".
     pub fn sampled_targets(
@@ -59,6 +59,7 @@ impl Decoder {
         documents: &[&[u32]],
         wanted: &[Vec<u32>],
         draws: u32,
+        spacing: Spacing,
         temperature: f32,
         keys: &[u64],
         seed: u64,
@@ -67,7 +68,7 @@ impl Decoder {
         assert!(draws > 0 && temperature > 0.0, "at least one draw at a positive temperature");
         self.read_rows(documents, wanted, |document, position, logits| {
             let mut rng = CounterRng::new(&[seed, keys[document], position as u64]);
-            draw_targets(logits, draws, temperature, &mut rng)
+            draw_targets(logits, draws, spacing, temperature, &mut rng)
         })
     }
 

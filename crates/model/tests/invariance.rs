@@ -10,7 +10,7 @@ use stillroom_core::{CounterRng, FinishReason, SparseRow, Tail};
 use stillroom_formats::Family;
 use stillroom_model::{
     AdamW, Batch, Decoder, Divergence, Generation, GenerationRequest, HeadTerms, LiveTeacher, SamplingParams,
-    SparseBatch, Targets, Term, TrainState,
+    Spacing, SparseBatch, Targets, Term, TrainState,
 };
 
 const FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
@@ -66,7 +66,7 @@ fn scores_and_targets_do_not_depend_on_the_other_documents() {
         lengths.iter().map(|&n| (0..n as u32).filter(|p| p % 3 != 1).collect()).collect();
 
     let logprobs = teacher.token_logprobs(&documents);
-    let sampled = teacher.sampled_targets(&documents, &wanted, 20, 1.5, &keys, 9);
+    let sampled = teacher.sampled_targets(&documents, &wanted, 20, Spacing::Independent, 1.5, &keys, 9);
     let top = teacher.top_k_targets(&documents, &wanted, 8, 0.7);
     let kl = Decoder::kl_rows(&teacher, &student, &documents, &wanted);
     let of_each = Decoder::kl_rows_of_each(&teacher, &[&teacher, &student, &student], &documents, &wanted);
@@ -76,7 +76,10 @@ fn scores_and_targets_do_not_depend_on_the_other_documents() {
         assert_eq!(sampled[i].len(), wanted[i].len());
         let (one, want) = (&documents[i..=i], &wanted[i..=i]);
         assert_eq!(bits(&logprobs[i]), bits(&teacher.token_logprobs(one)[0]));
-        assert_eq!(sampled[i], teacher.sampled_targets(one, want, 20, 1.5, &keys[i..=i], 9)[0]);
+        assert_eq!(
+            sampled[i],
+            teacher.sampled_targets(one, want, 20, Spacing::Independent, 1.5, &keys[i..=i], 9)[0]
+        );
         assert_eq!(top[i], teacher.top_k_targets(one, want, 8, 0.7)[0]);
         assert_eq!(bits(&kl[i]), bits(&Decoder::kl_rows(&teacher, &student, one, want)[0]));
         assert!(kl[i].iter().all(|&kl| kl > 0.0));

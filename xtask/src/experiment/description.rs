@@ -31,6 +31,21 @@ pub(super) struct Experiment {
     pub(super) title: String,
     pub(super) variants: Vec<String>,
     pub(super) compare: Vec<Comparison>,
+    /// Instead of the description's.
+    pub(super) seeds: Option<Vec<u64>>,
+    /// What else is measured of its students.
+    #[serde(default)]
+    pub(super) measure: Vec<Measure>,
+}
+
+/// A mode of the example `fidelity` of `crates/model`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Measure {
+    /// Of the gradient from what a cache keeps, for the first seed's students.
+    Angle,
+    /// What teacher and student think of what the student writes.
+    Samples,
 }
 
 /// The held-out loss of `a` less that of `b`.
@@ -58,6 +73,10 @@ pub(super) enum Quantity {
 }
 
 impl Description {
+    pub(super) fn seeds_of<'a>(&'a self, experiment: &'a Experiment) -> &'a [u64] {
+        experiment.seeds.as_deref().unwrap_or(&self.seeds)
+    }
+
     pub(super) fn read(path: &Path) -> Result<Description, String> {
         let bad = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;

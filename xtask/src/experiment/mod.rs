@@ -4,6 +4,7 @@
 //! description.rs  what recipes/experiments/experiments.toml says
 //! runs.rs         `stillroom evaluate` for each variant and seed, and what is kept of it
 //! timing.rs       how fast each variant is, measured in turns
+//! fidelity.rs     gradients' angles and students' samples, by the example `fidelity` of crates/model
 //! compare.rs      paired differences and their intervals
 //! plot.rs         validation curves as SVG
 //! page.rs         docs/experiments/NAME.json, and the tables of docs/experiments.md
@@ -11,24 +12,29 @@
 
 mod compare;
 mod description;
+mod fidelity;
 mod page;
 mod plot;
 mod runs;
 mod timing;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use self::description::Description;
+use self::fidelity::Fidelity;
 use self::runs::{Outcome, Place};
 use crate::{cargo, root};
 
 const USAGE: &str =
-    "usage: cargo xtask experiment <NAME|all> --data FOLDER [--binary FILE] [--work FOLDER] [--time]
+    "usage: cargo xtask experiment <NAME|all> --data FOLDER [--binary FILE] [--fidelity FILE] [--work FOLDER]
+                              [--time]
 
   NAME      an experiment of recipes/experiments/experiments.toml
   --data    the text: a folder with `train.jsonl` and `test.jsonl`
-  --binary  the program; by default it is built first
+  --binary, --fidelity
+            the program, and the example `fidelity` of crates/model; by default they are built first
   --work    where runs go; by default .cache/experiments. What is there is not run again
   --time    measures instead how fast the variants are, in turns; wants a quiet machine";
 
@@ -36,6 +42,7 @@ struct Options {
     names: Vec<String>,
     data: String,
     binary: Option<PathBuf>,
+    fidelity: Option<PathBuf>,
     work: PathBuf,
     time: bool,
 }
@@ -46,6 +53,7 @@ impl Options {
             names: Vec::new(),
             data: String::new(),
             binary: None,
+            fidelity: None,
             work: root().join(".cache/experiments"),
             time: false,
         };
@@ -54,6 +62,7 @@ impl Options {
             match arg.as_str() {
                 "--data" => options.data = absolute(&value()?)?.display().to_string(),
                 "--binary" => options.binary = Some(absolute(&value()?)?),
+                "--fidelity" => options.fidelity = Some(absolute(&value()?)?),
                 "--work" => options.work = PathBuf::from(value()?),
                 "--time" => options.time = true,
                 flag if flag.starts_with('-') => return Err(format!("unknown option `{flag}`\n{USAGE}")),
@@ -84,13 +93,13 @@ pub(crate) fn experiment(args: impl Iterator<Item = String>) -> Result<(), Strin
     if let Some(name) = names.iter().find(|name| !description.experiments.contains_key(*name)) {
         return Err(format!("there is no experiment `{name}`\n{USAGE}"));
     }
-    let binary = match options.binary {
-        Some(binary) => binary,
-        None => {
-            cargo(&["build", "--release", "-p", "stillroom"])?;
-            root().join("target/release/stillroom")
-        }
+    let built = |given: Option<PathBuf>, args: &[&str], file: &str| match given {
+        Some(given) => Ok(given),
+        None => cargo(args).map(|()| root().join("target/release").join(file)),
     };
+    let binary = built(options.binary, &["build", "--release", "-p", "stillroom"], "stillroom")?;
+    let example = ["build", "--release", "-p", "stillroom-model", "--example", "fidelity"];
+    let program = built(options.fidelity, &example, "examples/fidelity")?;
     let place = Place { binary, data: options.data, recipes, work: options.work };
     place.make_teacher(&description)?;
     if options.time {
@@ -98,15 +107,20 @@ pub(crate) fn experiment(args: impl Iterator<Item = String>) -> Result<(), Strin
         return timing::measure(&place, &description, variants.cloned().collect());
     }
     let mut outcomes: Vec<Outcome> = Vec::new();
-    for &seed in &description.seeds {
-        for name in names.iter().flat_map(|name| &description.experiments[name].variants) {
+    let wanted: Vec<_> = names.iter().map(|name| &description.experiments[name]).collect();
+    let seeds: BTreeSet<u64> = wanted.iter().flat_map(|e| description.seeds_of(e)).copied().collect();
+    // Seeds come last, so that what else the machine does hits all variants of one alike.
+    for seed in seeds {
+        let of_seed = wanted.iter().filter(|e| description.seeds_of(e).contains(&seed));
+        for name in of_seed.flat_map(|e| &e.variants) {
             if !outcomes.iter().any(|o| o.variant == *name && o.seed == seed) {
                 outcomes.push(place.outcome(&description, name, &description.variants[name], seed)?);
             }
         }
     }
     let timing = timing::read(&place)?;
-    names.iter().try_for_each(|name| page::write(name, &description, &outcomes, &timing))
+    let fidelity = Fidelity { program, place: &place };
+    names.iter().try_for_each(|name| page::write(name, &description, &outcomes, &timing, &fidelity))
 }
 
 /// The commit that this tree is at.

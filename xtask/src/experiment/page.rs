@@ -4,9 +4,11 @@ use std::fmt::Write;
 use std::fs;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::compare::{Difference, compare, level};
 use super::description::{Description, Quantity};
+use super::fidelity::{Fidelity, Samples};
 use super::plot::{Line, chart};
 use super::runs::{Cache, Outcome, Point};
 use super::timing::{Speed, Timing};
@@ -26,6 +28,8 @@ struct Record<'a> {
     parameters: [u64; 2],
     variants: Vec<Summary<'a>>,
     differences: Vec<Difference>,
+    /// Between gradients, by student; see the example `fidelity`.
+    angles: serde_json::Map<String, Value>,
 }
 
 /// A variant, over its seeds.
@@ -46,6 +50,8 @@ struct Summary<'a> {
     speed: Option<Speed>,
     /// Cache and training at that speed.
     seconds: Option<f64>,
+    /// What the student writes.
+    samples: Option<Samples>,
     validation_by_seed: Vec<&'a [Point]>,
 }
 
@@ -55,6 +61,7 @@ impl<'a> Summary<'a> {
         description: &'a Description,
         outcomes: &'a [Outcome],
         timing: &Timing,
+        samples: Option<Samples>,
     ) -> Option<Summary<'a>> {
         let own: Vec<&Outcome> = outcomes.iter().filter(|o| o.variant == name).collect();
         let first = own.first()?;
@@ -76,6 +83,7 @@ impl<'a> Summary<'a> {
             cache: first.cache,
             speed,
             seconds: speed.map(|speed| first.cache_s(speed) + first.tokens as f64 / speed.tokens_per_second),
+            samples,
             validation_by_seed: own.iter().map(|o| &o.validation[..]).collect(),
         })
     }
@@ -99,15 +107,18 @@ pub(super) fn write(
     description: &Description,
     outcomes: &[Outcome],
     timing: &Timing,
+    fidelity: &Fidelity<'_>,
 ) -> Result<(), String> {
     let experiment = &description.experiments[name];
-    let summaries: Vec<Summary<'_>> = experiment
-        .variants
-        .iter()
-        .filter_map(|variant| Summary::of(variant, description, outcomes, timing))
-        .collect();
+    let seeds = description.seeds_of(experiment);
+    let outcomes: Vec<Outcome> = outcomes.iter().filter(|o| seeds.contains(&o.seed)).cloned().collect();
+    let mut summaries = Vec::new();
+    for variant in &experiment.variants {
+        let samples = fidelity.samples(experiment, &outcomes, variant)?;
+        summaries.extend(Summary::of(variant, description, &outcomes, timing, samples));
+    }
     let differences: Vec<Difference> =
-        experiment.compare.iter().map(|c| compare(c, outcomes)).collect::<Result<_, _>>()?;
+        experiment.compare.iter().map(|c| compare(c, &outcomes)).collect::<Result<_, _>>()?;
     let any = outcomes.first().ok_or("nothing was run")?;
     let folder = root().join("docs/experiments");
     let put = |file: String, text: String| {
@@ -128,18 +139,20 @@ pub(super) fn write(
         let lines: Vec<Line> = timed.collect();
         put(format!("{name}-seconds.svg"), chart(&title, "seconds, the teacher's cache included", &lines))?;
     }
-    let table = tables(&summaries, &differences);
+    let angles = fidelity.angles(experiment, &outcomes)?;
+    let table = tables(&summaries, &differences) + &of_samples(&summaries) + &of_angles(&angles);
     let record = Record {
         experiment: name,
         title: &experiment.title,
         commit: super::commit(),
-        seeds: &description.seeds,
+        seeds,
         held_out_documents: any.losses.len(),
         held_out_tokens: any.losses.iter().map(|d| d.tokens).sum(),
         teacher_loss: level(&any.teacher_losses),
         parameters: any.parameters,
         variants: summaries,
         differences,
+        angles,
     };
     let json = serde_json::to_string_pretty(&record).expect("a record is plain data");
     put(format!("{name}.json"), json + "\n")?;
@@ -201,6 +214,46 @@ fn tables(summaries: &[Summary<'_>], differences: &[Difference]) -> String {
     text
 }
 
+/// What the students write, where it was measured.
+fn of_samples(summaries: &[Summary<'_>]) -> String {
+    let mut text = String::new();
+    for s in summaries {
+        let Some(samples) = &s.samples else { continue };
+        if text.is_empty() {
+            text.push_str(
+                "\n| what the student writes | nats per token under the teacher, by seed | under itself: its entropy |\n\
+                 |---|---|---|\n",
+            );
+        }
+        let shown = |nats: &[f64]| {
+            let by_seed: Vec<String> = nats.iter().map(|n| format!("{n:.3}")).collect();
+            format!("**{:.3}** ({})", nats.iter().sum::<f64>() / nats.len() as f64, by_seed.join(", "))
+        };
+        let row = [s.label, &shown(&samples.teacher_nats), &shown(&samples.student_nats)].join(" | ");
+        writeln!(text, "| {row} |").expect("a string grows");
+    }
+    text
+}
+
+/// Angles of gradients, where they were measured: a column for each student.
+fn of_angles(angles: &serde_json::Map<String, Value>) -> String {
+    let of = |student: &Value| student["to_whole_distributions"].as_object().cloned().unwrap_or_default();
+    let Some((_, first)) = angles.iter().next() else { return String::new() };
+    let students: Vec<String> = angles.keys().map(|name| format!("`{name}`")).collect();
+    let mut text = format!(
+        "\n| gradient of {} tokens, in degrees from that of whole distributions; student: | {} |\n|---|{}\n",
+        first["tokens"],
+        students.join(" | "),
+        "---|".repeat(students.len())
+    );
+    for kept in of(first).keys() {
+        let degrees = angles.values().map(|student| of(student)[kept]["degrees"].as_f64());
+        let cells: Vec<String> = degrees.map(|d| format!("{:.2}", d.unwrap_or(f64::NAN))).collect();
+        writeln!(text, "| `{kept}` | {} |", cells.join(" | ")).expect("a string grows");
+    }
+    text
+}
+
 /// Puts the tables between the page's marks of this experiment.
 fn insert(name: &str, table: &str) -> Result<(), String> {
     let path = root().join("docs/experiments.md");
@@ -225,9 +278,9 @@ mod tests {
     #[test]
     fn only_what_stands_between_the_marks_is_replaced() {
         let page = "a\n<!-- e1 -->\nold\n<!-- end of e1 -->\nb\n";
-        let new = between(page, "e1", "| new |").unwrap();
+        let new = between(page, "e1", "| new |\n").unwrap();
         assert_eq!(new, "a\n<!-- e1 -->\n\n| new |\n\n<!-- end of e1 -->\nb\n");
-        assert_eq!(between(&new, "e1", "| new |").unwrap(), new);
+        assert_eq!(between(&new, "e1", "| new |\n").unwrap(), new);
         assert_eq!(between(page, "e2", ""), None);
     }
 }

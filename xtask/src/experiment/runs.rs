@@ -98,6 +98,11 @@ impl Place {
         self.work.join(format!("results/{variant}-{seed}"))
     }
 
+    /// The held-out texts of a variant, as its run has them.
+    pub(super) fn texts(&self, variant: &str) -> PathBuf {
+        self.work.join("runs").join(variant).join("corpus/prompts/held_out.jsonl")
+    }
+
     /// `stillroom VERB RECIPE …`, quietly.
     pub(super) fn stillroom(
         &self,

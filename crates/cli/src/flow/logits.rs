@@ -7,6 +7,7 @@ use stillroom_distill::examples::{attach_targets, check_cache};
 use stillroom_distill::{Example, TrainConfig};
 use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{self, Kept, LogitCacheInfo, LogitCacheRow};
+use stillroom_model::Spacing;
 use stillroom_store::PartStore;
 
 use crate::failure::Result;
@@ -64,11 +65,12 @@ impl Flow {
         let ids: Vec<&[u32]> = pieces.iter().map(|piece| &piece.example.ids[..]).collect();
         let wanted: Vec<Vec<u32>> = pieces.iter().map(|piece| piece.example.wanted_positions()).collect();
         let rows: Vec<Vec<SparseRow>> = match logits {
-            Logits::RandomSampling { draws, temperature } => {
+            Logits::RandomSampling { draws, temperature, evenly_spaced } => {
+                let spacing = if evenly_spaced { Spacing::Even } else { Spacing::Independent };
                 let keys: Vec<u64> =
                     pieces.iter().map(|piece| teach::key_of(&piece.id) ^ u64::from(piece.sample)).collect();
                 let seed = self.recipe.teacher.as_ref().map_or(0, |teacher| teacher.seed);
-                model.decoder.sampled_targets(&ids, &wanted, draws, temperature as f32, &keys, seed)
+                model.decoder.sampled_targets(&ids, &wanted, draws, spacing, temperature as f32, &keys, seed)
             }
             Logits::TopK { k, temperature, .. } => {
                 model.decoder.top_k_targets(&ids, &wanted, k as usize, temperature as f32)

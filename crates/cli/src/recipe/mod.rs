@@ -134,7 +134,13 @@ pub(crate) enum TeacherKind {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Logits {
     /// `draws` token ids drawn from the distribution at each position.
-    RandomSampling { draws: u32, temperature: f64 },
+    RandomSampling {
+        draws: u32,
+        temperature: f64,
+        /// Along the cumulated probabilities, which leaves less to chance.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        evenly_spaced: bool,
+    },
     /// The `k` likeliest ids, and what becomes of the rest.
     TopK { k: u32, tail: Tail, temperature: f64 },
     /// Nothing: the teacher is held while the student trains, and reads each batch as it comes.

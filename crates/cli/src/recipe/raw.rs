@@ -73,6 +73,7 @@ pub(super) struct RawTeacher {
 pub(super) struct RawLogits {
     pub(super) kind: Option<String>,
     pub(super) draws: Option<u32>,
+    pub(super) evenly_spaced: Option<bool>,
     pub(super) k: Option<u32>,
     pub(super) tail: Option<String>,
     pub(super) temperature: Option<f64>,

@@ -308,10 +308,10 @@ fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {
     let kind = at.choose(&key("kind"), &kind, &kinds)?;
     let temperature = at.number(&key("temperature"), raw.temperature.unwrap_or(1.0), 1e-2..=100.0)?;
     if kind == Kind::Live {
-        if raw.draws.is_some() || raw.k.is_some() || raw.tail.is_some() {
+        if raw.draws.or(raw.k).is_some() || raw.tail.is_some() || raw.evenly_spaced.is_some() {
             return Err(at
                 .bad(&key("kind"), "of a live teacher nothing is stored")
-                .fix("remove `draws`, `k` and `tail`, or choose another `kind`"));
+                .fix("remove `draws`, `evenly_spaced`, `k` and `tail`, or choose another `kind`"));
         }
         return Ok(Logits::Live { temperature });
     }
@@ -322,10 +322,11 @@ fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {
                 .fix("remove `k` and `tail`, or write `kind = \"top_k\"`"));
         }
         let draws = at.count(&key("draws"), raw.draws.unwrap_or(50) as usize, 1..=100_000)? as u32;
-        return Ok(Logits::RandomSampling { draws, temperature });
+        let evenly_spaced = raw.evenly_spaced.unwrap_or(false);
+        return Ok(Logits::RandomSampling { draws, temperature, evenly_spaced });
     }
-    if raw.draws.is_some() {
-        return Err(at.bad(&key("draws"), "`top_k` draws nothing").fix("remove `draws`"));
+    if raw.draws.is_some() || raw.evenly_spaced.is_some() {
+        return Err(at.bad(&key("draws"), "`top_k` draws nothing").fix("remove `draws` and `evenly_spaced`"));
     }
     let tails = [
         ("drop", Tail::Drop),
