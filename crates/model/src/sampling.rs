@@ -382,7 +382,7 @@ mod tests {
 
         #[test]
         fn counts_of_draws_add_up(z in rows(), n in 1u32..200, key: u64) {
-            let row = draw_targets(&mut z.clone(), n, 1.0, &mut CounterRng::new(&[key]));
+            let row = draw_targets(&mut z.clone(), n, Spacing::Independent, 1.0, &mut CounterRng::new(&[key]));
             prop_assert!(row.ids.windows(2).all(|w| w[0] < w[1]));
             let counts: Vec<f32> = row.probs.iter().map(|p| p * n as f32).collect();
             prop_assert!(counts.iter().all(|c| (c - c.round()).abs() < 1e-3 && *c > 0.5));
