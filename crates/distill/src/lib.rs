@@ -34,7 +34,7 @@ pub use events::{TrainEvent, TrainPoint, ValidationPoint};
 pub use example::{Example, Rejected};
 pub use feed::TrainPlan;
 pub use losses::{LossFunction, LossTerm, LossWeight, TeacherTargets, check_losses};
-pub use preference::{DirectPreference, PairRows, PreferenceMeans, Rewards};
+pub use preference::{DirectPreference, PairRows, PreferenceMeans, Rewards, preference_losses};
 pub use rollouts::{OnPolicy, RolloutMeans, RolloutPoint, RolloutPrompt, RolloutPrompts};
 pub use schedule::learning_rate;
 pub use train::{Material, TrainOutcome, plan, train, train_with_rollouts};

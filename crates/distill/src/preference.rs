@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use stillroom_model::LabelLoss;
+use stillroom_model::{Decoder, LabelLoss};
 
 use crate::example::Rejected;
 use crate::{DistillError, Example, Result};
@@ -100,6 +100,25 @@ impl PreferenceSums {
             margin: mean(self.chosen - self.rejected),
         }
     }
+}
+
+/// The loss of each pair under `decoder`, in nats; ln 2 under the reference itself.
+///
+/// # Panics
+/// Where an example is no pair, or has ids outside the vocabulary.
+pub fn preference_losses(examples: &[Example], decoder: &Decoder, beta: f64) -> Vec<f64> {
+    let of_pair = |example: &Example| {
+        let rejected = example.rejected.as_ref().expect("a pair has two documents");
+        let scored = decoder.token_logprobs(&[&example.ids, &rejected.ids]);
+        let masks = [&example.supervised, &rejected.supervised];
+        let of_document = |(logprobs, mask): (&Vec<f32>, &Vec<bool>)| -> Vec<f32> {
+            logprobs.iter().zip(&mask[1..]).filter(|(_, s)| **s).map(|(&logprob, _)| logprob).collect()
+        };
+        let logprobs: Vec<f32> = scored.iter().zip(masks).flat_map(of_document).collect();
+        let loss = DirectPreference { beta, pairs: Vec::new() };
+        loss.rewards(&PairRows::of(example, rejected), &logprobs).loss()
+    };
+    examples.iter().map(of_pair).collect()
 }
 
 /// Refuses a β out of range.

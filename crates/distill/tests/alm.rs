@@ -245,7 +245,7 @@ fn scores_are_kept_bit_for_bit_and_what_is_no_log_probability_is_refused() {
     for wrong in [0.5, f32::NAN, f32::NEG_INFINITY] {
         let mut rows = rows.clone();
         rows[0].logprobs[2] = wrong;
-        let error = write_logprobs(&mut Vec::new(), &info, &rows).expect_err("refused");
+        let error = write_logprobs(Vec::new(), &info, &rows).expect_err("refused");
         assert!(matches!(error, FormatError::LogitRow { position: 2, .. }), "{error}");
     }
     assert!(stillroom_formats::parquet_rows::read_traces(bytes).is_err(), "another kind of file");

@@ -9,7 +9,7 @@ use common::{run, sentence, sentences, small_run, student};
 use serde::Deserialize;
 use stillroom_distill::{
     DirectPreference, DistillError, Example, LossFunction, LossTerm, PairRows, TrainConfig, TrainEvent,
-    examples, train,
+    examples, preference_losses, train,
 };
 use stillroom_model::{Decoder, LabelLoss};
 
@@ -107,6 +107,8 @@ fn what_is_preferred_becomes_likelier_than_it_was_to_the_reference() {
     let mean = rewards.sum::<f64>() / held.len() as f64;
     let chosen = outcome.validation.iter().find(|point| point.step == outcome.chosen_step).unwrap();
     assert!((mean - chosen.preferences.unwrap().chosen).abs() < 1e-4 * mean.abs().max(1.0));
+    let losses = preference_losses(&held, &outcome.decoder, 0.5);
+    assert!((losses.iter().sum::<f64>() / losses.len() as f64 - chosen.loss).abs() < 1e-5);
     let tokens: usize = learned.iter().map(Example::n_tokens).sum();
     assert_eq!(outcome.plan.tokens_per_epoch, tokens as u64);
 }

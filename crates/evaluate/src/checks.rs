@@ -95,12 +95,29 @@ pub struct LossDrop {
     /// than two documents, which is too little to claim a fall.
     pub drop: Option<Estimate>,
     pub documents: u64,
+    /// Where a preference is learned, likelier text is not what training is after: then documents are the validation
+    /// pairs, and the loss is that of the preference, in nats per pair.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_pairs: bool,
 }
 
 impl LossDrop {
     /// Both sides list the same documents in the same order.
     pub fn measure(initial: &[DocumentLoss], trained: &[DocumentLoss]) -> Result<LossDrop, EvaluateError> {
-        Ok(LossDrop { drop: loss_drop(initial, trained)?, documents: initial.len() as u64 })
+        Ok(LossDrop { drop: loss_drop(initial, trained)?, documents: initial.len() as u64, of_pairs: false })
+    }
+
+    /// [`LossDrop::measure`] of pairs: what each loses under the student, and ln 2 under its start.
+    pub fn of_pairs(losses: &[(String, f64)]) -> Result<LossDrop, EvaluateError> {
+        let row = |id: &str, nats| DocumentLoss { id: id.to_owned(), tokens: 1, bytes: 1, nats };
+        let initial: Vec<_> = losses.iter().map(|(id, _)| row(id, std::f64::consts::LN_2)).collect();
+        let trained: Vec<_> = losses.iter().map(|(id, nats)| row(id, *nats)).collect();
+        Ok(LossDrop { of_pairs: true, ..LossDrop::measure(&initial, &trained)? })
+    }
+
+    /// What the drop is measured in.
+    pub fn unit(&self) -> &'static str {
+        if self.of_pairs { "nats per validation pair" } else { "nats per token" }
     }
 
     pub fn fell(&self) -> bool {

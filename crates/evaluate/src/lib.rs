@@ -34,8 +34,8 @@ pub use measurement::{
 };
 pub use own_text::{OwnText, OwnTextScore, check_own_texts, own_texts};
 pub use report::{
-    CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, LicenceDecision, LicenceRule, Pair,
-    REPORT_BYTES_MAX, REPORT_VERSION, Report, Sample, SampleReply, StageTime,
+    Agreement, CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, FeedbackFacts, LicenceDecision,
+    LicenceRule, Pair, REPORT_BYTES_MAX, REPORT_VERSION, Report, Sample, SampleReply, StageTime,
 };
 pub use score::{ModelScore, TrainingFacts};
 pub use words::{Statement, Verdict};

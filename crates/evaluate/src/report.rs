@@ -219,6 +219,35 @@ pub struct CorpusFacts {
     pub heldout_overlaps: u64,
     /// Paid to the teacher.
     pub teacher_usd: Option<f64>,
+    /// What judging replies came to, where they were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<FeedbackFacts>,
+}
+
+/// Replies that were judged, and the pairs made of better and worse ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FeedbackFacts {
+    /// Replies judged; those that were cut off or empty are not.
+    pub judged: u64,
+    pub prompts: u64,
+    pub mean_grade: f64,
+    /// To learn from.
+    pub pairs: u64,
+    pub validation_pairs: u64,
+    /// How much more probable than ½ the judge's preference for the reply that it reads first is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position_bias: Option<f64>,
+    /// Beside the task's verifier, where there is one and a model judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+}
+
+/// Of two replies to one prompt, one right and one wrong to the verifier: how often the judge prefers the right one;
+/// equal grades count one half.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    pub comparisons: u64,
+    pub share: f64,
 }
 
 /// The teacher's distributions as they were kept.

@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{Prompt, Trace};
 use stillroom_corpus::Split;
-use stillroom_corpus::curation;
+use stillroom_corpus::curation::{self, Dropped};
 use stillroom_corpus::decontamination::{self, Contamination};
+use stillroom_corpus::selection;
 use stillroom_formats::parquet_rows;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, data, teach};
-use crate::recipe::PromptSource;
+use crate::flow::{Flow, data, feedback, teach};
+use crate::recipe::{PromptSource, Select};
 
 pub(crate) const STAGE: &str = "curate";
 const TRAIN: &str = "corpus/curated/train.parquet";
@@ -37,7 +38,11 @@ impl Flow {
         }
         let settings = json!([1, self.recipe.curate, self.recipe.prompts.verifier]);
         let outputs = ["corpus/curated", SUMMARY, "corpus/dropped.jsonl"];
-        self.stage(STAGE, &settings, &[data::STAGE, teach::STAGE], &outputs, Flow::choose_traces)
+        let mut after = vec![data::STAGE, teach::STAGE];
+        if self.recipe.curate.select == Select::BestOfN {
+            after.push(feedback::STAGE);
+        }
+        self.stage(STAGE, &settings, &after, &outputs, Flow::choose_traces)
     }
 
     fn choose_traces(&mut self) -> Result<()> {
@@ -45,12 +50,18 @@ impl Flow {
         let validation = self.prompts_of(Split::Validation)?;
         let verifier = if self.recipe.curate.verify { self.verifier() } else { None };
         let prompts = train.iter().chain(&validation);
-        let curated = curation::curate(self.traces()?, prompts, verifier.as_deref())?;
-        let dropped = curated.dropped;
+        let filters = &self.recipe.curate.filters;
+        let traces = self.traces()?;
+        let seen = traces.len() as u64;
+        let (traces, mut dropped) = self.voted(traces);
+        let curated = curation::curate(traces, prompts, verifier.as_deref(), filters)?;
+        dropped.extend(curated.dropped);
+        let (kept, worse) = self.best(curated.kept)?;
+        dropped.extend(worse);
         let in_validation: HashSet<&str> = validation.iter().map(|prompt| prompt.id.as_str()).collect();
         let (held_back, mut kept): (Vec<Trace>, Vec<Trace>) =
-            curated.kept.into_iter().partition(|trace| in_validation.contains(trace.id.as_str()));
-        let mut summary = Summary { seen: curated.counts.seen, ..Summary::default() };
+            kept.into_iter().partition(|trace| in_validation.contains(trace.id.as_str()));
+        let mut summary = Summary { seen, ..Summary::default() };
         if self.recipe.curate.decontaminate {
             summary.contamination =
                 self.drop_contaminated(&train, &mut kept, &mut summary.heldout_overlaps)?;
@@ -70,6 +81,22 @@ impl Flow {
         }
         self.write_lines("corpus/dropped.jsonl", &dropped)?;
         self.write_json(SUMMARY, &summary)
+    }
+
+    /// Those with the answer of most, where that is asked for; votes come before anything else is dropped.
+    fn voted(&self, traces: Vec<Trace>) -> (Vec<Trace>, Vec<Dropped>) {
+        match self.verifier().filter(|_| self.recipe.curate.select == Select::Majority) {
+            Some(verifier) => selection::majority(traces, verifier.as_ref()),
+            None => (traces, Vec::new()),
+        }
+    }
+
+    /// The best of each prompt's, where that is asked for; of those that may be learned at all.
+    fn best(&self, traces: Vec<Trace>) -> Result<(Vec<Trace>, Vec<Dropped>)> {
+        match self.recipe.curate.select {
+            Select::BestOfN => Ok(selection::best_of_n(traces, &self.grades()?)),
+            Select::All | Select::Majority => Ok((traces, Vec::new())),
+        }
     }
 
     /// Problems of a task are disjoint by construction and were checked; other data is compared.

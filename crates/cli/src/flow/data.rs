@@ -10,7 +10,7 @@ use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
-use crate::recipe::{Control, PromptSource};
+use crate::recipe::{Candidates, Control, PromptSource};
 
 pub(crate) const STAGE: &str = "prompts";
 const FOLDER: &str = "corpus/prompts";
@@ -39,7 +39,9 @@ impl Flow {
     /// Whether anybody learns from what the teacher writes.
     pub(crate) fn asks_for_traces(&self) -> bool {
         let control = self.recipe.evaluate.controls.contains(&Control::TracesOnly);
-        let learned = control || !self.recipe.train.only_own_text();
+        let judged = self.recipe.feedback.as_ref().is_some_and(|f| f.candidates == Candidates::Teacher);
+        let train = &self.recipe.train;
+        let learned = control || judged || !(train.only_own_text() || train.learns_preferences());
         self.recipe.teacher.is_some() && !self.learns_text() && learned
     }
 

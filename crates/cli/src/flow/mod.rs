@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → curate → logits, logprobs (cached) → train (student, controls) → measure → divergence → own-text → report → release
+//! gate → prompts → teach → feedback → curate → logits, logprobs (cached) → train (student, controls) → measure → divergence → own-text → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -12,6 +12,7 @@ mod curate;
 mod data;
 mod divergence;
 pub(crate) mod estimate;
+mod feedback;
 pub(crate) mod gate;
 mod logits;
 mod logprobs;
@@ -164,6 +165,7 @@ impl Flow {
         self.prompts()?;
         self.teach()?;
         if until >= Until::Curate {
+            self.feedback()?;
             self.curate()?;
         }
         if until >= Until::Train {

@@ -54,7 +54,10 @@ impl Flow {
         let (student, untrained) = (&measured[&Contender::Student], &measured[&Contender::Untrained]);
         let empty = Vec::new();
         let losses = |m: &Measurement| m.losses.value().cloned().unwrap_or_default();
-        let drop = LossDrop::measure(&losses(untrained), &losses(student))?;
+        let drop = match self.recipe.train.learns_preferences() {
+            true => self.preference_drop()?,
+            false => LossDrop::measure(&losses(untrained), &losses(student))?,
+        };
         let retained = match measured.get(&Contender::Teacher) {
             Some(teacher) => accuracy_retained(student, teacher, self.recipe.seed)?,
             None => None,
@@ -230,6 +233,7 @@ impl Flow {
         }
         facts.train_prompts = self.prompts_of(Split::Train)?.len() as u64;
         facts.validation_prompts = self.prompts_of(Split::Validation)?.len() as u64;
+        facts.feedback = self.feedback_facts()?;
         if self.asks_for_traces() {
             let curation: curate::Summary = self.curation()?;
             let traces = self.curated(Split::Train)?;
@@ -388,10 +392,8 @@ pub(crate) fn verdict_of(checks: &Checks) -> Result<()> {
     if !checks.heldout_loss_fell {
         let drop = checks.heldout_loss.drop.map_or("not measurable".to_owned(), |drop| {
             let interval = drop.interval;
-            format!(
-                "{:.4} nats per token, 95 % interval {:.4} to {:.4}",
-                drop.value, interval.low, interval.high
-            )
+            let unit = checks.heldout_loss.unit();
+            format!("{:.4} {unit}, 95 % interval {:.4} to {:.4}", drop.value, interval.low, interval.high)
         });
         failure = failure.detail(format!("heldout_loss_fell: false ({drop})"));
     }

@@ -1,5 +1,7 @@
 //! Stage `teach`: the teacher answers every prompt, in durable parts.
 
+use std::rc::Rc;
+
 use serde_json::json;
 use stillroom_core::{Digest, FinishReason, Prompt, Trace};
 use stillroom_corpus::Split;
@@ -39,42 +41,19 @@ impl Flow {
     }
 
     fn write_traces(&mut self, made_from: Digest) -> Result<()> {
-        // Validation first: its parts stay where they are when the number of examples grows.
-        let parts: Vec<Vec<Prompt>> = [Split::Validation, Split::Train]
-            .into_iter()
-            .map(|split| self.prompts_of(split))
-            .collect::<Result<Vec<_>>>()?
-            .iter()
-            .flat_map(|prompts| prompts.chunks(PROMPTS_PER_PART).map(<[Prompt]>::to_vec))
-            .collect();
-        let mut store = PartStore::open(&self.run.dir(FOLDER)?, "parquet", made_from)?;
-        let mut totals = Totals::default();
-        for (number, prompts) in parts.iter().enumerate() {
-            let number = number as u32;
-            let kept = if store.contains(number) {
-                let traces = parquet_rows::read_traces(store.read(number)?)?;
-                belongs(&traces, prompts).then_some(traces)
-            } else {
-                None
-            };
-            let traces = match kept {
-                Some(traces) => traces,
-                None => {
-                    let model = self.teacher()?;
-                    let traces = self.ask(&model, prompts)?;
-                    let mut bytes = Vec::new();
-                    parquet_rows::write_traces(&mut bytes, &traces)?;
-                    store.put(number, &bytes)?;
-                    self.event(json!({ "event": "part_written", "stage": STAGE, "part": number }))?;
-                    totals.calls += traces.len() as u64;
-                    traces
-                }
-            };
-            totals.add(&traces);
-            let done = number as usize + 1;
-            self.progress.update(&format!("teach: part {done} of {}, {} traces", parts.len(), totals.rows));
-        }
-        store.seal(parts.len() as u32)?;
+        let teacher = self.recipe.teacher.clone().expect("only a recipe with a teacher teaches");
+        let writer = Writer {
+            folder: FOLDER,
+            stage: STAGE,
+            name: teacher.model,
+            samples_per_prompt: teacher.samples_per_prompt,
+            max_tokens: teacher.max_tokens,
+            temperature: teacher.temperature,
+            top_p: teacher.top_p,
+            seed: teacher.seed,
+            max_in_flight: teacher.max_in_flight,
+        };
+        let totals = self.write_parts(&writer, made_from, Flow::teacher)?;
         self.write_json(
             "teach.json",
             &json!({
@@ -89,37 +68,61 @@ impl Flow {
         )
     }
 
-    fn ask(&self, model: &Model, prompts: &[Prompt]) -> Result<Vec<Trace>> {
-        let teacher = self.recipe.teacher.as_ref().expect("only a recipe with a teacher teaches");
-        let mut requests = Vec::new();
-        for prompt in prompts {
-            let prompt_ids = model.tokenizer.encode_chat(&prompt.messages, true)?;
-            let key = key_of(&prompt.id);
-            requests.extend((0..teacher.samples_per_prompt).map(|sample| GenerationRequest {
-                prompt_ids: prompt_ids.clone(),
-                key,
-                sample,
-            }));
+    /// Lets a model write for every prompt of training and validation, in durable parts; those that are there already
+    /// are kept, and where all are, the model is never loaded.
+    pub(crate) fn write_parts(
+        &mut self,
+        writer: &Writer,
+        made_from: Digest,
+        mut model: impl FnMut(&mut Flow) -> Result<Rc<Model>>,
+    ) -> Result<Totals> {
+        // Validation first: its parts stay where they are when the number of examples grows.
+        let parts: Vec<Vec<Prompt>> = [Split::Validation, Split::Train]
+            .into_iter()
+            .map(|split| self.prompts_of(split))
+            .collect::<Result<Vec<_>>>()?
+            .iter()
+            .flat_map(|prompts| prompts.chunks(PROMPTS_PER_PART).map(<[Prompt]>::to_vec))
+            .collect();
+        let mut store = PartStore::open(&self.run.dir(writer.folder)?, "parquet", made_from)?;
+        let mut totals = Totals::default();
+        for (number, prompts) in parts.iter().enumerate() {
+            let number = number as u32;
+            let kept = if store.contains(number) {
+                let traces = parquet_rows::read_traces(store.read(number)?)?;
+                belongs(&traces, prompts).then_some(traces)
+            } else {
+                None
+            };
+            let traces = match kept {
+                Some(traces) => traces,
+                None => {
+                    let traces = writer.ask(&*model(self)?, prompts)?;
+                    let mut bytes = Vec::new();
+                    parquet_rows::write_traces(&mut bytes, &traces)?;
+                    store.put(number, &bytes)?;
+                    self.event(json!({ "event": "part_written", "stage": writer.stage, "part": number }))?;
+                    totals.calls += traces.len() as u64;
+                    traces
+                }
+            };
+            totals.add(&traces);
+            let (stage, done) = (writer.stage, number as usize + 1);
+            self.progress.update(&format!("{stage}: part {done} of {}, {} traces", parts.len(), totals.rows));
         }
-        let sampling = SamplingParams {
-            max_tokens: teacher.max_tokens,
-            temperature: teacher.temperature as f32,
-            top_p: teacher.top_p as f32,
-            seed: teacher.seed,
-            stop_token_ids: model.decoder.config().eos_token_ids.clone(),
-        };
-        let written = generate_all(model, &requests, &sampling, teacher.max_in_flight, &mut |_| {})?;
-        let samples = teacher.samples_per_prompt as usize;
-        let traces = written.iter().zip(&requests).enumerate().map(|(i, (generation, request))| {
-            trace_of(model, &teacher.model, &prompts[i / samples], request, generation)
-        });
-        Ok(traces.collect())
+        store.seal(parts.len() as u32)?;
+        Ok(totals)
     }
 
     /// All traces, in the order of their prompts.
     pub(crate) fn traces(&self) -> Result<Vec<Trace>> {
+        self.traces_in(FOLDER)
+    }
+
+    /// All that [`Flow::write_parts`] wrote to a folder.
+    pub(crate) fn traces_in(&self, folder: &str) -> Result<Vec<Trace>> {
         let mut traces = Vec::new();
-        for bytes in self.part_files(FOLDER)? {
+        for bytes in self.part_files(folder)? {
             traces.extend(parquet_rows::read_traces(bytes)?);
         }
         Ok(traces)
@@ -136,10 +139,53 @@ impl Flow {
     }
 }
 
+/// How a model of this machine writes.
+pub(crate) struct Writer {
+    pub(crate) folder: &'static str,
+    pub(crate) stage: &'static str,
+    /// Its ID or, for a student, its name.
+    pub(crate) name: String,
+    pub(crate) samples_per_prompt: u32,
+    pub(crate) max_tokens: usize,
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    pub(crate) seed: u64,
+    pub(crate) max_in_flight: usize,
+}
+
+impl Writer {
+    fn ask(&self, model: &Model, prompts: &[Prompt]) -> Result<Vec<Trace>> {
+        let mut requests = Vec::new();
+        for prompt in prompts {
+            let prompt_ids = model.tokenizer.encode_chat(&prompt.messages, true)?;
+            let key = key_of(&prompt.id);
+            requests.extend((0..self.samples_per_prompt).map(|sample| GenerationRequest {
+                prompt_ids: prompt_ids.clone(),
+                key,
+                sample,
+            }));
+        }
+        let sampling = SamplingParams {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature as f32,
+            top_p: self.top_p as f32,
+            seed: self.seed,
+            stop_token_ids: model.decoder.config().eos_token_ids.clone(),
+        };
+        let written = generate_all(model, &requests, &sampling, self.max_in_flight, &mut |_| {})?;
+        let samples = self.samples_per_prompt as usize;
+        let traces = written.iter().zip(&requests).enumerate().map(|(i, (generation, request))| {
+            trace_of(model, &self.name, &prompts[i / samples], request, generation)
+        });
+        Ok(traces.collect())
+    }
+}
+
+/// What was written, and what of it just now.
 #[derive(Default)]
-struct Totals {
-    rows: u64,
-    calls: u64,
+pub(crate) struct Totals {
+    pub(crate) rows: u64,
+    pub(crate) calls: u64,
     usd: f64,
     prompt_tokens: u64,
     completion_tokens: u64,

@@ -11,9 +11,9 @@ use stillroom_corpus::Split;
 use stillroom_distill::{
     DistillError, Example, LossFunction, LossTerm, LossWeight, Material, Overlong, RolloutPrompt,
     RolloutPrompts, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint, ValidationPoint,
-    examples, remove_checkpoints, train_with_rollouts,
+    examples, preference_losses, remove_checkpoints, train_with_rollouts,
 };
-use stillroom_evaluate::Contender;
+use stillroom_evaluate::{Contender, LossDrop};
 use stillroom_formats::{
     DecoderConfig, Encoding, Family, LoraConfig, LoraTarget, ModelFiles, PeftAdapter, RopeScaling, Tokenizer,
     write_hf_dir, write_peft_dir,
@@ -22,7 +22,7 @@ use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, curate, data, logits, logprobs};
+use crate::flow::{Flow, curate, data, feedback, logits, logprobs};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter};
 
@@ -124,6 +124,9 @@ impl Flow {
         if config.needs_chunks() {
             after.push(logprobs::STAGE);
         }
+        if config.needs_pairs() {
+            after.push(feedback::STAGE);
+        }
         if contender == Contender::UndistilledEqualTokens {
             after.push("train");
         }
@@ -151,6 +154,7 @@ impl Flow {
         let (train_prompts, validation_prompts) = (train_prompts?, validation_prompts?);
         let given = |split| match contender == Contender::Student && self.recipe.train.only_own_text() {
             true => Ok(Vec::new()),
+            false if config.needs_pairs() => self.preferences(split, &start),
             false => self.examples(contender, split, tokenizer, &config, live),
         };
         let (train, validation) = (given(Split::Train)?, given(Split::Validation)?);
@@ -253,6 +257,31 @@ impl Flow {
         if config.needs_chunks() {
             self.attach_likelihoods(&self.curated(split)?, &mut examples, tokenizer)?;
         }
+        Ok(examples)
+    }
+
+    /// How much less the student loses on the validation pairs than its start, where a preference is learned.
+    pub(crate) fn preference_drop(&mut self) -> Result<LossDrop> {
+        let start = self.start()?;
+        let pairs = self.preferences(Split::Validation, &start)?;
+        let student = self.model_of(Contender::Student)?;
+        let beta = self.recipe.train.loss_functions.iter().find_map(|term| match term.function {
+            LossFunction::Dpo { beta } => Some(beta),
+            _ => None,
+        });
+        let losses = preference_losses(&pairs, &student.decoder, beta.unwrap_or_default());
+        let losses: Vec<_> = pairs.iter().map(|pair| pair.id.clone()).zip(losses).collect();
+        Ok(LossDrop::of_pairs(&losses)?)
+    }
+
+    /// Pairs to learn a preference from, which the student's start, as the reference, has read.
+    fn preferences(&self, split: Split, start: &Model) -> Result<Vec<Example>> {
+        let pairs = self.pairs_of(split)?;
+        let parts = pairs
+            .iter()
+            .map(|pair| (pair.id.as_str(), &pair.prompt[..], [&pair.chosen[0], &pair.rejected[0]]));
+        let mut examples = examples::from_pairs(parts, &start.tokenizer)?;
+        examples::score_by_reference(&mut examples, &start.decoder)?;
         Ok(examples)
     }
 
@@ -570,6 +599,7 @@ fn in_words(term: &LossTerm) -> String {
         LossFunction::SkewKl { alpha } | LossFunction::SkewReverseKl { alpha } => {
             Some(format!("alpha {alpha}"))
         }
+        LossFunction::Dpo { beta } => Some(format!("beta {beta}")),
         _ => None,
     };
     let temperature = (term.temperature != 1.0).then(|| format!("temperature {}", term.temperature));
@@ -592,7 +622,9 @@ fn method(losses: &[LossTerm], targets: Option<Logits>) -> String {
     };
     let alm = computed.iter().any(|term| term.function == LossFunction::Alm);
     let of = of + if alm { "; `alm` from how likely the teacher finds pieces of the same bytes" } else { "" };
-    format!("{}, nats per supervised token{of}", terms.join(" + "))
+    let pairs = computed.iter().any(|term| matches!(term.function, LossFunction::Dpo { .. }));
+    let per = if pairs { "pair of a preferred reply and another" } else { "supervised token" };
+    format!("{}, nats per {per}{of}", terms.join(" + "))
 }
 
 /// What of a model was trained, where that is an adapter.

@@ -4,6 +4,7 @@
 //! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
 //! directory keeps.
 
+mod feedback;
 mod lora;
 mod on_policy;
 mod raw;
@@ -16,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::{Digest, Tail};
+use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
+pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use source::{Source, did_you_mean};
@@ -36,6 +39,8 @@ pub(crate) struct Recipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) teacher: Option<Teacher>,
     pub(crate) prompts: Prompts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feedback: Option<Feedback>,
     pub(crate) curate: Curate,
     pub(crate) train: Train,
     pub(crate) evaluate: Evaluate,
@@ -197,12 +202,34 @@ pub(crate) enum PromptSource {
     Text { path: String },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Which of several traces for one prompt are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Select {
+    #[default]
+    All,
+    /// Those with the answer that most have.
+    Majority,
+    /// The one with the best grade of `[feedback]`.
+    BestOfN,
+}
+
+impl Select {
+    fn is_all(&self) -> bool {
+        *self == Select::All
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Curate {
     /// Drop traces whose answer the verifier rejects.
     pub(crate) verify: bool,
     /// Drop what also stands in the held-out set.
     pub(crate) decontaminate: bool,
+    #[serde(skip_serializing_if = "Select::is_all")]
+    pub(crate) select: Select,
+    #[serde(flatten)]
+    pub(crate) filters: Filters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -268,6 +295,11 @@ impl Train {
     /// Whether it is compared with how likely the teacher finds its text, in tokens of the teacher's own.
     pub(crate) fn needs_likelihoods(&self) -> bool {
         self.computed(|function| function == LossFunction::Alm)
+    }
+
+    /// Whether it learns which of two replies is preferred, and nothing else.
+    pub(crate) fn learns_preferences(&self) -> bool {
+        self.computed(|function| matches!(function, LossFunction::Dpo { .. }))
     }
 
     fn computed(&self, is: impl Fn(LossFunction) -> bool) -> bool {

@@ -14,6 +14,7 @@ pub(super) struct RawRecipe {
     pub(super) teacher: Option<RawTeacher>,
     pub(super) prompts: Option<RawPrompts>,
     pub(super) curate: Option<RawCurate>,
+    pub(super) feedback: Option<RawFeedback>,
     pub(super) train: Option<RawTrain>,
     pub(super) evaluate: Option<RawEvaluate>,
     pub(super) policy: Option<RawPolicy>,
@@ -115,6 +116,27 @@ pub(super) struct RawPrompts {
 pub(super) struct RawCurate {
     pub(super) verify: Option<bool>,
     pub(super) decontaminate: Option<bool>,
+    pub(super) select: Option<String>,
+    pub(super) min_completion_tokens: Option<u32>,
+    pub(super) max_completion_tokens: Option<u32>,
+    pub(super) max_paragraph_chars: Option<usize>,
+    pub(super) no_code_blocks: Option<bool>,
+    pub(super) max_script_mixing: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFeedback {
+    pub(super) form: Option<String>,
+    pub(super) rubric: Option<String>,
+    pub(super) best: Option<u32>,
+    pub(super) margin: Option<f64>,
+    pub(super) from: Option<String>,
+    pub(super) samples_per_prompt: Option<u32>,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_p: Option<f64>,
+    pub(super) seed: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

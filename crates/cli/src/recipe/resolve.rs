@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use stillroom_core::{Digest, Tail};
+use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossWeight, check_losses};
 
 use super::raw::*;
@@ -29,9 +30,11 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let teacher = raw.teacher.map(|t| teacher(&at, t, seed)).transpose()?;
     let student = student(&at, raw.student, teacher.as_ref())?;
     let prompts = prompts(&at, raw.prompts, seed)?;
-    let curate = raw.curate.unwrap_or_default();
-    let curate =
-        Curate { verify: curate.verify.unwrap_or(true), decontaminate: curate.decontaminate.unwrap_or(true) };
+    let curate = curate(&at, raw.curate.unwrap_or_default())?;
+    let feedback = match raw.feedback {
+        Some(raw) => Some(feedback::feedback(&at, raw, teacher.as_ref(), &prompts, seed)?),
+        None => None,
+    };
     let raw_train = raw.train.unwrap_or_default();
     let lora = lora::lora(&at, &raw_train, &student)?;
     let losses = losses(&at, raw_train.loss_functions.clone(), teacher.as_ref())?;
@@ -39,10 +42,46 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let train = Train { lora, rollouts, ..train(&at, raw_train, losses, seed)? };
     across_tokenizers(&at, &train, teacher.as_ref(), &prompts)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
+    feedback::check_use(&at, feedback.as_ref(), &curate, &train, &prompts)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
     let release = release(&at, raw.release.unwrap_or_default(), &name)?;
     let output_dir = raw.output_dir;
-    Ok(Recipe { name, seed, output_dir, student, teacher, prompts, curate, train, evaluate, policy, release })
+    Ok(Recipe {
+        name,
+        seed,
+        output_dir,
+        student,
+        teacher,
+        prompts,
+        feedback,
+        curate,
+        train,
+        evaluate,
+        policy,
+        release,
+    })
+}
+
+fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
+    let key = |name: &'static str| ["curate", name];
+    let known = [("all", Select::All), ("majority", Select::Majority), ("best_of_n", Select::BestOfN)];
+    let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
+    let mixing = raw.max_script_mixing.map(|share| at.number(&key("max_script_mixing"), share, 0.0..=1.0));
+    let filters = Filters {
+        min_completion_tokens: raw.min_completion_tokens,
+        max_completion_tokens: raw.max_completion_tokens,
+        max_paragraph_chars: raw.max_paragraph_chars,
+        no_code_blocks: raw.no_code_blocks.unwrap_or(false),
+        max_script_mixing: mixing.transpose()?,
+    };
+    if let (Some(least), Some(most)) = (filters.min_completion_tokens, filters.max_completion_tokens)
+        && least > most
+    {
+        let cause = format!("no trace has at least {least} and at most {most} tokens");
+        return Err(at.bad(&key("min_completion_tokens"), cause).fix("exchange the two"));
+    }
+    let (verify, decontaminate) = (raw.verify.unwrap_or(true), raw.decontaminate.unwrap_or(true));
+    Ok(Curate { verify, decontaminate, select, filters })
 }
 
 pub(super) struct Checker<'a> {
@@ -58,7 +97,7 @@ impl Checker<'_> {
         self.bad(keys, format!("`{}` is missing", keys.join("."))).fix(fix)
     }
 
-    fn need<T>(&self, keys: &[&str], value: Option<T>, fix: &str) -> Result<T> {
+    pub(super) fn need<T>(&self, keys: &[&str], value: Option<T>, fix: &str) -> Result<T> {
         value.ok_or_else(|| self.missing(keys, fix))
     }
 
@@ -540,6 +579,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
     enum Kind {
         Plain(LossFunction),
         Jsd,
+        Dpo,
         Skew(fn(f64) -> LossFunction),
     }
     let known = [
@@ -550,6 +590,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
         ("skew_reverse_kl", Kind::Skew(|alpha| LossFunction::SkewReverseKl { alpha })),
         ("tvd", Kind::Plain(LossFunction::Tvd)),
         ("alm", Kind::Plain(LossFunction::Alm)),
+        ("dpo", Kind::Dpo),
         ("sampled_reverse_kl", Kind::Plain(LossFunction::SampledReverseKl)),
         ("hard_labels", Kind::Plain(LossFunction::HardLabels)),
         ("cross_entropy", Kind::Plain(LossFunction::HardLabels)),
@@ -569,7 +610,8 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
             .bad(&LOSSES, "`beta` is TRL's name of `jsd_teacher_weight`: a loss has one of them")
             .fix("remove one of them")),
         (Some(_), _) if !matches!(kind, Kind::Jsd) => foreign("jsd_teacher_weight", "`jsd`"),
-        (_, Some(_)) if !matches!(kind, Kind::Jsd) => foreign("beta", "`jsd`"),
+        (_, Some(_)) if !matches!(kind, Kind::Jsd | Kind::Dpo) => foreign("beta", "`jsd` and `dpo`"),
+        (_, beta) if matches!(kind, Kind::Dpo) => Ok(LossFunction::Dpo { beta: beta.unwrap_or(0.1) }),
         // As TRL has it: `jsd` is 0 at both ends, and another loss is meant there.
         (_, Some(0.0)) => Ok(LossFunction::ForwardKl),
         (_, Some(1.0)) => Ok(LossFunction::ReverseKl),
@@ -577,6 +619,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
             Kind::Plain(function) => function,
             Kind::Jsd => LossFunction::Jsd { jsd_teacher_weight: ours.or(trls).unwrap_or(0.5) },
             Kind::Skew(of) => of(given.alpha.unwrap_or(0.1)),
+            Kind::Dpo => unreachable!("it has its beta"),
         }),
     }
 }

@@ -8,7 +8,9 @@ use super::markup::Markup;
 use super::own_text::own_text;
 use crate::measured::Measured;
 use crate::measurement::{Claim, Comparison, Metric};
-use crate::report::{CacheFacts, Contender, LicenceDecision, Pair, Report, Sample, SampleReply};
+use crate::report::{
+    Agreement, CacheFacts, Contender, FeedbackFacts, LicenceDecision, Pair, Report, Sample, SampleReply,
+};
 use crate::score::ModelScore;
 use crate::words;
 
@@ -124,7 +126,8 @@ fn checks(header: &mut Markup, report: &Report) {
                         let metric = Metric::NllNatsPerToken;
                         let (value, interval) = words::difference(metric, drop.value, drop.interval);
                         p.text(format_args!(
-                            "Drop of the held-out loss from the initial weights: {value} nats per token {interval}."
+                            "Drop of the held-out loss from the initial weights: {value} {} {interval}.",
+                            checks.heldout_loss.unit()
                         ))
                     }
                     None => p.text("Too few held-out documents to say that the loss fell."),
@@ -504,8 +507,32 @@ fn data(main: &mut Markup, report: &Report) {
                 reasons.into_iter().map(|(reason, n)| (clipped(reason, 80), count(*n))).collect();
             facts(grid, "Traces rejected", &rejected);
             facts(grid, "Teacher's distributions", &cache_rows(report.cache.as_ref()));
+            facts(grid, "Replies judged", &feedback_rows(corpus.feedback.as_ref()));
         });
     });
+}
+
+fn feedback_rows(feedback: Option<&FeedbackFacts>) -> Vec<(String, String)> {
+    let Some(feedback) = feedback else { return Vec::new() };
+    let mut rows = vec![
+        row(
+            "Replies, of prompts",
+            format!("{}, of {}", words::thousands(feedback.judged), words::thousands(feedback.prompts)),
+        ),
+        row("Mean grade", format!("{:.3}", feedback.mean_grade)),
+        row("Pairs to learn from", words::thousands(feedback.pairs)),
+    ];
+    rows.extend(
+        feedback
+            .position_bias
+            .map(|bias| row("Preference for what is read first", format!("{:+.1} points", 100.0 * bias))),
+    );
+    rows.extend(feedback.agreement.map(|agreement| {
+        let Agreement { comparisons, share } = agreement;
+        let share = format!("{:.1} % of {} comparisons", 100.0 * share, words::thousands(comparisons));
+        row("Judge agrees with the verifier", share)
+    }));
+    rows
 }
 
 fn cache_rows(cache: Option<&CacheFacts>) -> Vec<(String, String)> {
@@ -635,7 +662,7 @@ fn check_rows(report: &Report) -> Vec<(String, String)> {
     rows.push(row("Held-out loss fell", passed(checks.heldout_loss_fell)));
     rows.extend(checks.heldout_loss.drop.map(|drop| {
         let (value, interval) = words::difference(Metric::NllNatsPerToken, drop.value, drop.interval);
-        row("Drop, nats per token", format!("{value} {interval}"))
+        row(&format!("Drop, {}", checks.heldout_loss.unit()), format!("{value} {interval}"))
     }));
     rows
 }

@@ -226,6 +226,7 @@ fn corpus() -> CorpusFacts {
         supervised_tokens: 1_873_220,
         heldout_overlaps: 0,
         teacher_usd: None,
+        feedback: None,
     }
 }
 

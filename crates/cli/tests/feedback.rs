@@ -1,0 +1,250 @@
+//! Feedback through the binary: pairs from a verifier and a preference learned, killed and continued; grades of the
+//! teacher and the best of n; majority votes; what is refused.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A student that solves most problems, and at this temperature not all.
+const PREFERENCES: &str = r#"
+name = "preferred"
+seed = 5
+[student]
+kind = "pretrained"
+path = "ASSETS/quickstart-teacher"
+model = "stillroom:quickstart-teacher"
+[prompts]
+task = "word_problems"
+num_examples = 24
+num_validation = 40
+[feedback]
+form = "verified"
+from = "student"
+samples_per_prompt = 4
+max_tokens = 96
+temperature = 1.8
+[train]
+learning_rate = 2e-4
+num_train_epochs = 3
+per_device_train_batch_size = 2
+max_length = 512
+save_steps = 2
+eval_steps = 4
+logging_steps = 1
+loss_functions = [{ function = "dpo", beta = 0.2 }]
+[evaluate]
+num_examples = 8
+max_tokens = 96
+"#;
+
+/// A teacher that writes several answers to each problem and grades them.
+const GRADES: &str = r#"
+name = "graded"
+seed = 5
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+[teacher]
+kind = "local"
+path = "ASSETS/quickstart-teacher"
+model = "stillroom:quickstart-teacher"
+samples_per_prompt = 4
+max_tokens = 96
+temperature = 1.6
+[prompts]
+task = "word_problems"
+num_examples = 24
+num_validation = 8
+[feedback]
+form = "grade"
+from = "teacher"
+best = 5
+[curate]
+verify = false
+select = "best_of_n"
+[evaluate]
+num_examples = 8
+"#;
+
+struct Shop {
+    dir: tempfile::TempDir,
+}
+
+fn shop() -> Shop {
+    let dir = tempfile::tempdir().expect("a folder");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
+    for (name, recipe) in [("preferred.toml", PREFERENCES), ("graded.toml", GRADES)] {
+        let recipe = recipe.replace("ASSETS", &assets.display().to_string());
+        std::fs::write(dir.path().join(name), recipe).expect("a recipe is written");
+    }
+    Shop { dir }
+}
+
+impl Shop {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
+        command.args(args).current_dir(self.dir.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary runs")
+    }
+
+    fn succeed(&self, args: &[&str]) {
+        let output = self.run(args);
+        let [out, err] =
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        assert!(output.status.success(), "{args:?}: {out}\n{err}");
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(78), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn json(&self, name: &str) -> Value {
+        let text = std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    fn lines(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    fn weights(&self, output: &str) -> Vec<u8> {
+        let path = self.path(output).join("models/student/model.safetensors");
+        std::fs::read(path).expect("the student's weights")
+    }
+
+    /// Kills the program once its log holds `n` lines with `event`.
+    fn kill_at(&self, args: &[&str], log: &str, event: &str, n: usize) {
+        let mut child =
+            self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a child");
+        let begun = Instant::now();
+        let log = self.path(log);
+        let happened = || std::fs::read_to_string(&log).is_ok_and(|text| text.matches(event).count() >= n);
+        while !happened() && child.try_wait().expect("a child").is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
+            std::thread::yield_now();
+        }
+        child.kill().expect("the child is killed");
+        child.wait().expect("the child ends");
+    }
+}
+
+#[test]
+fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
+    let shop = shop();
+    shop.succeed(&["run", "preferred.toml", "--output", "straight", "--quiet"]);
+    let pairs = shop.lines("straight/corpus/feedback/pairs.jsonl");
+    assert!(pairs.len() > 8, "{} pairs", pairs.len());
+    for pair in &pairs {
+        assert_eq!((&pair["chosen_grade"], &pair["rejected_grade"]), (&1.0.into(), &0.0.into()));
+        assert_eq!(pair["chosen"][0]["role"], "assistant");
+        assert_ne!(pair["chosen"], pair["rejected"]);
+    }
+    let training = shop.json("straight/training/student.json");
+    assert!(training["loss"].as_str().is_some_and(|loss| loss.starts_with("dpo (beta 0.2), nats per pair")));
+    let validation = training["validation"].as_array().expect("points");
+    let loss = |point: &Value| point["loss"].as_f64().expect("a loss");
+    assert!((loss(&validation[0]) - 2f64.ln()).abs() < 1e-5, "the start is the reference");
+    let last = validation.last().expect("a point");
+    assert!(loss(last) < loss(&validation[0]) && last["preferences"]["margin"].as_f64() > Some(0.0));
+    let report = shop.json("straight/report.json");
+    assert_eq!(report["checks"]["heldout_loss"]["of_pairs"], true);
+    assert_eq!(report["checks"]["heldout_loss_fell"], true);
+    let feedback = &report["corpus"]["feedback"];
+    assert_eq!(
+        feedback["pairs"].as_u64().expect("pairs") + feedback["validation_pairs"].as_u64().expect("pairs"),
+        pairs.len() as u64
+    );
+    let args = ["run", "preferred.toml", "--output", "killed", "--quiet"];
+    let log = "killed/events.jsonl";
+    shop.kill_at(&args, log, "\"part_written\"", 1);
+    shop.kill_at(&args, log, "\"event\":\"checkpoint\"", 1);
+    shop.succeed(&args);
+    assert!(shop.weights("killed") == shop.weights("straight"), "the same weights");
+}
+
+#[test]
+fn the_best_grade_is_what_a_student_learns_from() {
+    let shop = shop();
+    shop.succeed(&["curate", "graded.toml", "--output", "out", "--quiet"]);
+    let grades = shop.lines("out/corpus/feedback/grades.jsonl");
+    let mut best: HashMap<String, f64> = HashMap::new();
+    for row in &grades {
+        let grade = row["grade"].as_f64().expect("a grade");
+        assert!((1.0..=5.0).contains(&grade), "{grade}");
+        let held = best.entry(row["id"].as_str().expect("an id").to_owned()).or_insert(grade);
+        *held = held.max(grade);
+    }
+    let dropped = shop.lines("out/corpus/dropped.jsonl");
+    let summary = shop.json("out/corpus/curation.json");
+    let kept = summary["kept"].as_u64().expect("kept") + summary["validation_kept"].as_u64().expect("kept");
+    assert_eq!(kept, best.len() as u64, "one for each prompt");
+    let worse = dropped.iter().filter(|row| row["step"] == "best_of_n").count() as u64;
+    assert_eq!(worse + kept, grades.len() as u64 - summary["dropped"]["duplicate"].as_u64().unwrap_or(0));
+    let facts = shop.json("out/corpus/feedback/summary.json");
+    let agreement = &facts["agreement"];
+    assert!(agreement["comparisons"].as_u64() > Some(0) && agreement["share"].as_f64() <= Some(1.0));
+    // The teacher compares instead; what it wrote before is kept.
+    let text = std::fs::read_to_string(shop.path("graded.toml")).expect("a recipe");
+    let text = text.replace("form = \"grade\"", "form = \"preference\"").replace("best = 5\n", "");
+    std::fs::write(shop.path("compared.toml"), text).expect("a recipe is written");
+    shop.succeed(&["curate", "compared.toml", "--output", "out", "--quiet"]);
+    let events = std::fs::read_to_string(shop.path("out/events.jsonl")).expect("events");
+    assert_eq!(events.matches("\"event\":\"part_written\"").count(), 2, "validation and training, once each");
+    let facts = shop.json("out/corpus/feedback/summary.json");
+    let (mean, bias) = (facts["mean_grade"].as_f64(), facts["position_bias"].as_f64());
+    assert!(mean.is_some_and(|mean| (mean - 0.5).abs() < 1e-9), "of two, what one wins the other loses");
+    assert!(bias.is_some_and(|bias| bias.abs() <= 0.5));
+}
+
+#[test]
+fn the_answer_of_most_is_what_a_student_learns_from() {
+    let shop = shop();
+    let text = std::fs::read_to_string(shop.path("graded.toml")).expect("a recipe");
+    let start = text.find("[feedback]").expect("feedback");
+    let end = text.find("[curate]").expect("curate");
+    let text = format!("{}{}", &text[..start], &text[end..]).replace("best_of_n", "majority");
+    std::fs::write(shop.path("voted.toml"), text).expect("a recipe is written");
+    shop.succeed(&["curate", "voted.toml", "--output", "out", "--quiet"]);
+    let dropped = shop.lines("out/corpus/dropped.jsonl");
+    let minority = dropped.iter().filter(|row| row["step"] == "majority").count();
+    assert!(minority > 0, "at this temperature answers differ");
+    assert!(dropped.iter().any(|row| row["reason"].as_str().is_some_and(|r| r.contains("most answered"))));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let shop = shop();
+    let with = |recipe: &str, set: &str| shop.refused(&["run", recipe, "--set", set]);
+    let sft = with("preferred.toml", "train.loss_functions=[{ function = \"hard_labels\" }]");
+    assert!(sft.contains("nothing of this recipe uses the grades") && sft.contains("best_of_n"), "{sft}");
+    let both = with(
+        "preferred.toml",
+        "train.loss_functions=[{ function = \"dpo\" }, { function = \"hard_labels\" }]",
+    );
+    assert!(both.contains("let it stand alone"), "{both}");
+    let beta = with("preferred.toml", "train.loss_functions=[{ function = \"dpo\", beta = 0 }]");
+    assert!(beta.contains("beta of `dpo`"), "{beta}");
+    let own = with("graded.toml", "feedback.from=student");
+    assert!(own.contains("among the teacher's traces"), "{own}");
+    let judge = with("preferred.toml", "feedback.form=grade");
+    assert!(judge.contains("the teacher judges, and there is none"), "{judge}");
+    let form = with("preferred.toml", "feedback.form=verfied");
+    assert!(form.contains("did you mean `verified`?"), "{form}");
+}
