@@ -1,10 +1,10 @@
 //! A teacher and a student of different tokenizers, through the binary.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+#[path = "common/shop.rs"]
+mod shop;
 
 use serde_json::Value;
+use shop::{Shop, text};
 use stillroom_formats::parquet_rows::read_logprobs;
 
 const RECIPE: &str = r#"
@@ -44,61 +44,8 @@ max_tokens = 128
 controls = ["traces_only"]
 "#;
 
-struct Shop {
-    dir: tempfile::TempDir,
-}
-
 fn shop() -> Shop {
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
-    let dir = tempfile::tempdir().expect("a folder");
-    let recipe = RECIPE.replace("ASSETS", &assets.display().to_string());
-    std::fs::write(dir.path().join("across.toml"), recipe).expect("a recipe is written");
-    Shop { dir }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-impl Shop {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().expect("the binary runs")
-    }
-
-    fn succeed(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(name)).expect(name)).expect("JSON")
-    }
-
-    /// Starts a run and kills it as soon as its log has this event.
-    fn kill_at(&self, args: &[&str], output: &str, event: &str) {
-        let mut child =
-            self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        let log = self.path(output).join("events.jsonl");
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !std::fs::read_to_string(&log).is_ok_and(|log| log.contains(event)) {
-            assert!(Instant::now() < deadline, "no {event} in time");
-            assert!(child.try_wait().expect("a child").is_none(), "it ended before {event}");
-            std::thread::yield_now();
-        }
-        child.kill().expect("killed");
-        child.wait().expect("waited for");
-    }
+    Shop::with_recipes(&[("across.toml", RECIPE)])
 }
 
 #[test]
@@ -135,8 +82,8 @@ fn a_teacher_of_another_tokenizer_teaches_and_a_killed_run_ends_with_the_same_bi
     assert!(rows > 64, "{rows} traces were scored, in more than one part");
 
     let args = ["train", "across.toml", "--output", "killed", "--quiet", "--threads", "1"];
-    shop.kill_at(&args, "killed", "\"stage\":\"logprobs\",\"part\":0");
-    shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"");
+    shop.kill_at(&args, "killed", "\"stage\":\"logprobs\",\"part\":0", 1);
+    shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"", 1);
     shop.succeed(&args);
     let weights =
         |run: &str| std::fs::read(shop.path(run).join("models/student/model.safetensors")).expect("weights");

@@ -1,12 +1,13 @@
 //! Feedback through the binary: pairs from a verifier and a preference learned, killed and continued; grades of the
 //! teacher and the best of n; majority votes; what is refused.
 
+#[path = "common/shop.rs"]
+mod shop;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use shop::{Shop, text};
 
 /// A student that solves most problems, and at this temperature not all.
 const PREFERENCES: &str = r#"
@@ -72,84 +73,26 @@ select = "best_of_n"
 num_examples = 8
 "#;
 
-struct Shop {
-    dir: tempfile::TempDir,
-}
-
 fn shop() -> Shop {
-    let dir = tempfile::tempdir().expect("a folder");
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
-    for (name, recipe) in [("preferred.toml", PREFERENCES), ("graded.toml", GRADES)] {
-        let recipe = recipe.replace("ASSETS", &assets.display().to_string());
-        std::fs::write(dir.path().join(name), recipe).expect("a recipe is written");
-    }
-    Shop { dir }
+    Shop::with_recipes(&[("preferred.toml", PREFERENCES), ("graded.toml", GRADES)])
 }
 
-impl Shop {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
+fn refused(shop: &Shop, args: &[&str]) -> String {
+    let output = shop.run(args);
+    assert_eq!(output.status.code(), Some(78), "{args:?}");
+    text(&output.stderr)
+}
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().expect("the binary runs")
-    }
-
-    fn succeed(&self, args: &[&str]) {
-        let output = self.run(args);
-        let [out, err] =
-            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        assert!(output.status.success(), "{args:?}: {out}\n{err}");
-    }
-
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(78), "{args:?}");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    fn json(&self, name: &str) -> Value {
-        let text = std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        serde_json::from_slice(&text).expect("JSON")
-    }
-
-    fn lines(&self, name: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-    }
-
-    fn weights(&self, output: &str) -> Vec<u8> {
-        let path = self.path(output).join("models/student/model.safetensors");
-        std::fs::read(path).expect("the student's weights")
-    }
-
-    /// Kills the program once its log holds `n` lines with `event`.
-    fn kill_at(&self, args: &[&str], log: &str, event: &str, n: usize) {
-        let mut child =
-            self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a child");
-        let begun = Instant::now();
-        let log = self.path(log);
-        let happened = || std::fs::read_to_string(&log).is_ok_and(|text| text.matches(event).count() >= n);
-        while !happened() && child.try_wait().expect("a child").is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
-            std::thread::yield_now();
-        }
-        child.kill().expect("the child is killed");
-        child.wait().expect("the child ends");
-    }
+fn lines(shop: &Shop, name: &str) -> Vec<Value> {
+    let text = text(&shop.bytes(name));
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 #[test]
 fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
     let shop = shop();
     shop.succeed(&["run", "preferred.toml", "--output", "straight", "--quiet"]);
-    let pairs = shop.lines("straight/corpus/feedback/pairs.jsonl");
+    let pairs = lines(&shop, "straight/corpus/feedback/pairs.jsonl");
     assert!(pairs.len() > 8, "{} pairs", pairs.len());
     for pair in &pairs {
         assert_eq!((&pair["chosen_grade"], &pair["rejected_grade"]), (&1.0.into(), &0.0.into()));
@@ -172,9 +115,8 @@ fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
         pairs.len() as u64
     );
     let args = ["run", "preferred.toml", "--output", "killed", "--quiet"];
-    let log = "killed/events.jsonl";
-    shop.kill_at(&args, log, "\"part_written\"", 1);
-    shop.kill_at(&args, log, "\"event\":\"checkpoint\"", 1);
+    shop.kill_at(&args, "killed", "\"part_written\"", 1);
+    shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"", 1);
     shop.succeed(&args);
     assert!(shop.weights("killed") == shop.weights("straight"), "the same weights");
 }
@@ -183,7 +125,7 @@ fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
 fn the_best_grade_is_what_a_student_learns_from() {
     let shop = shop();
     shop.succeed(&["curate", "graded.toml", "--output", "out", "--quiet"]);
-    let grades = shop.lines("out/corpus/feedback/grades.jsonl");
+    let grades = lines(&shop, "out/corpus/feedback/grades.jsonl");
     let mut best: HashMap<String, f64> = HashMap::new();
     for row in &grades {
         let grade = row["grade"].as_f64().expect("a grade");
@@ -191,7 +133,7 @@ fn the_best_grade_is_what_a_student_learns_from() {
         let held = best.entry(row["id"].as_str().expect("an id").to_owned()).or_insert(grade);
         *held = held.max(grade);
     }
-    let dropped = shop.lines("out/corpus/dropped.jsonl");
+    let dropped = lines(&shop, "out/corpus/dropped.jsonl");
     let summary = shop.json("out/corpus/curation.json");
     let kept = summary["kept"].as_u64().expect("kept") + summary["validation_kept"].as_u64().expect("kept");
     assert_eq!(kept, best.len() as u64, "one for each prompt");
@@ -222,7 +164,7 @@ fn the_answer_of_most_is_what_a_student_learns_from() {
     let text = format!("{}{}", &text[..start], &text[end..]).replace("best_of_n", "majority");
     std::fs::write(shop.path("voted.toml"), text).expect("a recipe is written");
     shop.succeed(&["curate", "voted.toml", "--output", "out", "--quiet"]);
-    let dropped = shop.lines("out/corpus/dropped.jsonl");
+    let dropped = lines(&shop, "out/corpus/dropped.jsonl");
     let minority = dropped.iter().filter(|row| row["step"] == "majority").count();
     assert!(minority > 0, "at this temperature answers differ");
     assert!(dropped.iter().any(|row| row["reason"].as_str().is_some_and(|r| r.contains("most answered"))));
@@ -231,7 +173,7 @@ fn the_answer_of_most_is_what_a_student_learns_from() {
 #[test]
 fn what_does_not_go_together_is_refused() {
     let shop = shop();
-    let with = |recipe: &str, set: &str| shop.refused(&["run", recipe, "--set", set]);
+    let with = |recipe: &str, set: &str| refused(&shop, &["run", recipe, "--set", set]);
     let sft = with("preferred.toml", "train.loss_functions=[{ function = \"hard_labels\" }]");
     assert!(sft.contains("nothing of this recipe uses the grades") && sft.contains("best_of_n"), "{sft}");
     let both = with(

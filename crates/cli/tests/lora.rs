@@ -1,12 +1,13 @@
 //! LoRA through the binary: a pretrained student is adapted, killed, continued, released, and adapted further.
 
 mod common;
+#[path = "common/shop.rs"]
+mod shop;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use serde_json::Value;
+use shop::{Shop, text};
 use stillroom_formats::{DecoderConfig, Family, LoraTarget, PeftAdapter, Tokenizer};
 use stillroom_kernels::Device;
 use stillroom_model::Decoder;
@@ -50,10 +51,6 @@ licence = "Apache-2.0"
 /// Of two layers of width 16: q 16 → 16, v 16 → 8, down 24 → 16.
 const TRAINED: u64 = 2 * 4 * ((16 + 16) + (16 + 8) + (24 + 16));
 
-struct Shop {
-    dir: tempfile::TempDir,
-}
-
 /// A folder with a random model, some sums and the recipe.
 fn shop() -> Shop {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-tokenizer");
@@ -83,56 +80,19 @@ fn shop() -> Shop {
     Shop { dir }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn refused(shop: &Shop, args: &[&str], exit: i32, said: &[&str]) {
+    let output = shop.run(args);
+    let shown = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit), "{args:?}: {shown}");
+    assert!(said.iter().all(|part| shown.contains(part)) && shown.contains("\n  fix: "), "{args:?}: {shown}");
 }
 
-impl Shop {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().expect("the binary runs")
-    }
-
-    fn succeed(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn refused(&self, args: &[&str], exit: i32, said: &[&str]) {
-        let output = self.run(args);
-        let shown = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(exit), "{args:?}: {shown}");
-        assert!(
-            said.iter().all(|part| shown.contains(part)) && shown.contains("\n  fix: "),
-            "{args:?}: {shown}"
-        );
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&self.bytes(name)).expect("JSON")
-    }
-
-    /// Mean −log p of a text's tokens.
-    fn score(&self, args: &[&str]) -> f64 {
-        std::fs::write(self.path("text.txt"), "7 + 1? 8").expect("a text");
-        let said = self.succeed(&[&["score"], args, &["--text", "text.txt", "--json"]].concat());
-        let said: Value = serde_json::from_str(&said).expect("JSON");
-        said["nll_nats_per_token"].as_f64().expect("a score")
-    }
+/// Mean −log p of a text's tokens.
+fn score(shop: &Shop, args: &[&str]) -> f64 {
+    std::fs::write(shop.path("text.txt"), "7 + 1? 8").expect("a text");
+    let said = shop.succeed(&[&["score"], args, &["--text", "text.txt", "--json"]].concat());
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    said["nll_nats_per_token"].as_f64().expect("a score")
 }
 
 #[test]
@@ -175,13 +135,13 @@ fn a_recipe_adapts_a_model_and_releases_weights_and_adapter() {
     let weights = shop.bytes("whole/release/adapter/adapter_model.safetensors");
     let tampered = [&weights[..weights.len() - 1], &[weights[weights.len() - 1] ^ 1]].concat();
     std::fs::write(shop.path("whole/release/adapter/adapter_model.safetensors"), tampered).expect("changed");
-    shop.refused(&["verify", "whole"], 65, &["release/adapter/adapter_model.safetensors"]);
+    refused(&shop, &["verify", "whole"], 65, &["release/adapter/adapter_model.safetensors"]);
     std::fs::write(shop.path("whole/release/adapter/adapter_model.safetensors"), weights).expect("put back");
 
     // Merged, laid over the base, and merged by `convert`: one model.
-    let laid = shop.score(&["base", "--adapter", "whole/release/adapter"]);
-    let merged = shop.score(&["whole/release"]);
-    assert!((laid - merged).abs() < 1e-5 && (laid - shop.score(&["base"])).abs() > 1e-3, "{laid} {merged}");
+    let laid = score(&shop, &["base", "--adapter", "whole/release/adapter"]);
+    let merged = score(&shop, &["whole/release"]);
+    assert!((laid - merged).abs() < 1e-5 && (laid - score(&shop, &["base"])).abs() > 1e-3, "{laid} {merged}");
     shop.succeed(&["convert", "base", "converted", "--adapter", "whole/release/adapter"]);
     assert_eq!(shop.bytes("converted/model.safetensors"), shop.bytes("whole/release/model.safetensors"));
     let prompt = ["--prompt", "7 + 1?", "--max-tokens", "4", "--json"];
@@ -197,16 +157,7 @@ fn an_adapted_run_that_is_killed_ends_with_the_same_bits_and_can_be_trained_on()
     let shop = shop();
     shop.succeed(&["train", "adapted.toml", "--output", "straight", "--quiet", "--threads", "2"]);
     let args = ["train", "adapted.toml", "--output", "killed", "--quiet", "--threads", "1"];
-    let mut child =
-        shop.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
-    let (begun, log) = (Instant::now(), shop.path("killed/events.jsonl"));
-    let saved = || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("\"event\":\"checkpoint\""));
-    while !saved() && child.try_wait().expect("a child").is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint came");
-        std::thread::yield_now();
-    }
-    child.kill().expect("the child is killed");
-    child.wait().expect("the child ends");
+    shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"", 1);
     shop.succeed(&args);
     for file in ["model.safetensors", "adapter/adapter_model.safetensors"] {
         let of = |run: &str| shop.bytes(&format!("{run}/models/student/{file}"));
@@ -215,7 +166,8 @@ fn an_adapted_run_that_is_killed_ends_with_the_same_bits_and_can_be_trained_on()
 
     // Nobody has said under what licence this one came about.
     let unknown = ["--set", "student.adapter=killed/models/student/adapter", "--output", "unknown"];
-    shop.refused(
+    refused(
+        &shop,
         &[&["train", "adapted.toml"][..], &unknown].concat(),
         77,
         &["killed/models/student/adapter"],
@@ -271,16 +223,17 @@ fn an_adapter_that_does_not_fit_is_refused_wherever_it_is_named() {
     let misfit = ["wrong-adapter", "does not fit this model", "it names `them/other`"];
     let set = ["--set", "train.lora_target_modules=[\"q_proj\"]", "--set", "train.lora_r=2", "--set"];
     let alpha = ["train.lora_alpha=4", "--set", "train.lora_dropout=0", "--set", "student.adapter=other"];
-    shop.refused(&[&["train", "adapted.toml", "--quiet"][..], &set, &alpha].concat(), 65, &misfit);
+    refused(&shop, &[&["train", "adapted.toml", "--quiet"][..], &set, &alpha].concat(), 65, &misfit);
     std::fs::write(shop.path("text.txt"), "7 + 1? 8").expect("a text");
-    shop.refused(&["score", "base", "--adapter", "other", "--text", "text.txt"], 65, &misfit);
-    shop.refused(&["generate", "base", "--adapter", "other", "--prompt", "7"], 65, &misfit);
-    shop.refused(&["convert", "base", "out.gguf", "--adapter", "other"], 65, &misfit);
+    refused(&shop, &["score", "base", "--adapter", "other", "--text", "text.txt"], 65, &misfit);
+    refused(&shop, &["generate", "base", "--adapter", "other", "--prompt", "7"], 65, &misfit);
+    refused(&shop, &["convert", "base", "out.gguf", "--adapter", "other"], 65, &misfit);
     assert!(!shop.path("out.gguf").exists());
-    shop.refused(
+    refused(
+        &shop,
         &["score", "base", "--adapter", "base", "--text", "text.txt"],
         65,
         &["holds no LoRA adapter"],
     );
-    shop.refused(&["score", "base", "--adapter", "absent", "--text", "text.txt"], 74, &["no-model"]);
+    refused(&shop, &["score", "base", "--adapter", "absent", "--text", "text.txt"], 74, &["no-model"]);
 }

@@ -1,10 +1,10 @@
 //! On-policy training through the binary: mixed and alone, killed and continued, of problems and of texts, refused.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+#[path = "common/shop.rs"]
+mod shop;
 
 use serde_json::Value;
+use shop::Shop;
 
 const RECIPE: &str = r#"
 name = "own"
@@ -47,65 +47,8 @@ controls = ["traces_only"]
 own_text_examples = 8
 "#;
 
-struct Shop {
-    dir: tempfile::TempDir,
-}
-
 fn shop() -> Shop {
-    let dir = tempfile::tempdir().expect("a folder");
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
-    let recipe = RECIPE.replace("ASSETS", &assets.display().to_string());
-    std::fs::write(dir.path().join("own.toml"), recipe).expect("a recipe is written");
-    Shop { dir }
-}
-
-impl Shop {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().expect("the binary runs")
-    }
-
-    fn succeed(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        let [out, err] =
-            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        assert!(output.status.success(), "{args:?}: {out}\n{err}");
-        out
-    }
-
-    fn json(&self, name: &str) -> Value {
-        let text = std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        serde_json::from_slice(&text).expect("JSON")
-    }
-
-    fn weights(&self, output: &str) -> Vec<u8> {
-        let path = self.path(output).join("models/student/model.safetensors");
-        std::fs::read(path).expect("the student's weights")
-    }
-
-    /// Kills the program once its log holds `n` lines with `event`.
-    fn kill_at(&self, args: &[&str], log: &str, event: &str, n: usize) {
-        let mut child =
-            self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a child");
-        let begun = Instant::now();
-        let log = self.path(log);
-        let happened = || std::fs::read_to_string(&log).is_ok_and(|text| text.matches(event).count() >= n);
-        while !happened() && child.try_wait().expect("a child").is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
-            std::thread::yield_now();
-        }
-        child.kill().expect("the child is killed");
-        child.wait().expect("the child ends");
-    }
+    Shop::with_recipes(&[("own.toml", RECIPE)])
 }
 
 #[test]
@@ -161,7 +104,7 @@ fn a_run_without_given_text_needs_no_trace_and_survives_kills_with_the_same_bits
     let validation = training["validation"].as_array().expect("points");
     assert!(validation.iter().all(|point| point["rollouts"]["new_tokens"].is_number()), "{validation:?}");
     for n in [2, 5] {
-        shop.kill_at(&args("killed", "1"), "killed/events.jsonl", "\"event\":\"checkpoint\"", n);
+        shop.kill_at(&args("killed", "1"), "killed", "\"event\":\"checkpoint\"", n);
     }
     shop.succeed(&args("killed", "2"));
     assert_eq!(shop.weights("killed"), shop.weights("whole"), "the bits differ");

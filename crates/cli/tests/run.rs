@@ -1,12 +1,16 @@
 //! The whole line through the binary: a teacher made here, distilled into a student, killed, continued, refused.
 
+#[path = "common/shop.rs"]
+mod shop;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use shop::{kill_at, stillroom, succeed, text, weights};
 
 const TEACHER: &str = r#"
 name = "tiny-teacher"
@@ -73,24 +77,6 @@ owner = "us"
 licence = "Apache-2.0"
 "#;
 
-fn stillroom(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_stillroom"))
-        .args(args)
-        .current_dir(dir)
-        .output()
-        .expect("the binary runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn succeed(dir: &Path, args: &[&str]) -> String {
-    let output = stillroom(dir, args);
-    assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
-
 /// The folder with a trained teacher and the student's recipe. Tests run in processes of their own: the first
 /// one makes the teacher, the others find it, as long as the program is the same.
 fn workshop() -> &'static Path {
@@ -120,10 +106,6 @@ fn workshop() -> &'static Path {
 /// A run directory of a test's own, empty at the start.
 fn fresh(dir: &Path, name: &str) {
     drop(std::fs::remove_dir_all(dir.join(name)));
-}
-
-fn weights(dir: &Path, output: &str) -> Vec<u8> {
-    std::fs::read(dir.join(output).join("models/student/model.safetensors")).expect("the student's weights")
 }
 
 #[test]
@@ -181,25 +163,6 @@ fn a_run_goes_from_recipe_to_release_and_is_kept() {
     assert!(text(&tampered.stderr).contains("release/config.json"), "{}", text(&tampered.stderr));
 }
 
-/// Runs the program until its log tells of an event, and kills it there.
-fn kill_at(dir: &Path, args: &[&str], log: &Path, event: &str) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_stillroom"))
-        .args(args)
-        .current_dir(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary runs");
-    let begun = Instant::now();
-    let happened = || std::fs::read_to_string(log).is_ok_and(|text| text.contains(event));
-    while !happened() && child.try_wait().expect("a child").is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
-        std::thread::yield_now();
-    }
-    child.kill().expect("the child is killed");
-    child.wait().expect("the child ends");
-}
-
 #[test]
 fn a_killed_run_and_one_thread_end_with_the_same_bits() {
     let dir = workshop();
@@ -213,7 +176,7 @@ fn a_killed_run_and_one_thread_end_with_the_same_bits() {
     for event in
         ["stage_started", "part_written", "\"stage\":\"logits\"", "\"event\":\"checkpoint\"", "control-"]
     {
-        kill_at(dir, &args, &log, event);
+        kill_at(dir, &args, &log, event, 1);
     }
     succeed(dir, &args);
     assert_eq!(weights(dir, "killed"), expected, "killed five times and continued, the bits differ");
@@ -438,7 +401,7 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     assert!(jsd(&validation[validation.len() - 1]) < jsd(&validation[0]), "{validation:?}");
 
     let args = ["train", "live.toml", "--output", "live-killed", "--quiet", "--threads", "1"];
-    kill_at(dir, &args, &dir.join("live-killed/events.jsonl"), "\"event\":\"checkpoint\"");
+    kill_at(dir, &args, &dir.join("live-killed/events.jsonl"), "\"event\":\"checkpoint\"", 1);
     succeed(dir, &args);
     assert_eq!(weights(dir, "live-killed"), weights(dir, "live"), "the bits differ");
 }

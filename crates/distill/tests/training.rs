@@ -5,10 +5,11 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{VOCAB, hard_and_kl, run, sentence, sentences, small_run, student, taught};
+use common::{
+    VOCAB, assert_kills_change_nothing, hard_and_kl, run, sentence, sentences, small_run, student, taught,
+};
 use stillroom_core::{ErrorKind, SparseRow, Tail};
 use stillroom_distill::{
     DistillError, Example, Overlong, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint, plan,
@@ -203,33 +204,11 @@ fn child_that_trains() {
 
 #[test]
 fn a_process_killed_five_times_ends_with_the_same_bits() {
-    let child = |dir: &Path| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_that_trains"])
-            .env("STILLROOM_DISTILL_TEST_DIR", dir)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
-    let digest = |dir: &Path| std::fs::read_to_string(dir.join("digest")).unwrap();
-    let straight = temp();
-    assert!(child(straight.path()).wait().unwrap().success());
-    let broken = temp();
-    for life in 1..=5 {
-        let mut process = child(broken.path());
-        let start = Instant::now();
-        let wanted = format!("step-{:06}", 6 * life);
-        while !broken.path().join("checkpoints").join(&wanted).exists() {
-            assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint {wanted}");
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        process.kill().unwrap();
-        process.wait().unwrap();
-        assert!(!broken.path().join("digest").exists(), "it finished before it was killed");
-    }
-    assert!(child(broken.path()).wait().unwrap().success());
-    assert_eq!(digest(broken.path()), digest(straight.path()));
+    assert_kills_change_nothing(
+        "child_that_trains",
+        "STILLROOM_DISTILL_TEST_DIR",
+        (1..=5).map(|life| 6 * life),
+    );
 }
 
 #[test]

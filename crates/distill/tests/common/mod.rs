@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use stillroom_core::{CounterRng, SparseRow};
 use stillroom_distill::{Example, LossFunction, LossTerm, TrainConfig, TrainEvent, TrainOutcome};
@@ -114,4 +117,36 @@ pub(crate) fn run_with(
     let mut sink = |event| events.push(event);
     let outcome = stillroom_distill::train(start, teacher, examples, validation, config, dir, &mut sink);
     (outcome.unwrap(), events)
+}
+
+/// Runs the test `name` of this program as a process, which trains to `checkpoints/` in the folder that `variable` names and
+/// writes the `digest` of what comes out there: once to its end, and once killed at every checkpoint of `steps`. Asserts
+/// that both end with the same bits.
+pub(crate) fn assert_kills_change_nothing(name: &str, variable: &str, steps: impl IntoIterator<Item = u64>) {
+    let child = |dir: &Path| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(variable, dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let digest = |dir: &Path| std::fs::read_to_string(dir.join("digest")).unwrap();
+    let [straight, broken] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    assert!(child(straight.path()).wait().unwrap().success());
+    for step in steps {
+        let mut process = child(broken.path());
+        let start = Instant::now();
+        let wanted = format!("step-{step:06}");
+        while !broken.path().join("checkpoints").join(&wanted).exists() {
+            assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint {wanted}");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(!broken.path().join("digest").exists(), "it finished before it was killed");
+    }
+    assert!(child(broken.path()).wait().unwrap().success());
+    assert_eq!(digest(broken.path()), digest(straight.path()));
 }

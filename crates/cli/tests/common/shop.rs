@@ -1,0 +1,96 @@
+//! The program run in a folder: to its end, refused, or killed.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
+    command.args(args).current_dir(dir);
+    command
+}
+
+pub(crate) fn stillroom(dir: &Path, args: &[&str]) -> Output {
+    command(dir, args).output().expect("the binary runs")
+}
+
+pub(crate) fn succeed(dir: &Path, args: &[&str]) -> String {
+    let output = stillroom(dir, args);
+    assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs the program until its log tells `n` times of an event, and kills it there.
+pub(crate) fn kill_at(dir: &Path, args: &[&str], log: &Path, event: &str, n: usize) {
+    let mut child =
+        command(dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
+    let begun = Instant::now();
+    let happened = || std::fs::read_to_string(log).is_ok_and(|text| text.matches(event).count() >= n);
+    while !happened() && child.try_wait().expect("a child").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
+        std::thread::yield_now();
+    }
+    assert!(happened(), "it ended before `{event}`");
+    child.kill().expect("the child is killed");
+    child.wait().expect("the child ends");
+}
+
+pub(crate) fn weights(dir: &Path, output: &str) -> Vec<u8> {
+    std::fs::read(dir.join(output).join("models/student/model.safetensors")).expect("the student's weights")
+}
+
+/// A folder of a test's own.
+pub(crate) struct Shop {
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Shop {
+    /// With recipes by name, in which `ASSETS` stands for the folder of that name.
+    pub(crate) fn with_recipes(recipes: &[(&str, &str)]) -> Shop {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets");
+        let assets = assets.canonicalize().expect("assets").display().to_string();
+        let dir = tempfile::tempdir().expect("a folder");
+        for (name, recipe) in recipes {
+            let recipe = recipe.replace("ASSETS", &assets);
+            std::fs::write(dir.path().join(name), recipe).expect("a recipe is written");
+        }
+        Shop { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        stillroom(self.dir.path(), args)
+    }
+
+    pub(crate) fn succeed(&self, args: &[&str]) -> String {
+        succeed(self.dir.path(), args)
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    pub(crate) fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.bytes(name)).expect("JSON")
+    }
+
+    pub(crate) fn weights(&self, output: &str) -> Vec<u8> {
+        weights(self.dir.path(), output)
+    }
+
+    /// [`kill_at`] by the log of a run to `output`.
+    pub(crate) fn kill_at(&self, args: &[&str], output: &str, event: &str, n: usize) {
+        kill_at(self.dir.path(), args, &self.path(output).join("events.jsonl"), event, n);
+    }
+}
