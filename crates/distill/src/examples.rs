@@ -8,6 +8,8 @@ use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow, Logpr
 use stillroom_model::Decoder;
 
 use crate::alignment::{ReplyTokens, TeacherChunk, align};
+use crate::example::Rejected;
+use crate::preference::pair_logprobs;
 use crate::{DistillError, Example, Result, TrainConfig};
 
 /// The id of the example made from a trace: prompt and sample.
@@ -47,16 +49,12 @@ pub fn from_pairs<'a>(
 /// Token ids outside its vocabulary.
 pub fn score_by_reference(examples: &mut [Example], reference: &Decoder) -> Result<()> {
     for example in examples {
-        let Example { ids, supervised, rejected, .. } = example;
-        let Some(rejected) = rejected else { continue };
-        reference.check_ids(ids)?;
+        let Some(rejected) = example.rejected.take() else { continue };
+        reference.check_ids(&example.ids)?;
         reference.check_ids(&rejected.ids)?;
-        let scored = reference.token_logprobs(&[ids, &rejected.ids]);
-        let sum = |logprobs: &[f32], supervised: &[bool]| -> f64 {
-            let supervised = logprobs.iter().zip(&supervised[1..]).filter(|(_, s)| **s);
-            supervised.map(|(&logprob, _)| f64::from(logprob)).sum()
-        };
-        rejected.reference = [sum(&scored[0], supervised), sum(&scored[1], &rejected.supervised)];
+        let sums = pair_logprobs(example, &rejected, reference)
+            .map(|logprobs| logprobs.iter().map(|&logprob| f64::from(logprob)).sum());
+        example.rejected = Some(Rejected { reference: sums, ..rejected });
     }
     Ok(())
 }

@@ -109,16 +109,21 @@ impl PreferenceSums {
 pub fn preference_losses(examples: &[Example], decoder: &Decoder, beta: f64) -> Vec<f64> {
     let of_pair = |example: &Example| {
         let rejected = example.rejected.as_ref().expect("a pair has two documents");
-        let scored = decoder.token_logprobs(&[&example.ids, &rejected.ids]);
-        let masks = [&example.supervised, &rejected.supervised];
-        let of_document = |(logprobs, mask): (&Vec<f32>, &Vec<bool>)| -> Vec<f32> {
-            logprobs.iter().zip(&mask[1..]).filter(|(_, s)| **s).map(|(&logprob, _)| logprob).collect()
-        };
-        let logprobs: Vec<f32> = scored.iter().zip(masks).flat_map(of_document).collect();
+        let logprobs = pair_logprobs(example, rejected, decoder).concat();
         let loss = DirectPreference { beta, pairs: Vec::new() };
         loss.rewards(&PairRows::of(example, rejected), &logprobs).loss()
     };
     examples.iter().map(of_pair).collect()
+}
+
+/// Log-probabilities of the supervised tokens: of the preferred document, then of the other.
+pub(crate) fn pair_logprobs(example: &Example, rejected: &Rejected, decoder: &Decoder) -> [Vec<f32>; 2] {
+    let scored = decoder.token_logprobs(&[&example.ids, &rejected.ids]);
+    let of_document = |document: usize, mask: &[bool]| {
+        let supervised = scored[document].iter().zip(&mask[1..]).filter(|(_, s)| **s);
+        supervised.map(|(&logprob, _)| logprob).collect()
+    };
+    [of_document(0, &example.supervised), of_document(1, &rejected.supervised)]
 }
 
 /// Refuses a β out of range.
