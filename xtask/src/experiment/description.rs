@@ -23,6 +23,8 @@ pub(super) struct Variant {
     pub(super) label: String,
     /// Overrides of the recipe, as `--set` takes them.
     pub(super) set: Vec<String>,
+    /// Starts from the student of this variant and the first seed, under every seed; else from random weights.
+    pub(super) start: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,7 +50,7 @@ pub(super) enum Measure {
     Samples,
 }
 
-/// The held-out loss of `a` less that of `b`.
+/// What `a` has less what `b` has.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Comparison {
@@ -57,6 +59,9 @@ pub(super) struct Comparison {
     /// Which of the numbers is compared.
     #[serde(default)]
     pub(super) of: Quantity,
+    /// As a share of `b`'s.
+    #[serde(default)]
+    pub(super) relative: bool,
     /// Where the interval was expected to lie, before the first run; `inf` for no bound.
     pub(super) expected: [f64; 2],
 }
@@ -70,6 +75,22 @@ pub(super) enum Quantity {
     Loss,
     /// KL(teacher‖student), over the whole vocabulary.
     KlToTeacher,
+    /// KL(student‖teacher) on what the student continues held-out texts by.
+    OwnReverseKl,
+    /// The same in the last quarter of each such text.
+    OwnReverseKlLastQuarter,
+}
+
+impl Quantity {
+    /// Behind the names of two variants; nothing for the held-out loss.
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Quantity::Loss => "",
+            Quantity::KlToTeacher => ", KL to the teacher",
+            Quantity::OwnReverseKl => ", reverse KL on own text",
+            Quantity::OwnReverseKlLastQuarter => ", reverse KL in the last quarter of own text",
+        }
+    }
 }
 
 impl Description {
@@ -81,6 +102,11 @@ impl Description {
         let bad = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
         let description: Description = toml::from_str(&text).map_err(|e| bad(&e))?;
+        for (name, variant) in &description.variants {
+            if let Some(start) = variant.start.as_ref().filter(|v| !description.variants.contains_key(*v)) {
+                return Err(bad(&format!("`{name}` starts from `{start}`, which is no variant")));
+            }
+        }
         for (name, experiment) in &description.experiments {
             let compared = experiment.compare.iter().flat_map(|c| [&c.a, &c.b]);
             let unknown = compared.clone().chain(&experiment.variants);

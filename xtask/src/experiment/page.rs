@@ -50,6 +50,8 @@ struct Summary<'a> {
     speed: Option<Speed>,
     /// Cache and training at that speed.
     seconds: Option<f64>,
+    /// KL(student‖teacher) by quarter of what the student writes, first to last, and by seed.
+    own_reverse_kl_by_quarter: Vec<[f64; 4]>,
     /// What the student writes.
     samples: Option<Samples>,
     validation_by_seed: Vec<&'a [Point]>,
@@ -65,7 +67,7 @@ impl<'a> Summary<'a> {
     ) -> Option<Summary<'a>> {
         let own: Vec<&Outcome> = outcomes.iter().filter(|o| o.variant == name).collect();
         let first = own.first()?;
-        let levels = |of: Quantity| own.iter().map(|o| level(o.documents(of))).collect::<Vec<f64>>();
+        let levels = |of: Quantity| own.iter().map(|o| level(&o.documents(of))).collect::<Vec<f64>>();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let (loss, kl) = (levels(Quantity::Loss), levels(Quantity::KlToTeacher));
         let speed = timing.get(name).copied();
@@ -83,6 +85,7 @@ impl<'a> Summary<'a> {
             cache: first.cache,
             speed,
             seconds: speed.map(|speed| first.cache_s(speed) + first.tokens as f64 / speed.tokens_per_second),
+            own_reverse_kl_by_quarter: own.iter().filter_map(|o| o.own_reverse_kl_by_quarter()).collect(),
             samples,
             validation_by_seed: own.iter().map(|o| &o.validation[..]).collect(),
         })
@@ -140,7 +143,10 @@ pub(super) fn write(
         put(format!("{name}-seconds.svg"), chart(&title, "seconds, the teacher's cache included", &lines))?;
     }
     let angles = fidelity.angles(experiment, &outcomes)?;
-    let table = tables(&summaries, &differences) + &of_samples(&summaries) + &of_angles(&angles);
+    let table = tables(&summaries, &differences)
+        + &of_own_text(&summaries)
+        + &of_samples(&summaries)
+        + &of_angles(&angles);
     let record = Record {
         experiment: name,
         title: &experiment.title,
@@ -170,15 +176,15 @@ fn tables(summaries: &[Summary<'_>], differences: &[Difference]) -> String {
         let by_seed: Vec<String> = s.loss_by_seed.iter().map(|l| format!("{l:.4}")).collect();
         let bytes = s.cache.map_or_else(dash, |c| format!("{:.1}", c.bytes_per_token));
         let ids = s.cache.map_or_else(dash, |c| format!("{:.1}", c.unique_ids_mean));
+        let kl = if s.kl_to_teacher.is_finite() { format!("{:.4}", s.kl_to_teacher) } else { dash() };
         let seconds = s.seconds.map_or_else(dash, |s| format!("{s:.0}"));
         writeln!(
             text,
-            "| {} | {} | **{:.4}** ({}) | {:.4} | {bytes} | {ids} | {seconds} |",
+            "| {} | {} | **{:.4}** ({}) | {kl} | {bytes} | {ids} | {seconds} |",
             s.label,
             s.tokens,
             s.loss,
             by_seed.join(", "),
-            s.kl_to_teacher,
         )
         .expect("a string grows");
     }
@@ -188,26 +194,62 @@ fn tables(summaries: &[Summary<'_>], differences: &[Difference]) -> String {
     );
     let label = |name: &str| summaries.iter().find(|s| s.name == name).map_or("", |s| s.label);
     for d in differences {
-        let interval = |i: Option<stillroom_core::statistics::Interval>| {
-            i.map_or_else(dash, |i| format!("[{:+.4}, {:+.4}]", i.low, i.high))
+        let shown = |value: f64| match d.relative {
+            true => format!("{:+.1} %", 100.0 * value),
+            false => format!("{value:+.4}"),
         };
-        let of = if d.of == Quantity::KlToTeacher { ", KL to the teacher" } else { "" };
+        let interval = |i: Option<stillroom_core::statistics::Interval>| {
+            i.map_or_else(dash, |i| format!("[{}, {}]", shown(i.low), shown(i.high)))
+        };
+        let of = d.of.in_words();
+        let bound = |value: f64| if d.relative { format!("{} %", 100.0 * value) } else { value.to_string() };
         let expected = match d.expected {
-            [None, Some(high)] => format!("≤ {high}"),
-            [Some(low), None] => format!("≥ {low}"),
+            [None, Some(high)] => format!("≤ {}", bound(high)),
+            [Some(low), None] => format!("≥ {}", bound(low)),
             [low, high] => {
                 format!("{} to {}", low.unwrap_or(f64::NEG_INFINITY), high.unwrap_or(f64::INFINITY))
             }
         };
         writeln!(
             text,
-            "| {} − {}{of} | {:+.4} | {} | {} | {expected} | {} |",
+            "| {} − {}{of} | {} | {} | {} | {expected} | {} |",
             label(&d.a),
             label(&d.b),
-            d.value,
+            shown(d.value),
             interval(d.interval_over_seeds),
             interval(d.interval_over_both),
             if d.as_expected { "as expected" } else { "**not shown**" },
+        )
+        .expect("a string grows");
+    }
+    text
+}
+
+/// How far students are from their teacher on what they write themselves, where it was measured.
+fn of_own_text(summaries: &[Summary<'_>]) -> String {
+    let mut text = String::new();
+    for s in summaries {
+        if s.own_reverse_kl_by_quarter.is_empty() {
+            continue;
+        }
+        if text.is_empty() {
+            text.push_str(
+                "\n| KL(student‖teacher) on own text, nats per token, by quarter | first | second | third | last, by seed |\n\
+                 |---|---|---|---|---|\n",
+            );
+        }
+        let n = s.own_reverse_kl_by_quarter.len() as f64;
+        let mean = |quarter: usize| s.own_reverse_kl_by_quarter.iter().map(|q| q[quarter]).sum::<f64>() / n;
+        let last: Vec<String> = s.own_reverse_kl_by_quarter.iter().map(|q| format!("{:.3}", q[3])).collect();
+        writeln!(
+            text,
+            "| {} | {:.3} | {:.3} | {:.3} | **{:.3}** ({}) |",
+            s.label,
+            mean(0),
+            mean(1),
+            mean(2),
+            mean(3),
+            last.join(", ")
         )
         .expect("a string grows");
     }

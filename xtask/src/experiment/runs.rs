@@ -35,6 +35,22 @@ pub(super) struct Document {
     pub(super) nats: f64,
 }
 
+/// KL(student‖teacher) at each token that a student wrote.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct OwnText {
+    pub(super) id: String,
+    pub(super) reverse_kl: Vec<f64>,
+}
+
+impl OwnText {
+    /// The sum over the tokens from `share` of the text on.
+    fn behind(&self, share: f64) -> Document {
+        let from = (share * self.reverse_kl.len() as f64).ceil() as usize;
+        let tokens = &self.reverse_kl[from..];
+        Document { id: self.id.clone(), tokens: tokens.len() as u64, nats: tokens.iter().sum() }
+    }
+}
+
 /// A point of the validation curve.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Point {
@@ -55,6 +71,9 @@ pub(super) struct Outcome {
     pub(super) losses: Vec<Document>,
     pub(super) divergences: Vec<Document>,
     pub(super) validation: Vec<Point>,
+    /// What the student continued held-out texts by, where that was measured: KL(student‖teacher) by token.
+    #[serde(default)]
+    pub(super) own_text: Vec<OwnText>,
     /// Of each logged stretch of steps, ascending.
     pub(super) tokens_per_second: Vec<f64>,
     /// Time of the stage that trains, on whatever else the machine did.
@@ -76,11 +95,30 @@ pub(super) struct Cache {
 }
 
 impl Outcome {
-    pub(super) fn documents(&self, of: Quantity) -> &[Document] {
+    pub(super) fn documents(&self, of: Quantity) -> Vec<Document> {
+        let own = |share: f64| self.own_text.iter().map(|text| text.behind(share)).collect();
         match of {
-            Quantity::Loss => &self.losses,
-            Quantity::KlToTeacher => &self.divergences,
+            Quantity::Loss => self.losses.clone(),
+            Quantity::KlToTeacher => self.divergences.clone(),
+            Quantity::OwnReverseKl => own(0.0),
+            Quantity::OwnReverseKlLastQuarter => own(0.75),
         }
+    }
+
+    /// By quarter of the texts that the student wrote, first to last, nats per token.
+    pub(super) fn own_reverse_kl_by_quarter(&self) -> Option<[f64; 4]> {
+        if self.own_text.is_empty() {
+            return None;
+        }
+        let of_quarter = |quarter: usize| {
+            let tokens = self.own_text.iter().flat_map(|text| {
+                let n = text.reverse_kl.len();
+                text.reverse_kl.iter().enumerate().filter(move |(t, _)| 4 * t / n == quarter)
+            });
+            let (sum, n) = tokens.fold((0.0, 0.0), |(sum, n), (_, nats)| (sum + nats, n + 1.0));
+            sum / n
+        };
+        Some([0, 1, 2, 3].map(of_quarter))
     }
 }
 
@@ -138,7 +176,9 @@ impl Place {
     ) -> Result<Outcome, String> {
         let recipe = self.recipe(&description.recipe);
         let text = fs::read_to_string(&recipe).map_err(|e| format!("{}: {e}", recipe.display()))?;
-        let made_from = serde_json::json!([text, variant.set]);
+        let mut made_from = vec![serde_json::json!(text), serde_json::json!(variant.set)];
+        made_from.extend(variant.start.as_ref().map(|start| serde_json::json!(start)));
+        let made_from = Value::Array(made_from);
         let kept = self.weights(name, seed).with_extension("json");
         if let Ok(bytes) = fs::read(&kept)
             && let Ok(outcome) = serde_json::from_slice::<Outcome>(&bytes)
@@ -150,6 +190,13 @@ impl Place {
         let mut set = variant.set.clone();
         set.push(format!("teacher.path={}", self.teacher().display()));
         set.push(format!("train.seed={seed}"));
+        if let Some(start) = &variant.start {
+            let first = description.seeds.first().ok_or("there are no seeds")?;
+            self.outcome(description, start, &description.variants[start], *first)?;
+            let path = self.weights(start, *first);
+            let path = path.display();
+            set.push(format!("student={{ kind = \"pretrained\", path = \"{path}\", model = \"us:start\" }}"));
+        }
         let began = Instant::now();
         self.stillroom("evaluate", &recipe, &output, &set)?;
         say(&format!("{name}, seed {seed}: {:.0} s", began.elapsed().as_secs_f64()));
@@ -195,7 +242,12 @@ fn collect(output: &Path, variant: &str, seed: u64, made_from: Value) -> Result<
         best_step: training["best_step"].as_u64(),
         tokens: number(&training, "tokens")?,
         losses: documents(&student["losses"])?,
-        divergences: documents(&json(output, "evaluation/divergence/student.json")?)?,
+        // There is none between two vocabularies.
+        divergences: match json(output, "evaluation/divergence/student.json")? {
+            divergences if divergences.get("value").is_some() => documents(&divergences)?,
+            _ => Vec::new(),
+        },
+        own_text: own_text(output)?,
         validation: validation.collect::<Option<_>>().ok_or_else(|| missing("validation curve"))?,
         tokens_per_second: speeds,
         wall_s: training["wall_s"].as_f64().ok_or_else(|| missing("time"))?,
@@ -208,6 +260,15 @@ fn collect(output: &Path, variant: &str, seed: u64, made_from: Value) -> Result<
 /// Rows that were measured, and not the reason why they were not.
 fn documents(measured: &Value) -> Result<Vec<Document>, String> {
     serde_json::from_value(measured["value"].clone()).map_err(|e| format!("held-out rows: {e}"))
+}
+
+/// Where the run measured it.
+fn own_text(output: &Path) -> Result<Vec<OwnText>, String> {
+    let file = "evaluation/own_text/student.json";
+    if !output.join(file).exists() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_value(json(output, file)?["value"].clone()).map_err(|e| format!("{file}: {e}"))
 }
 
 fn json(output: &Path, file: &str) -> Result<Value, String> {
