@@ -105,6 +105,17 @@ pub fn scoring_bytes(config: &DecoderConfig, documents: usize, sequence: usize) 
     NUMBER * n as u64 * passing_numbers_per_token(config) + logits_bytes(config, n)
 }
 
+/// Telling what of a model's width matters on `documents` of `sequence` tokens each, beside its weights: activations of
+/// as many documents as pass together, every layer's.
+pub fn importance_bytes(config: &DecoderConfig, documents: usize, sequence: usize) -> u64 {
+    let n = tokens_together(documents, sequence, TOKENS_PER_GROUP);
+    let Widths { d, qkv, raw, heads, lse, f } = Widths::of(config);
+    let kept = 2 * d + qkv * raw + heads + lse + 2 * f;
+    // The last x, a norm of it, and a layer's neurons.
+    let beside = 2 * d + f;
+    NUMBER * n as u64 * (config.num_hidden_layers as u64 * kept + beside)
+}
+
 /// The most activations of each width that are in use together.
 fn passing_numbers_per_token(config: &DecoderConfig) -> u64 {
     let Widths { d, qkv, raw, heads, lse, f } = Widths::of(config);
@@ -295,6 +306,13 @@ mod tests {
                 assert_predicts(
                     &format!("scoring, {family:?}, {documents} × {sequence}"),
                     predicted,
+                    &decoder,
+                );
+                let decoder = fresh.clone();
+                (0..2).for_each(|_| drop(decoder.importance(&texts)));
+                assert_predicts(
+                    &format!("importance, {family:?}, {documents} × {sequence}"),
+                    importance_bytes(&config, documents, sequence),
                     &decoder,
                 );
             }

@@ -16,7 +16,7 @@
 //! multiplied by √(ρ·D/D′), where ρ is the share of the kept channels in the sum of squares on the given text: what
 //! the norm gives then keeps its size.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 
 use stillroom_formats::{DecoderConfig, NamedTensor};
 
@@ -33,6 +33,43 @@ pub struct Width {
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub num_key_value_heads: usize,
+}
+
+impl Width {
+    /// The width of a model with `config`.
+    pub fn of(config: &DecoderConfig) -> Width {
+        Width {
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            num_key_value_heads: config.num_key_value_heads,
+        }
+    }
+
+    /// The configuration of a model with `config` that keeps this width.
+    ///
+    /// # Errors
+    /// A width that is not between 1 and this model's.
+    pub fn narrow(self, config: &DecoderConfig) -> Result<DecoderConfig, ModelError> {
+        let whole = Width::of(config);
+        let widths = [
+            ("hidden_size", self.hidden_size, whole.hidden_size),
+            ("intermediate_size", self.intermediate_size, whole.intermediate_size),
+            ("num_key_value_heads", self.num_key_value_heads, whole.num_key_value_heads),
+        ];
+        for (field, width, of_model) in widths {
+            if width == 0 || width > of_model {
+                return Err(ModelError::Width { field, width, of_model });
+            }
+        }
+        let per_kv_head = config.num_attention_heads / config.num_key_value_heads;
+        Ok(DecoderConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_key_value_heads: self.num_key_value_heads,
+            num_attention_heads: self.num_key_value_heads * per_kv_head,
+            ..config.clone()
+        })
+    }
 }
 
 /// What of a model matters on some text; larger is more important.
@@ -66,18 +103,18 @@ impl Decoder {
     /// # Panics
     /// Where an id is outside the vocabulary ([`Decoder::check_ids`]) or there is an adapter: merge it first.
     pub fn keep_width(&self, to: Width, documents: &[&[u32]]) -> Result<Decoder, ModelError> {
-        let config = narrowed(&self.config, to)?;
+        let config = to.narrow(&self.config)?;
         if documents.iter().all(|ids| ids.is_empty()) {
             return Err(ModelError::NoCalibration);
         }
         let kept = self.importance(documents).keep(to);
-        let tensors: HashMap<String, NamedTensor> =
-            self.tensors().map(|tensor| (tensor.name.clone(), tensor)).collect();
         let layout = Layout::new(&config)?;
+        // Both models have the same tensors in one order: a few of the wide ones are on the host at a time.
+        let tensors = RefCell::new(self.tensors());
         let fill = |slot: &TensorSlot, out: &mut [f32]| {
-            let whole =
-                tensors.get(&slot.name).unwrap_or_else(|| panic!("`{}` is in both models", slot.name));
-            kept.slice(whole, &self.config, out);
+            let whole = tensors.borrow_mut().next().filter(|whole| whole.name == slot.name);
+            let whole = whole.unwrap_or_else(|| panic!("`{}` is in both models", slot.name));
+            kept.slice(&whole, &self.config, out);
             Ok(())
         };
         Decoder::assemble(self.device.clone(), config, layout, fill)
@@ -148,28 +185,6 @@ impl Decoder {
         let (x_in, rest) = kept.into_bufs();
         self.workspace.give_all(rest.chain([x_in]));
     }
-}
-
-/// The configuration of a model of width `to`.
-fn narrowed(config: &DecoderConfig, to: Width) -> Result<DecoderConfig, ModelError> {
-    let widths = [
-        ("hidden_size", to.hidden_size, config.hidden_size),
-        ("intermediate_size", to.intermediate_size, config.intermediate_size),
-        ("num_key_value_heads", to.num_key_value_heads, config.num_key_value_heads),
-    ];
-    for (field, width, of_model) in widths {
-        if width == 0 || width > of_model {
-            return Err(ModelError::Width { field, width, of_model });
-        }
-    }
-    let per_kv_head = config.num_attention_heads / config.num_key_value_heads;
-    Ok(DecoderConfig {
-        hidden_size: to.hidden_size,
-        intermediate_size: to.intermediate_size,
-        num_key_value_heads: to.num_key_value_heads,
-        num_attention_heads: to.num_key_value_heads * per_kv_head,
-        ..config.clone()
-    })
 }
 
 /// For each document, the mean over its tokens of ‖·‖₂ of every `width` numbers of a row.

@@ -36,14 +36,6 @@ fn importance_is_that_of_hooks_on_transformers() {
     }
 }
 
-fn width_of(config: &DecoderConfig) -> Width {
-    Width {
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        num_key_value_heads: config.num_key_value_heads,
-    }
-}
-
 const LIVE: Width = Width { hidden_size: 12, intermediate_size: 20, num_key_value_heads: 2 };
 
 /// A configuration with `LIVE` of width 18, 26 and 3.
@@ -95,7 +87,7 @@ fn width_that_does_nothing_goes_and_the_logits_stay() {
         let decoder = with_dead_width(family);
         let documents = documents(&[9, 300, 230, 5], 23, 42);
         let narrow = decoder.keep_width(LIVE, &slices(&documents)).unwrap();
-        assert_eq!(width_of(narrow.config()), LIVE);
+        assert_eq!(Width::of(narrow.config()), LIVE);
         assert_eq!(narrow.config().num_attention_heads, 4);
         assert!(narrow.n_parameters() < decoder.n_parameters());
         let other = common::documents(&[40, 7], 23, 43);
@@ -117,7 +109,7 @@ fn width_that_does_nothing_goes_and_the_logits_stay() {
 fn the_whole_width_is_the_model_itself() {
     let decoder = lively(wide(Family::Qwen3), 1, 44);
     let documents = documents(&[9, 5], 23, 45);
-    let same = decoder.keep_width(width_of(decoder.config()), &slices(&documents)).unwrap();
+    let same = decoder.keep_width(Width::of(decoder.config()), &slices(&documents)).unwrap();
     assert_eq!(same.digest(), decoder.digest());
 }
 
