@@ -63,7 +63,9 @@ impl<'d> Texts<'d> {
             let loss = if pairs.is_some() { None } else { self.label_loss(rows, config) };
             let loss = pairs.as_ref().map(|pairs| pairs as &dyn LabelLoss).or(loss.as_deref());
             let loss = loss.map(|loss| weights.of_labels(loss));
-            let (batch, targets) = micro_batch(self.documents, rows, config, live, loss);
+            let (batch, mut targets) = micro_batch(self.documents, rows, config, live, loss);
+            let aligned = config.hidden_alignment.as_ref().zip(weights.hidden);
+            targets.hidden = aligned.map(|(aligned, weight)| aligned.with_weight(weight));
             learn(&batch, &targets, pairs.as_ref(), &mut sums);
         }
         sums
@@ -107,8 +109,12 @@ pub(crate) fn micro_batch<'t>(
     let mut batch = Batch::default();
     let taught = config.needs_distributions();
     let documents_together = if config.needs_pairs() { 2 } else { 1 };
-    let mut targets =
-        Targets { live: live.filter(|_| taught), label_loss, documents_together, ..Targets::default() };
+    let mut targets = Targets {
+        live: live.filter(|_| taught || config.aligns_hidden_states()),
+        label_loss,
+        documents_together,
+        ..Targets::default()
+    };
     let mut sparse = (taught && live.is_none()).then(|| SparseBatch::new(config.tail));
     for &document in rows.iter().flatten() {
         let Document { example, length, n_supervised } = documents[document as usize];
@@ -182,6 +188,7 @@ impl LossSums {
         let of_batch = |&place: &Place| match place {
             Place::Head(i) => sum(losses.divergence(i)),
             Place::Labels => sum(&losses.label_loss),
+            Place::Hidden => sum(&losses.hidden),
         };
         let divergences = weights.places.iter().map(of_batch).collect();
         let of_pairs = pairs.map(|pairs| pairs.sums(&losses.hard_label));

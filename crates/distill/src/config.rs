@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Tail};
 use stillroom_model::AdamW;
 
+use crate::hidden::AlignedLayers;
 use crate::losses::{LossFunction, LossTerm, Losses, TeacherTargets, Text, check_losses};
 use crate::{DistillError, OnPolicy, Result};
 
@@ -95,6 +96,9 @@ pub struct TrainConfig {
     /// How the student writes texts to learn from; where it does not, all are given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_policy: Option<OnPolicy>,
+    /// How the student's hidden states follow a live teacher's, beside `losses`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden_alignment: Option<AlignedLayers>,
 }
 
 impl Default for TrainConfig {
@@ -126,6 +130,7 @@ impl Default for TrainConfig {
             save_total_limit: 2,
             gradient_checkpointing: false,
             on_policy: None,
+            hidden_alignment: None,
         }
     }
 }
@@ -174,6 +179,12 @@ impl TrainConfig {
     pub(crate) fn validate_losses(&self, live: bool) -> Result<()> {
         let targets = if live { TeacherTargets::Live } else { TeacherTargets::Cached(self.tail) };
         check_losses(&self.losses, targets)?;
+        if let Some(aligned) = &self.hidden_alignment {
+            aligned.check(&self.losses)?;
+            if !live && self.aligns_hidden_states() {
+                return Err(DistillError::HiddenStates { what: "only a live teacher has some".to_owned() });
+            }
+        }
         check_on_policy(&self.losses, self.on_policy.as_ref(), live)
     }
 
@@ -199,6 +210,11 @@ impl TrainConfig {
         self.computed_losses().need_teacher()
     }
 
+    /// Whether the student's hidden states are held against a live teacher's.
+    pub fn aligns_hidden_states(&self) -> bool {
+        self.hidden_alignment.as_ref().is_some_and(|aligned| !aligned.weight.is_zero())
+    }
+
     /// Whether a loss is trained on that compares the student's distributions with a teacher's.
     pub fn needs_distributions(&self) -> bool {
         self.computed_losses().need_distributions()
@@ -215,7 +231,7 @@ impl TrainConfig {
     }
 
     pub(crate) fn computed_losses(&self) -> Losses {
-        Losses::of(&self.losses)
+        Losses::of(&self.losses).with_hidden(self.hidden_alignment.as_ref())
     }
 
     /// The temperature that cached targets must have been softened at; none where no loss needs them.

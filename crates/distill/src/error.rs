@@ -27,6 +27,9 @@ pub enum DistillError {
     /// A loss of the student's own text, which no cache knows.
     #[error("`{loss}` needs a live teacher: what the student writes is in no cache")]
     NoLiveTeacher { loss: &'static str },
+    /// Layers that cannot be compared.
+    #[error("hidden states cannot be aligned: {what}")]
+    HiddenStates { what: String },
     /// A prompt that leaves no room for what the student may write.
     #[error("prompt `{id}` has {n_tokens} tokens; {max_new_tokens} more do not fit into {max_length}")]
     PromptTooLong { id: String, n_tokens: usize, max_new_tokens: usize, max_length: usize },
@@ -79,9 +82,10 @@ impl DistillError {
     /// The kind of failure, for the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            DistillError::Config { .. } | DistillError::Losses(_) | DistillError::NoLiveTeacher { .. } => {
-                ErrorKind::BadRecipe
-            }
+            DistillError::Config { .. }
+            | DistillError::Losses(_)
+            | DistillError::HiddenStates { .. }
+            | DistillError::NoLiveTeacher { .. } => ErrorKind::BadRecipe,
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
             DistillError::Model(error) => error.kind(),
             DistillError::Format(error) => error.kind(),
@@ -112,6 +116,9 @@ impl DistillError {
             }
             DistillError::NoLiveTeacher { .. } => {
                 "take the teacher live, with `logits = { kind = \"live\" }`"
+            }
+            DistillError::HiddenStates { .. } => {
+                "change `hidden_alignment`, or remove it; docs/hidden-states.md"
             }
             DistillError::PromptTooLong { .. } => {
                 "raise `max_length` as far as both contexts go, or lower `max_new_tokens`"

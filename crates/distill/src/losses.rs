@@ -10,6 +10,7 @@ use stillroom_model::{
 };
 
 use crate::batches::LossSums;
+use crate::hidden::AlignedLayers;
 use crate::preference::check_beta;
 use crate::{DistillError, Result};
 
@@ -149,7 +150,8 @@ impl LossWeight {
         matches!(self, LossWeight::Constant(0.0) | LossWeight::Linear { from: 0.0, to: 0.0 })
     }
 
-    fn ends(self) -> [f64; 2] {
+    /// In the first step and in the last.
+    pub(crate) fn ends(self) -> [f64; 2] {
         match self {
             LossWeight::Constant(weight) => [weight; 2],
             LossWeight::Linear { from, to } => [from, to],
@@ -183,6 +185,8 @@ impl LossTerm {
 pub(crate) struct Losses {
     hard: Vec<LossWeight>,
     divergences: Vec<(String, LossTerm)>,
+    /// Of the alignment of hidden states, which stands behind them.
+    hidden: Option<LossWeight>,
 }
 
 /// Weights of one step.
@@ -197,6 +201,8 @@ pub(crate) struct StepWeights {
     pub(crate) places: Vec<Place>,
     /// Of the loss of the labels' log-probabilities.
     pub(crate) label_loss: f64,
+    /// Of the alignment of hidden states.
+    pub(crate) hidden: Option<f64>,
 }
 
 /// Where a loss is found in what a batch gives.
@@ -206,6 +212,8 @@ pub(crate) enum Place {
     Head(usize),
     /// The loss of the labels' log-probabilities.
     Labels,
+    /// The distances of hidden states.
+    Hidden,
 }
 
 impl StepWeights {
@@ -217,7 +225,7 @@ impl StepWeights {
 
 impl Losses {
     pub(crate) fn of(terms: &[LossTerm]) -> Losses {
-        let mut losses = Losses { hard: Vec::new(), divergences: Vec::new() };
+        let mut losses = Losses { hard: Vec::new(), divergences: Vec::new(), hidden: None };
         for &term in terms.iter().filter(|term| !term.weight.is_zero()) {
             if term.function == LossFunction::HardLabels {
                 losses.hard.push(term.weight);
@@ -234,6 +242,11 @@ impl Losses {
         losses
     }
 
+    /// With the alignment of hidden states, if it has a weight.
+    pub(crate) fn with_hidden(self, aligned: Option<&AlignedLayers>) -> Losses {
+        Losses { hidden: aligned.map(|aligned| aligned.weight).filter(|weight| !weight.is_zero()), ..self }
+    }
+
     /// Whether one of them compares next-token distributions.
     pub(crate) fn need_distributions(&self) -> bool {
         self.divergences.iter().any(|(_, term)| term.function.divergence().is_some())
@@ -241,7 +254,7 @@ impl Losses {
 
     /// Whether one of them takes what a teacher says of the texts.
     pub(crate) fn need_teacher(&self) -> bool {
-        self.divergences.iter().any(|(_, term)| term.function.asks_teacher())
+        self.hidden.is_some() || self.divergences.iter().any(|(_, term)| term.function.asks_teacher())
     }
 
     /// Whether one of them can only be taken of the student's own text.
@@ -260,12 +273,15 @@ impl Losses {
     pub(crate) fn means(&self, given: &LossSums, own: &LossSums) -> BTreeMap<String, f64> {
         let mut both = given.clone();
         both.add(own);
-        let mean = |(i, (name, term)): (usize, &(String, LossTerm))| {
-            let sums = if term.function == LossFunction::SampledReverseKl { own } else { &both };
-            let sum = sums.divergences.get(i).filter(|_| sums.n > 0)?;
-            Some((name.clone(), sums.per_token(*sum)))
+        let named = |(name, term): &(String, LossTerm)| {
+            (name.clone(), if term.function == LossFunction::SampledReverseKl { own } else { &both })
         };
-        self.divergences.iter().enumerate().filter_map(mean).collect()
+        let hidden = self.hidden.map(|_| (AlignedLayers::NAME.to_owned(), &both));
+        let mean = |(i, (name, sums)): (usize, (String, &LossSums))| {
+            let sum = sums.divergences.get(i).filter(|_| sums.n > 0)?;
+            Some((name, sums.per_token(*sum)))
+        };
+        self.divergences.iter().map(named).chain(hidden).enumerate().filter_map(mean).collect()
     }
 
     /// τ of `alm`, if it is among them.
@@ -307,7 +323,7 @@ impl Losses {
             LossFunction::SampledReverseKl if text == Text::Given => 0.0,
             _ => at(term.weight),
         };
-        let divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| weight(term)).collect();
+        let mut divergences: Vec<f64> = self.divergences.iter().map(|(_, term)| weight(term)).collect();
         let with_weight = self.divergences.iter().zip(&divergences);
         let (mut terms, mut places, mut label_loss) = (Vec::new(), Vec::new(), 0.0);
         for ((_, term), &weight) in with_weight {
@@ -322,11 +338,14 @@ impl Losses {
                 }
             }
         }
+        let hidden = self.hidden.map(&at);
+        divergences.extend(hidden);
+        places.extend(hidden.map(|_| Place::Hidden));
         let hard_label = match text {
             Text::Given => self.hard.iter().map(|&weight| at(weight)).sum(),
             Text::Own => 0.0,
         };
-        StepWeights { hard_label, divergences, terms, places, label_loss }
+        StepWeights { hard_label, divergences, terms, places, label_loss, hidden }
     }
 }
 

@@ -99,6 +99,9 @@ pub fn train_with_rollouts(
     let live = teacher.filter(|_| config.needs_teacher());
     let live = live.map(|decoder| LiveTeacher { decoder, n_ids: config.n_ids });
     config.validate_losses(live.is_some())?;
+    if let (Some(aligned), Some(teacher)) = (&config.hidden_alignment, live) {
+        aligned.check_models(teacher.decoder.config(), start.config())?;
+    }
     let vocab_size = shared_vocabulary(&start, live)?;
     let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
     let of_teacher = live.map_or(usize::MAX, |teacher| context(teacher.decoder));

@@ -369,6 +369,8 @@ impl Flow {
                 Contender::Student => train.rollouts.as_ref().map(|rollouts| rollouts.config(Vec::new())),
                 _ => None,
             },
+            // Which layers there are is known when both models are opened.
+            hidden_alignment: None,
         }
     }
 
