@@ -86,6 +86,15 @@ pub fn live_teacher_bytes(
     activations + of_both.saturating_sub(logits_bytes(student, n))
 }
 
+/// What comparing `n_pairs` of layers takes besides: what goes into each of a live teacher's layers is held until its
+/// outputs are picked, those of the pairs until the student has learned from them; the student's own are picked, with
+/// their gradients, one layer at a time.
+pub fn hidden_alignment_bytes(teacher: &DecoderConfig, n_pairs: usize, batch: usize, sequence: usize) -> u64 {
+    let n = tokens_together(batch, sequence, TOKENS_PER_GROUP) as u64;
+    let held = teacher.num_hidden_layers - 1 + n_pairs + 2;
+    NUMBER * n * (held * teacher.hidden_size) as u64
+}
+
 /// The most activations of each width that are in use together: buffers stay with their width.
 fn training_numbers_per_token(config: &DecoderConfig, gradient_checkpointing: bool) -> u64 {
     let Widths { d, qkv, raw, heads, lse, f } = Widths::of(config);
@@ -201,7 +210,7 @@ mod tests {
     use stillroom_kernels::{Device, Divergence, HeadTerms, Term};
 
     use super::*;
-    use crate::{AdamW, Batch, Decoder, LiveTeacher, Targets, TrainState};
+    use crate::{AdamW, Batch, Decoder, HiddenAlignment, LayerPair, LiveTeacher, Targets, TrainState};
 
     fn config(family: Family) -> DecoderConfig {
         DecoderConfig {
@@ -296,6 +305,20 @@ mod tests {
                 assert_predicts(
                     &format!("a live teacher, {family:?}, {documents} × {sequence}"),
                     predicted,
+                    &teacher,
+                );
+                let teacher = fresh.clone();
+                let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+                let pairs = [0, 1, 2, 3].map(|layer| LayerPair { teacher: layer, student: layer });
+                let hidden = Some(HiddenAlignment { pairs: &pairs, weight: 1.0 });
+                let targets = Targets { live, hidden, ..targets };
+                (0..2).for_each(|_| drop(fresh.losses(&batch, &targets, &[term])));
+                // Two more of its width are the student's.
+                let of_student = NUMBER * (2 * n * config.hidden_size) as u64;
+                let more = hidden_alignment_bytes(&config, pairs.len(), documents, sequence) - of_student;
+                assert_predicts(
+                    &format!("its hidden states, {family:?}, {documents} × {sequence}"),
+                    predicted + more,
                     &teacher,
                 );
                 let texts: Vec<&[u32]> =
