@@ -68,11 +68,12 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     let peak = device.fma_peak();
     let teacher_config = teacher.as_ref().map(|files| &files.config);
     let base = match &recipe.student {
-        Student::Pretrained { .. } => Some(super::train::base_files(recipe, source)?),
+        Student::Pretrained { .. } | Student::Pruned(_) => Some(super::train::base_files(recipe, source)?),
         _ => None,
     };
     let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &student, base.as_ref())?;
-    let stages = stages(recipe, &sizes, teacher_config, &student, peak, &memory);
+    let base = base.as_ref().map(|files| &files.config);
+    let stages = stages(recipe, &sizes, [teacher_config, base], &student, peak, &memory);
     let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
     Ok(Estimate {
         recipe: recipe.name.clone(),
@@ -147,7 +148,7 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
 fn stages(
     recipe: &Recipe,
     sizes: &Sizes,
-    teacher: Option<&DecoderConfig>,
+    [teacher, base]: [Option<&DecoderConfig>; 2],
     student: &DecoderConfig,
     peak: f64,
     memory: &Stages<'_>,
@@ -175,6 +176,10 @@ fn stages(
             let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
             stages.push(of("logprobs", samples * learned, wall_s, memory.logits()));
         }
+    }
+    if let (Student::Pruned(pruned), Some(base)) = (&recipe.student, base) {
+        let read = whole * sizes.train_items.min(pruned.calibration_examples as f64);
+        stages.push(of("prune", read, seconds(read * forward(base), SCORE_SHARE), memory.pruning()));
     }
     let given = training_tokens(recipe, sizes);
     let own = own_text(recipe, sizes, given);
@@ -251,7 +256,7 @@ fn own_text(recipe: &Recipe, sizes: &Sizes, given: f64) -> OwnText {
 
 fn disk(recipe: &Recipe, sizes: &Sizes, student: &DecoderConfig) -> u64 {
     let weights = 4 * student.n_parameters();
-    let n_models = 1 + 2 * recipe.evaluate.controls.len() as u64;
+    let n_models = 1 + 2 * recipe.evaluate.controls.len() as u64 + u64::from(recipe.student.is_pruned());
     let lora = recipe.train.lora.as_ref().map(Lora::config);
     let trained = lora.map_or(weights, |lora| 4 * lora.n_parameters(student));
     let checkpoints = 3 * trained * (recipe.train.save_total_limit as u64 + 1);

@@ -86,7 +86,8 @@ impl Flow {
             seed,
             max_in_flight: teach::PROMPTS_PER_PART,
         };
-        self.stage(CANDIDATES_STAGE, &settings, &[data::STAGE], &[CANDIDATES], |flow| {
+        let after: Vec<&str> = [data::STAGE].into_iter().chain(self.start_stage()).collect();
+        self.stage(CANDIDATES_STAGE, &settings, &after, &[CANDIDATES], |flow| {
             let mut start = None;
             let made_from = digest_of(&settings);
             flow.write_parts(&writer, made_from, |flow| {

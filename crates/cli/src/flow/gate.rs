@@ -10,7 +10,7 @@ use stillroom_governance::{
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{self, PromptSource, Recipe, Source, Student, TeacherKind};
+use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, TeacherKind};
 
 /// What the gate is asked about a recipe.
 pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
@@ -18,11 +18,11 @@ pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
         Some(teacher) => Some(subject(recipe, source, &teacher.model, teacher.path.as_deref())?),
         None => None,
     };
-    let student_base = match &recipe.student {
-        Student::FromScratch(_) => None,
-        Student::FromLayers { path: None, .. } => teacher.clone(),
-        Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model, .. } => {
-            Some(subject(recipe, source, model.as_deref().unwrap_or(path), Some(path))?)
+    let student_base = match recipe.student.base() {
+        None => None,
+        Some(Base { path: None, .. }) => teacher.clone(),
+        Some(Base { path: Some(path), model }) => {
+            Some(subject(recipe, source, model.unwrap_or(path), Some(path))?)
         }
     };
     let mut data = match &recipe.prompts.source {

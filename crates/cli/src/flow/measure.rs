@@ -57,7 +57,8 @@ impl Flow {
         for contender in self.contenders().into_iter().filter(|&contender| wanted(contender)) {
             let mut after = vec![data::STAGE.to_owned()];
             match contender {
-                Contender::Teacher | Contender::Untrained => {}
+                Contender::Teacher => {}
+                Contender::Untrained => after.extend(self.start_stage().map(str::to_owned)),
                 trained => after.push(stage_of(trained)),
             }
             if self.recipe.teacher.is_some() && contender != Contender::Teacher {

@@ -2,13 +2,15 @@
 
 use stillroom_formats::{DecoderConfig, ModelFiles};
 use stillroom_model::WeightStorage;
-use stillroom_model::memory::{generation_bytes, live_teacher_bytes, scoring_bytes, training_bytes};
+use stillroom_model::memory::{
+    generation_bytes, importance_bytes, live_teacher_bytes, scoring_bytes, training_bytes,
+};
 
 use super::estimate::Sizes;
 use super::{divergence, measure, teach};
 use crate::failure::Result;
 use crate::footprint::{PROGRAM_BYTES, Stored};
-use crate::recipe::{Logits, Lora, Recipe};
+use crate::recipe::{Logits, Lora, Recipe, Student};
 
 /// Of a text's token: its id and mask, and its share of the strings that it stands in.
 const BYTES_PER_TOKEN: f64 = 24.0;
@@ -23,7 +25,8 @@ pub(super) struct Stages<'a> {
     sizes: &'a Sizes,
     teacher: Option<(&'a DecoderConfig, Stored)>,
     student: &'a DecoderConfig,
-    base_in_file: u64,
+    /// Where the student's weights are read from, and their bytes in the file.
+    base: Option<(&'a DecoderConfig, u64)>,
 }
 
 impl<'a> Stages<'a> {
@@ -32,17 +35,17 @@ impl<'a> Stages<'a> {
         sizes: &'a Sizes,
         teacher: Option<&'a ModelFiles>,
         student: &'a DecoderConfig,
-        base: Option<&ModelFiles>,
+        base: Option<&'a ModelFiles>,
     ) -> Result<Stages<'a>> {
         let teacher = match teacher {
             Some(files) => Some((&files.config, Stored::of(&files.config, files.tensors.as_ref())?)),
             None => None,
         };
-        let base_in_file = match base {
-            Some(files) => Stored::of(&files.config, files.tensors.as_ref())?.in_file,
-            None => 0,
+        let base = match base {
+            Some(files) => Some((&files.config, Stored::of(&files.config, files.tensors.as_ref())?.in_file)),
+            None => None,
         };
-        Ok(Stages { recipe, sizes, teacher, student, base_in_file })
+        Ok(Stages { recipe, sizes, teacher, student, base })
     }
 
     /// The teacher writes.
@@ -61,6 +64,22 @@ impl<'a> Stages<'a> {
         PROGRAM_BYTES + self.texts() + most
     }
 
+    /// The base reads some of what the student learns from, then part of it is copied.
+    pub(super) fn pruning(&self) -> u64 {
+        let (Student::Pruned(pruned), Some((base, in_file))) = (&self.recipe.student, self.base) else {
+            return PROGRAM_BYTES;
+        };
+        let tokens = self.documents().1;
+        let of_layers = pruned
+            .layers
+            .as_ref()
+            .map_or(base.clone(), |layers| DecoderConfig { num_hidden_layers: layers.len(), ..base.clone() });
+        let kept = 4 * self.student.n_parameters();
+        let reading = importance_bytes(&of_layers, pruned.calibration_examples, tokens);
+        let copy = if pruned.layers.is_some() { 4 * of_layers.n_parameters() } else { 0 };
+        PROGRAM_BYTES + self.texts() + 4 * base.n_parameters() + in_file.max(copy).max(reading + kept)
+    }
+
     /// A student learns; `from_distributions` of the teacher, or from the text alone.
     pub(super) fn training(&self, from_distributions: bool) -> u64 {
         let learned = if from_distributions { self.distributions() } else { 0 };
@@ -69,7 +88,13 @@ impl<'a> Stages<'a> {
         let lora = self.recipe.train.lora.as_ref().map(Lora::config);
         let own = training_bytes(self.student, lora.as_ref(), documents, tokens, recomputing);
         // The weights of a base model are in memory twice while they are read.
-        let own = own.max(4 * self.student.n_parameters() + self.base_in_file);
+        let weights = 4 * self.student.n_parameters();
+        let in_file = match self.base.filter(|_| !self.recipe.student.is_pruned()) {
+            Some((_, in_file)) => in_file,
+            None if self.recipe.student.is_pruned() => weights,
+            None => 0,
+        };
+        let own = own.max(weights + in_file);
         let own = own + if from_distributions { self.rollouts() } else { 0 };
         let live = from_distributions && self.recipe.targets().is_some_and(Logits::is_live);
         let models = match self.teacher.filter(|_| live) {

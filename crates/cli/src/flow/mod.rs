@@ -1,7 +1,7 @@
 //! The flow of `run`: one file per stage.
 //!
 //! ```text
-//! gate → prompts → teach → feedback → curate → logits, logprobs (cached) → train (student, controls) → measure → divergence → own-text → report → release
+//! gate → prompts → teach → feedback → curate → logits, logprobs (cached) → prune (a pruned student) → train (student, controls) → measure → divergence → own-text → report → release
 //! ```
 //!
 //! A stage reads what the ones before it committed, writes its own output under a temporary name, renames
@@ -19,6 +19,7 @@ mod logprobs;
 mod measure;
 mod memory;
 mod own_text;
+mod prune;
 mod release;
 mod report;
 mod teach;
@@ -165,12 +166,18 @@ impl Flow {
         self.prompts()?;
         self.teach()?;
         if until >= Until::Curate {
+            if self.drafts() {
+                self.prune()?;
+            }
             self.feedback()?;
             self.curate()?;
         }
         if until >= Until::Train {
             self.logits()?;
             self.logprobs()?;
+            if !self.drafts() {
+                self.prune()?;
+            }
             self.train_one(Contender::Student)?;
         }
         if until >= Until::Evaluate {

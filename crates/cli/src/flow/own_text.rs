@@ -33,6 +33,7 @@ impl Flow {
         }
         let mut after = vec![data::STAGE.to_owned()];
         after.extend(self.trained().into_iter().map(stage_of));
+        after.extend(self.start_stage().map(str::to_owned));
         let after: Vec<&str> = after.iter().map(String::as_str).collect();
         let recipe = &self.recipe;
         let start = json!([recipe.student, recipe.train.seed, self.start_digest()?]);

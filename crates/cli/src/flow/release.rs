@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 use crate::flow::train::{ADAPTER, weights_of};
 use crate::flow::{Flow, data, report};
 use crate::models::with_adapter;
-use crate::recipe::{Student, WeightType};
+use crate::recipe::{Base, Student, WeightType};
 
 pub(crate) const STAGE: &str = "release";
 const FOLDER: &str = "release";
@@ -64,14 +64,11 @@ impl Flow {
         let release = &self.recipe.release;
         let mut card = String::from("---\n");
         let _ = writeln!(card, "license: {}", self.release_licence().to_lowercase());
-        if let Student::FromLayers { model: Some(base), .. } | Student::Pretrained { model: Some(base), .. } =
-            &self.recipe.student
-        {
-            let _ = writeln!(card, "base_model: {base}");
-        } else if let (Student::FromLayers { model: None, .. }, Some(teacher)) =
-            (&self.recipe.student, &self.recipe.teacher)
-        {
-            let _ = writeln!(card, "base_model: {}", teacher.model);
+        let base = self.recipe.student.base();
+        let teacher = self.recipe.teacher.as_ref().map(|teacher| teacher.model.as_str());
+        let of_teacher = teacher.filter(|_| base.is_some_and(|base| base.path.is_none()));
+        if let Some(name) = base.and_then(|base| base.model).or(of_teacher) {
+            let _ = writeln!(card, "base_model: {name}");
         }
         card.push_str(
             "library_name: transformers\npipeline_tag: text-generation\ntags:\n- distillation\n---\n\n",
@@ -89,11 +86,9 @@ impl Flow {
                 );
             }
             None => {
-                let start = match &self.recipe.student {
-                    Student::Pretrained { model, path, .. } => {
-                        format!("`{}`", model.as_ref().unwrap_or(path))
-                    }
-                    _ => "random weights".to_owned(),
+                let start = match base.and_then(|base| base.model.or(base.path)) {
+                    Some(name) => format!("`{name}`"),
+                    None => "random weights".to_owned(),
                 };
                 let _ = writeln!(card, "Trained from {start} by the recipe `{}`.\n", self.recipe.name);
             }
@@ -132,12 +127,12 @@ impl Flow {
             Some(teacher) => vec![record(Part::Teacher, &teacher.model, Some(self.teacher_digest()?))],
             None => Vec::new(),
         };
-        let student_base = match &self.recipe.student {
-            Student::FromScratch(_) => None,
-            Student::FromLayers { path: None, .. } => teachers.first().cloned(),
-            Student::FromLayers { path: Some(path), model, .. } | Student::Pretrained { path, model, .. } => {
+        let student_base = match self.recipe.student.base() {
+            None => None,
+            Some(Base { path: None, .. }) => teachers.first().cloned(),
+            Some(Base { path: Some(path), model }) => {
                 let digest = super::weights_digest(&self.source.resolve_path(path))?;
-                Some(record(Part::StudentBase, model.as_deref().unwrap_or(path), Some(digest)))
+                Some(record(Part::StudentBase, model.unwrap_or(path), Some(digest)))
             }
         };
         let data = self.run.stage_record(data::STAGE)?;

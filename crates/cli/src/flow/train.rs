@@ -22,9 +22,11 @@ use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, curate, data, feedback, logits, logprobs};
+use crate::flow::{Flow, curate, data, feedback, logits, logprobs, prune};
 use crate::models::{Model, with_adapter};
-use crate::recipe::{Architecture, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter};
+use crate::recipe::{
+    Architecture, Base, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter,
+};
 
 /// Folder of a model that was trained by an adapter: the adapter alone, as PEFT reads it.
 pub(crate) const ADAPTER: &str = "adapter";
@@ -127,6 +129,7 @@ impl Flow {
         if config.needs_pairs() {
             after.push(feedback::STAGE);
         }
+        after.extend(self.start_stage());
         if contender == Contender::UndistilledEqualTokens {
             after.push("train");
         }
@@ -390,6 +393,10 @@ impl Flow {
                 base.keep_layers(layers)
                     .map_err(|e| Failure::from(e).at(self.source.place(&["student", "layers"])))?
             }
+            Student::Pruned(_) => {
+                let files = ModelFiles::open(&self.run.path(prune::START)?)?;
+                Decoder::load(device, files.config, files.tensors.as_ref())?
+            }
             Student::Pretrained { adapter, .. } => {
                 let files = self.base_files()?;
                 let base = Decoder::load(device, files.config, files.tensors.as_ref())?;
@@ -435,7 +442,7 @@ impl Flow {
         Some(on_hub.cloned().unwrap_or_else(|| self.source.resolve_path(path).display().to_string()))
     }
 
-    fn base_files(&self) -> Result<ModelFiles> {
+    pub(crate) fn base_files(&self) -> Result<ModelFiles> {
         base_files(&self.recipe, &self.source)
     }
 
@@ -446,12 +453,12 @@ impl Flow {
     /// Digest of what the student's start depends on besides the recipe.
     pub(crate) fn start_digest(&self) -> Result<Value> {
         let tokenizer = self.student_tokenizer()?.digest();
-        let base = match &self.recipe.student {
-            Student::FromScratch(_) => None,
-            Student::FromLayers { path: Some(path), .. } | Student::Pretrained { path, .. } => {
+        let base = match self.recipe.student.base() {
+            None => None,
+            Some(Base { path: Some(path), .. }) => {
                 Some(crate::flow::weights_digest(&self.source.resolve_path(path))?)
             }
-            Student::FromLayers { .. } => Some(self.teacher_digest()?),
+            Some(Base { path: None, .. }) => Some(self.teacher_digest()?),
         };
         let mut digests = vec![json!(tokenizer), json!(base)];
         if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
@@ -473,11 +480,7 @@ pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(Decoder
     let tokenizer = student_tokenizer(recipe, source)?;
     let config = match &recipe.student {
         Student::FromScratch(shape) => scratch_config(recipe, source, shape, &tokenizer)?,
-        Student::FromLayers { layers, .. } => {
-            let config = base_files(recipe, source)?.config;
-            DecoderConfig { num_hidden_layers: layers.len(), ..config }
-        }
-        Student::Pretrained { .. } => base_files(recipe, source)?.config,
+        part => prune::kept_shape(part, base_files(recipe, source)?.config, source)?,
     };
     Decoder::check_config(&config)?;
     Ok((config, tokenizer))
@@ -510,10 +513,8 @@ pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usiz
 
 /// The model whose weights the student starts from.
 pub(super) fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
-    match &recipe.student {
-        Student::FromLayers { path: Some(path), .. } | Student::Pretrained { path, .. } => {
-            Ok(ModelFiles::open(&source.resolve_path(path))?)
-        }
+    match recipe.student.base() {
+        Some(Base { path: Some(path), .. }) => Ok(ModelFiles::open(&source.resolve_path(path))?),
         _ => super::teacher_files(recipe, source),
     }
 }

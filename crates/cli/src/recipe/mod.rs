@@ -10,6 +10,7 @@ mod on_policy;
 mod raw;
 mod resolve;
 mod source;
+mod student;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use source::{Source, did_you_mean};
+pub(crate) use student::{Base, Pruned, key_of};
 
 use crate::failure::Result;
 
@@ -62,6 +64,8 @@ pub(crate) enum Student {
         path: Option<String>,
         layers: Vec<usize>,
     },
+    /// The most important part of another model's width, by default the teacher's.
+    Pruned(Pruned),
     /// A model as it is.
     Pretrained {
         #[serde(skip_serializing_if = "Option::is_none")]

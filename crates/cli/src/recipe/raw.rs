@@ -41,6 +41,7 @@ pub(super) struct RawStudent {
     pub(super) rope_theta: Option<f64>,
     pub(super) rms_norm_eps: Option<f64>,
     pub(super) tie_word_embeddings: Option<bool>,
+    pub(super) calibration_examples: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -12,7 +12,7 @@ use super::*;
 use crate::failure::Failure;
 
 /// Sizes that no recipe reaches by intent.
-const SIZE_MAX: usize = 1 << 20;
+pub(super) const SIZE_MAX: usize = 1 << 20;
 const EXAMPLES_MAX: usize = 100_000_000;
 const STEPS_MAX: u64 = 1_000_000_000;
 const WEIGHTS: RangeInclusive<f64> = 0.0..=1e6;
@@ -28,7 +28,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let name = raw.name.unwrap_or(stem);
     at.name(&["name"], &name)?;
     let teacher = raw.teacher.map(|t| teacher(&at, t, seed)).transpose()?;
-    let student = student(&at, raw.student, teacher.as_ref())?;
+    let student = student::student(&at, raw.student, teacher.as_ref())?;
     let prompts = prompts(&at, raw.prompts, seed)?;
     let curate = curate(&at, raw.curate.unwrap_or_default())?;
     let feedback = match raw.feedback {
@@ -93,7 +93,7 @@ impl Checker<'_> {
         self.source.bad(keys, cause)
     }
 
-    fn missing(&self, keys: &[&str], fix: &str) -> Failure {
+    pub(super) fn missing(&self, keys: &[&str], fix: &str) -> Failure {
         self.bad(keys, format!("`{}` is missing", keys.join("."))).fix(fix)
     }
 
@@ -166,7 +166,7 @@ impl Checker<'_> {
             .fix("write the value itself, or pass it with `--set`"))
     }
 
-    fn path(&self, keys: &[&str], text: Option<String>) -> Result<Option<String>> {
+    pub(super) fn path(&self, keys: &[&str], text: Option<String>) -> Result<Option<String>> {
         let Some(text) = text else { return Ok(None) };
         self.no_environment(keys, &text)?;
         if text.is_empty() || text.contains('\0') {
@@ -178,108 +178,6 @@ impl Checker<'_> {
 
 fn quoted_list(names: &[&str]) -> String {
     names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
-}
-
-fn student(at: &Checker<'_>, raw: Option<RawStudent>, teacher: Option<&Teacher>) -> Result<Student> {
-    let raw = at.need(&["student"], raw, "add a table `[student]` with a `kind`")?;
-    let kind = at.need(
-        &["student", "kind"],
-        raw.kind.clone(),
-        "write `kind = \"from_scratch\"`, `\"from_layers\"` or `\"pretrained\"`",
-    )?;
-    #[derive(Clone, Copy, PartialEq)]
-    enum Kind {
-        Scratch,
-        Layers,
-        Pretrained,
-    }
-    let known =
-        [("from_scratch", Kind::Scratch), ("from_layers", Kind::Layers), ("pretrained", Kind::Pretrained)];
-    let kind = at.choose(&["student", "kind"], &kind, &known)?;
-    let path = at.path(&["student", "path"], raw.path.clone())?;
-    let adapter = at.path(&["student", "adapter"], raw.adapter.clone())?;
-    if adapter.is_some() && kind != Kind::Pretrained {
-        return Err(at
-            .bad(&["student", "adapter"], "an adapter belongs to all layers of the model it was made for")
-            .fix("write `kind = \"pretrained\"` with the `path` of that model, or remove `adapter`"));
-    }
-    if kind == Kind::Scratch {
-        return Ok(Student::FromScratch(shape(at, raw, teacher)?));
-    }
-    if raw.hidden_size.is_some() || raw.num_hidden_layers.is_some() || raw.architecture.is_some() {
-        return Err(at
-            .bad(&["student"], "the student's shape follows from the model that it starts from")
-            .fix("remove the shape keys, or write `kind = \"from_scratch\"`"));
-    }
-    if kind == Kind::Pretrained {
-        let fix = "name a local directory or `.gguf` file";
-        let path = at.need(&["student", "path"], path, fix)?;
-        return Ok(Student::Pretrained { model: raw.model, path, adapter });
-    }
-    let fix = "name the layers to keep, for example `layers = [0, 1, 28, 29]`";
-    let layers = at.need(&["student", "layers"], raw.layers, fix)?;
-    if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
-        return Err(at.bad(&["student", "layers"], "`student.layers` must ascend, without repeats").fix(fix));
-    }
-    if path.is_none() && teacher.is_none_or(|t| t.path.is_none()) {
-        return Err(at.missing(&["student", "path"], "name the model whose layers the student takes"));
-    }
-    Ok(Student::FromLayers { model: raw.model, path, layers })
-}
-
-fn shape(at: &Checker<'_>, raw: RawStudent, teacher: Option<&Teacher>) -> Result<Shape> {
-    let key = |name: &'static str| ["student", name];
-    let size = |name: &'static str, value: Option<usize>| -> Result<usize> {
-        let value = at.need(&key(name), value, "write a number")?;
-        at.count(&key(name), value, 1..=SIZE_MAX)
-    };
-    let architecture = raw.architecture.as_deref().unwrap_or("llama");
-    let families =
-        [("llama", Architecture::Llama), ("qwen2", Architecture::Qwen2), ("qwen3", Architecture::Qwen3)];
-    let architecture = at.choose(&key("architecture"), architecture, &families)?;
-    if raw.layers.is_some() || raw.path.is_some() {
-        return Err(at
-            .bad(&["student"], "a student from scratch takes no layers of another model")
-            .fix("remove `layers` and `path`, or write `kind = \"from_layers\"`"));
-    }
-    let hidden_size = size("hidden_size", raw.hidden_size)?;
-    let heads = size("num_attention_heads", raw.num_attention_heads)?;
-    let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.or(Some(heads)))?;
-    if heads % kv_heads != 0 {
-        return Err(at
-            .bad(
-                &key("num_key_value_heads"),
-                format!("{kv_heads} key/value heads cannot serve {heads} heads"),
-            )
-            .fix("choose a divisor of `num_attention_heads`"));
-    }
-    let head_dim = size("head_dim", raw.head_dim.or(Some(hidden_size / heads)))?;
-    if head_dim % 2 != 0 || (raw.head_dim.is_none() && hidden_size % heads != 0) {
-        return Err(at
-            .bad(
-                &key("num_attention_heads"),
-                format!("{hidden_size} does not give {heads} heads of even width"),
-            )
-            .fix("choose sizes that divide, or set `head_dim` to an even number"));
-    }
-    let tokenizer = at.path(&key("tokenizer"), raw.tokenizer)?;
-    if tokenizer.is_none() && teacher.is_none_or(|t| t.path.is_none()) {
-        return Err(at.missing(&key("tokenizer"), "name a directory with `tokenizer.json`"));
-    }
-    Ok(Shape {
-        architecture,
-        hidden_size,
-        num_hidden_layers: size("num_hidden_layers", raw.num_hidden_layers)?,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
-        intermediate_size: size("intermediate_size", raw.intermediate_size)?,
-        max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings.or(Some(2048)))?,
-        rope_theta: at.number(&key("rope_theta"), raw.rope_theta.unwrap_or(10_000.0), 1.0..=1e12)?,
-        rms_norm_eps: at.number(&key("rms_norm_eps"), raw.rms_norm_eps.unwrap_or(1e-6), 1e-12..=1e-2)?,
-        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(true),
-        tokenizer,
-    })
 }
 
 fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
