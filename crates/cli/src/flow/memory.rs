@@ -3,7 +3,8 @@
 use stillroom_formats::{DecoderConfig, ModelFiles};
 use stillroom_model::WeightStorage;
 use stillroom_model::memory::{
-    generation_bytes, importance_bytes, live_teacher_bytes, scoring_bytes, training_bytes,
+    generation_bytes, hidden_alignment_bytes, importance_bytes, live_teacher_bytes, scoring_bytes,
+    training_bytes,
 };
 
 use super::estimate::Sizes;
@@ -99,7 +100,13 @@ impl<'a> Stages<'a> {
         let live = from_distributions && self.recipe.targets().is_some_and(Logits::is_live);
         let models = match self.teacher.filter(|_| live) {
             Some((teacher, stored)) => {
-                stored.with(own + live_teacher_bytes(teacher, self.student, documents, tokens))
+                let aligned = self.recipe.train.hidden_alignment.as_ref().map_or(0, |alignment| {
+                    let between =
+                        alignment.between(teacher.num_hidden_layers, self.student.num_hidden_layers);
+                    hidden_alignment_bytes(teacher, between.layers.len(), documents, tokens)
+                });
+                let reading = live_teacher_bytes(teacher, self.student, documents, tokens);
+                stored.with(own + reading + aligned)
             }
             None => own,
         };

@@ -14,6 +14,7 @@ mod divergence;
 pub(crate) mod estimate;
 mod feedback;
 pub(crate) mod gate;
+pub(crate) mod hidden;
 mod logits;
 mod logprobs;
 mod measure;
@@ -104,6 +105,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     let decision = gate::pass(&recipe, &source, &output)?;
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
+    hidden::aligned_layers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
     let device = models::device(request.machine);
     if let Some(time) = request.trial {

@@ -22,7 +22,7 @@ use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, curate, data, feedback, logits, logprobs, prune};
+use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{
     Architecture, Base, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter,
@@ -101,6 +101,9 @@ impl Flow {
 
     pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
         let mut config = self.train_config(contender);
+        if contender == Contender::Student {
+            config.hidden_alignment = hidden::aligned_layers(&self.recipe, &self.source)?;
+        }
         let live = config.needs_teacher() && self.recipe.targets().is_some_and(Logits::is_live);
         if live {
             config.n_ids = shared_ids(&self.recipe, &self.source)?;
@@ -182,6 +185,7 @@ impl Flow {
             other => other?,
         };
         let mut loss = method(&config.losses, self.recipe.targets());
+        loss.push_str(&hidden::in_words(config.hidden_alignment.as_ref()));
         if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
             loss.push_str(&format!("; {}", rollouts.in_words()));
         }

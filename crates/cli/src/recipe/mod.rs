@@ -5,6 +5,7 @@
 //! directory keeps.
 
 mod feedback;
+mod hidden;
 mod lora;
 mod on_policy;
 mod raw;
@@ -22,6 +23,7 @@ use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
 pub(crate) use feedback::{Candidates, Feedback, Judge};
+pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use source::{Source, did_you_mean};
@@ -278,6 +280,9 @@ pub(crate) struct Train {
     #[serde(flatten)]
     pub(crate) rollouts: Option<Rollouts>,
     pub(crate) loss_functions: Vec<LossTerm>,
+    /// The student's hidden states follow the teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hidden_alignment: Option<HiddenAlignment>,
 }
 
 impl Train {
@@ -288,7 +293,7 @@ impl Train {
 
     /// Whether it learns from what the teacher, which has its tokenizer, thinks of its texts.
     pub(crate) fn asks_teacher(&self) -> bool {
-        self.computed(LossFunction::asks_teacher)
+        self.hidden_alignment.is_some() || self.computed(LossFunction::asks_teacher)
     }
 
     /// Whether it learns from prompts alone.

@@ -178,6 +178,7 @@ pub(super) struct RawTrain {
     pub(super) lora_target_modules: Option<RawNames>,
     pub(super) use_rslora: Option<bool>,
     pub(super) loss_functions: Option<Vec<RawLoss>>,
+    pub(super) hidden_alignment: Option<RawHidden>,
     pub(super) save_steps: Option<u64>,
     pub(super) eval_steps: Option<u64>,
     pub(super) logging_steps: Option<u64>,
@@ -205,6 +206,14 @@ pub(super) struct RawLoss {
     /// TRL's name of it.
     pub(super) beta: Option<f64>,
     pub(super) alpha: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHidden {
+    /// \[teacher, student\].
+    pub(super) layers: Option<Vec<Vec<usize>>>,
+    pub(super) weight: Option<RawWeight>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]

@@ -39,7 +39,9 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let lora = lora::lora(&at, &raw_train, &student)?;
     let losses = losses(&at, raw_train.loss_functions.clone(), teacher.as_ref())?;
     let rollouts = on_policy::rollouts(&at, &raw_train, &losses, teacher.as_ref())?;
-    let train = Train { lora, rollouts, ..train(&at, raw_train, losses, seed)? };
+    let raw_hidden = raw_train.hidden_alignment.as_ref();
+    let hidden_alignment = hidden::alignment(&at, raw_hidden, &losses, &student, teacher.as_ref())?;
+    let train = Train { lora, rollouts, hidden_alignment, ..train(&at, raw_train, losses, seed)? };
     across_tokenizers(&at, &train, teacher.as_ref(), &prompts)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     feedback::check_use(&at, feedback.as_ref(), &curate, &train, &prompts)?;
@@ -382,6 +384,7 @@ fn train(at: &Checker<'_>, raw: RawTrain, loss_functions: Vec<LossTerm>, seed: u
         lora: None,
         rollouts: None,
         loss_functions,
+        hidden_alignment: None,
     })
 }
 
@@ -450,13 +453,7 @@ fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<Loss
         };
         return Err(at.bad(&LOSSES, format!("`{name}` needs the teacher's distributions")).fix(fix));
     }
-    let weight = match given.weight.unwrap_or(RawWeight::Constant(1.0)) {
-        RawWeight::Constant(weight) => LossWeight::Constant(at.number(&LOSSES, weight, WEIGHTS)?),
-        RawWeight::Linear(RawLine { from, to }) => {
-            let (from, to) = (at.number(&LOSSES, from, WEIGHTS)?, at.number(&LOSSES, to, WEIGHTS)?);
-            LossWeight::Linear { from, to }
-        }
-    };
+    let weight = weight(at, &LOSSES, given.weight)?;
     let default = match function {
         LossFunction::Alm => ALM_TEMPERATURE,
         _ => logits.filter(|_| softened).map_or(1.0, Logits::temperature),
@@ -470,6 +467,16 @@ fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<Loss
         ));
     }
     Ok(LossTerm { function, weight, temperature })
+}
+
+pub(super) fn weight(at: &Checker<'_>, keys: &[&str], given: Option<RawWeight>) -> Result<LossWeight> {
+    let number = |weight| at.number(keys, weight, WEIGHTS);
+    Ok(match given.unwrap_or(RawWeight::Constant(1.0)) {
+        RawWeight::Constant(weight) => LossWeight::Constant(number(weight)?),
+        RawWeight::Linear(RawLine { from, to }) => {
+            LossWeight::Linear { from: number(from)?, to: number(to)? }
+        }
+    })
 }
 
 fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {

@@ -9,7 +9,7 @@ use stillroom_governance::{Decision, decide};
 use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
-use crate::flow::{gate, train};
+use crate::flow::{gate, hidden, train};
 use crate::recipe::Recipe;
 use crate::{models, terminal};
 
@@ -26,6 +26,7 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
     }
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
+    hidden::aligned_layers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
     let estimate = estimate(&recipe, &source, &models::device(&args.machine))?;
     if args.json {
