@@ -371,15 +371,29 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     let losses =
         "loss_functions = [{ function = \"forward_kl\" }, { function = \"hard_labels\", weight = 0.1 }]";
     let live = "loss_functions = [{ function = \"jsd\", beta = 0.3 }, { function = \"skew_reverse_kl\", weight = \
-                { from = 0, to = 1 }, temperature = 2 }, { function = \"hard_labels\", weight = 0.1 }]";
+                { from = 0, to = 1 }, temperature = 2 }, { function = \"hard_labels\", weight = 0.1 }]\n\
+                hidden_alignment = {}";
     assert!(STUDENT.contains(cached) && STUDENT.contains(losses));
     let recipe = STUDENT.replace(cached, "logits = { kind = \"live\" }").replace(losses, live);
+    // Hidden states are compared at one width.
+    let recipe = recipe.replace("hidden_size = 16", "hidden_size = 32");
     std::fs::write(dir.join("live.toml"), recipe).expect("a recipe is written");
 
     let plan = succeed(dir, &["plan", "live.toml", "--json"]);
     let plan: Value = serde_json::from_str(&plan).expect("JSON");
     let stages = plan["estimate"]["stages"].as_array().expect("stages");
     assert!(stages.iter().all(|stage| stage["stage"] != "logits"), "{plan}");
+    let impossible = [
+        ("student.hidden_size=16", "wrong-width", "the teacher's are 32 numbers wide, the student's 16"),
+        ("train.hidden_alignment.layers=[[1, 0]]", "wrong-layers", "the teacher has no layer 1"),
+    ];
+    for (set, code, cause) in impossible {
+        let refused = stillroom(dir, &["plan", "live.toml", "--set", set]);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(78), "{said}");
+        assert!(said.starts_with(&format!("error[{code}]")) && said.contains(cause), "{said}");
+        assert!(said.contains("live.toml:") && said.contains("\n  fix: "), "{said}");
+    }
 
     let report = succeed(dir, &["run", "live.toml", "--output", "live", "--json", "--quiet"]);
     let report: Value = serde_json::from_str(&report).expect("stdout holds the report and nothing else");
@@ -389,8 +403,9 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     let expected =
         "jsd (teacher weight 0.3) + (0 → 1) skew_reverse_kl (alpha 0.1, temperature 2) + 0.1 hard_labels";
     assert!(method.starts_with(expected) && method.contains("live teacher"), "{method}");
+    assert!(method.ends_with("(1 − cos) of hidden states, layers teacher → student: 0 → 0"), "{method}");
     let terms = curve["points"][1]["train_terms"].as_object().expect("each loss apart");
-    assert_eq!(terms.keys().collect::<Vec<_>>(), ["hard_labels", "jsd", "skew_reverse_kl"]);
+    assert_eq!(terms.keys().collect::<Vec<_>>(), ["hard_labels", "hidden_alignment", "jsd", "skew_reverse_kl"]);
     let page = std::fs::read_to_string(dir.join("live/report.html")).expect("a page");
     assert!(page.contains("Unweighted, in validation: hard_labels"), "the page shows the losses apart");
     let training = std::fs::read_to_string(dir.join("live/training/student.json")).expect("its training");

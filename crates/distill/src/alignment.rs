@@ -8,6 +8,9 @@
 //! some of it. So only the longest common beginning and the longest common end of the two texts are aligned,
 //! which is everything where the texts are the same. The token that ends the turn is a chunk of its own
 //! with the other side's; other special tokens are in no chunk.
+//!
+//! A text that is learned as it stands begins with a token that nothing predicts. Its bytes lead the others, so that
+//! both texts are the same from the first byte on.
 
 use std::ops::Range;
 
@@ -30,6 +33,8 @@ enum Kind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplyTokens {
     text: Vec<u8>,
+    /// Bytes of `text` that belong to no supervised token.
+    lead: usize,
     kinds: Vec<Kind>,
 }
 
@@ -39,6 +44,12 @@ impl ReplyTokens {
         let mut tokens = ReplyTokens::default();
         let supervised = example.ids.iter().zip(&example.supervised).filter(|&(_, &s)| s);
         let ids: Vec<u32> = supervised.map(|(&id, _)| id).collect();
+        if let ([first, ..], Some(true)) = (&example.ids[..], example.supervised.get(1))
+            && !tokenizer.is_special(*first)
+        {
+            tokens.text.extend(tokenizer.token_bytes(*first).unwrap_or_default());
+            tokens.lead = tokens.text.len();
+        }
         for (i, &id) in ids.iter().enumerate() {
             if tokenizer.is_special(id) || Some(id) == tokenizer.eos_id() {
                 tokens.push_special(i + 1 == ids.len());
@@ -63,15 +74,19 @@ impl ReplyTokens {
         self.kinds.push(if ends_turn { Kind::End } else { Kind::Special });
     }
 
-    /// The bytes of all text tokens.
+    /// The bytes of all text tokens, behind those that lead them.
     pub fn text(&self) -> &[u8] {
         &self.text
+    }
+
+    fn supervised_bytes(&self) -> usize {
+        self.text.len() - self.lead
     }
 
     /// Bytes that these tokens stand for together.
     pub(crate) fn n_bytes(&self, tokens: Range<usize>) -> usize {
         let end = |kind: &Kind| if let Kind::Text { end } = *kind { Some(end) } else { None };
-        let before = |n: usize| self.kinds[..n].iter().rev().find_map(end).unwrap_or(0);
+        let before = |n: usize| self.kinds[..n].iter().rev().find_map(end).unwrap_or(self.lead);
         before(tokens.end) - before(tokens.start)
     }
 
@@ -87,7 +102,7 @@ impl ReplyTokens {
     /// Text tokens that lie in `range` of the bytes.
     fn spans(&self, range: Range<usize>) -> Vec<Span> {
         let mut spans = Vec::new();
-        let mut start = 0;
+        let mut start = self.lead;
         for (token, kind) in self.kinds.iter().enumerate() {
             if let Kind::Text { end } = *kind {
                 if start >= range.start && end <= range.end {
@@ -148,6 +163,22 @@ pub fn align(student: &ReplyTokens, teacher: &ReplyTokens) -> Vec<Chunk> {
         chunks.push(Chunk { student: s..s + 1, teacher: t..t + 1 });
     }
     chunks
+}
+
+/// Refuses two tokenizations whose `chunks` are less than half of the shorter text.
+pub(crate) fn check_overlap(
+    id: &str,
+    student: &ReplyTokens,
+    teacher: &ReplyTokens,
+    chunks: &[Chunk],
+) -> Result<()> {
+    let shared = chunks.iter().map(|chunk| student.n_bytes(chunk.student.clone())).sum();
+    let (of_teacher, of_student) = (teacher.supervised_bytes(), student.supervised_bytes());
+    if 2 * shared < of_teacher.min(of_student) || chunks.is_empty() {
+        let (id, teacher, student) = (id.to_owned(), of_teacher, of_student);
+        return Err(DistillError::Misaligned { id, shared, teacher, student });
+    }
+    Ok(())
 }
 
 /// Appends the chunks of a piece of text that both sides have.

@@ -1,11 +1,14 @@
 //! From rows of documents to what the model takes.
 
 use serde::{Deserialize, Serialize};
-use stillroom_model::{Batch, HeadLosses, LabelLoss, LiveTeacher, SparseBatch, Targets, WeightedLabelLoss};
+use stillroom_model::{
+    Batch, HeadLosses, LabelLoss, LiveTeacher, MatchedIds, SparseBatch, Targets, WeightedLabelLoss,
+};
 
 use crate::TrainConfig;
 use crate::alm::ApproximateLikelihood;
 use crate::feed::{Document, pack_rows};
+use crate::foreign;
 use crate::losses::{Place, StepWeights, Text};
 use crate::preference::{DirectPreference, PairRows, PreferenceSums};
 use crate::rollouts::Rollout;
@@ -18,6 +21,8 @@ pub(crate) struct Texts<'d> {
     pub(crate) rows: Vec<Vec<u32>>,
     /// Where the student wrote them: `documents[i]` is `own[i]` behind its prompt.
     pub(crate) own: Option<&'d [Rollout]>,
+    /// Ids that are the same token for a teacher that reads them in its own.
+    pub(crate) matched: Option<&'d MatchedIds>,
 }
 
 impl<'d> Texts<'d> {
@@ -28,7 +33,7 @@ impl<'d> Texts<'d> {
         config: &TrainConfig,
     ) -> Texts<'d> {
         let order: Vec<u32> = (0..documents.len() as u32).collect();
-        Texts { documents, rows: pack_rows(documents, &order, config), own: Some(own) }
+        Texts { documents, rows: pack_rows(documents, &order, config), own: Some(own), matched: None }
     }
 
     pub(crate) fn kind(&self) -> Text {
@@ -65,10 +70,23 @@ impl<'d> Texts<'d> {
             let loss = loss.map(|loss| weights.of_labels(loss));
             let (batch, mut targets) = micro_batch(self.documents, rows, config, live, loss);
             let aligned = config.hidden_alignment.as_ref().zip(weights.hidden);
+            targets.foreign = self.matched.map(|matched| self.foreign(rows, matched));
             targets.hidden = aligned.map(|(aligned, weight)| aligned.with_weight(weight));
             learn(&batch, &targets, pairs.as_ref(), &mut sums);
         }
         sums
+    }
+
+    /// What a teacher with tokens of its own reads of a micro-batch.
+    fn foreign<'t>(&self, rows: &[Vec<u32>], matched: &'t MatchedIds) -> stillroom_model::ForeignText<'t> {
+        let mut text = foreign::nothing_read(matched);
+        for &document in rows.iter().flatten() {
+            let Document { example, n_supervised, .. } = self.documents[document as usize];
+            let reading = example.foreign.as_ref();
+            let reading = reading.unwrap_or_else(|| panic!("`{}` has not been read", example.id));
+            foreign::push(&mut text, reading, n_supervised);
+        }
+        text
     }
 
     /// The pairs of a micro-batch, where a preference is learned.

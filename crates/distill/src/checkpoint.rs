@@ -64,6 +64,9 @@ impl Identity {
             digester.update(&(set.len() as u64).to_le_bytes());
             set.iter().for_each(|prompt| prompt.digest_into(&mut digester));
         }
+        for (own, others) in material.matched.iter().flat_map(|matched| matched.pairs()) {
+            digester.update(&[own.to_le_bytes(), others.to_le_bytes()].concat());
+        }
         Identity {
             settings: config.digest(),
             data: digester.finish(),

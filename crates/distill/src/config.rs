@@ -77,7 +77,8 @@ pub struct TrainConfig {
     /// What stands for the teacher's mass outside the stored tokens; `none` for random sampling, and for a
     /// teacher that is live.
     pub tail: Tail,
-    /// How many ids student and live teacher both have, where the paddings of their vocabularies differ.
+    /// How many ids student and live teacher both have, where the paddings of their vocabularies differ; how many the student
+    /// has, where its teacher has a vocabulary of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_ids: Option<usize>,
     /// Steps between checkpoints; 0 for the last only.
@@ -220,6 +221,11 @@ impl TrainConfig {
         self.computed_losses().need_distributions()
     }
 
+    /// Whether a loss is trained on that compares distributions over two vocabularies.
+    pub fn needs_foreign_readings(&self) -> bool {
+        self.computed_losses().need_foreign_readings()
+    }
+
     /// Whether a preference is learned, from pairs.
     pub fn needs_pairs(&self) -> bool {
         self.computed_losses().dpo_beta().is_some()
@@ -293,6 +299,10 @@ pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, live: 
     }
     if computed.dpo_beta().is_some() {
         let rule = "`dpo` learns from pairs, which the student does not write as it goes";
+        return refuse("on_policy_fraction", fraction, rule);
+    }
+    if computed.need_foreign_readings() {
+        let rule = "`uld` and `gold` have a teacher that reads given texts only, in its own tokens";
         return refuse("on_policy_fraction", fraction, rule);
     }
     if computed.alm_temperature().is_some() {

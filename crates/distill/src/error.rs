@@ -47,6 +47,9 @@ pub enum DistillError {
     /// A loss that needs a teacher's likelihoods, and an example without.
     #[error("example `{id}` has no likelihoods of a teacher, which `alm` needs")]
     NoTeacherChunks { id: String },
+    /// A loss of a teacher's distributions over its own vocabulary, and an example that it has not read.
+    #[error("example `{id}` has not been read by the teacher in its own tokens, which `uld` and `gold` need")]
+    NoForeignReading { id: String },
     /// Two tokenizations of what should be one text.
     #[error(
         "the replies that teacher and student read in `{id}` have {shared} bytes in common, of {teacher} and {student}"
@@ -100,6 +103,9 @@ impl DistillError {
             DistillError::Model(error) => return error.fix(),
             DistillError::Format(error) => return error.fix(),
             DistillError::Store(error) => return error.fix(),
+            DistillError::Losses(DivergenceError::Vocabulary { of_two: true, .. }) => {
+                "take the teacher live, with `logits = { kind = \"live\" }`"
+            }
             DistillError::Losses(DivergenceError::Counts { .. }) => {
                 "take the teacher live, with `logits = { kind = \"live\" }`, or keep its likeliest tokens, with \
                  `kind = \"top_k\"`"
@@ -126,6 +132,7 @@ impl DistillError {
             DistillError::NoTeacherTargets { .. } => {
                 "give the teacher `logits`, or train on `hard_labels` only"
             }
+            DistillError::NoForeignReading { .. } => "give each example its reading by the teacher",
             DistillError::NoTeacherChunks { .. } => "let the teacher score these traces",
             DistillError::Misaligned { .. } => {
                 "compare the chat templates of both models: each must write the reply as it stands"

@@ -2,7 +2,7 @@
 
 use stillroom_core::{Digester, SparseRow, Tail};
 
-use crate::{DistillError, Result, TeacherChunk};
+use crate::{DistillError, ForeignReading, Result, TeacherChunk};
 
 /// How far the stored weights of a row may sum from one, where they should: f32 rounding of many terms.
 const MASS_SLACK: f64 = 1e-3;
@@ -18,6 +18,8 @@ pub struct Example {
     pub sparse: Option<Vec<SparseRow>>,
     /// What a teacher of another tokenizer says about some of the supervised tokens together, in order.
     pub chunks: Option<Vec<TeacherChunk>>,
+    /// The text in the tokens of a live teacher that has its own.
+    pub foreign: Option<ForeignReading>,
     /// The document that this one was preferred to.
     pub rejected: Option<Rejected>,
 }
@@ -40,7 +42,8 @@ impl Example {
         supervised: Vec<bool>,
         sparse: Option<Vec<SparseRow>>,
     ) -> Result<Example> {
-        let example = Example { id: id.into(), ids, supervised, sparse, chunks: None, rejected: None };
+        let (id, chunks, foreign, rejected) = (id.into(), None, None, None);
+        let example = Example { id, ids, supervised, sparse, chunks, foreign, rejected };
         example.check_parts()?;
         Ok(example)
     }
@@ -160,6 +163,7 @@ impl Example {
             let numbers = [chunk.tokens.start as u64, chunk.tokens.end as u64, chunk.logprob.to_bits()];
             numbers.iter().for_each(|n| digester.update(&n.to_le_bytes()));
         }
+        self.foreign.iter().for_each(|reading| reading.digest_into(digester));
     }
 }
 
@@ -225,7 +229,8 @@ mod tests {
     fn with_rows(rows: Vec<SparseRow>) -> Example {
         let supervised = (0..=rows.len()).map(|t| t > 0).collect();
         let ids = vec![1; rows.len() + 1];
-        Example { id: "x".into(), ids, supervised, sparse: Some(rows), chunks: None, rejected: None }
+        let (id, sparse) = ("x".into(), Some(rows));
+        Example { id, ids, supervised, sparse, chunks: None, foreign: None, rejected: None }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{Kept, LogitCacheInfo, LogitCacheRow, LogprobRow};
 use stillroom_model::Decoder;
 
-use crate::alignment::{ReplyTokens, TeacherChunk, align};
+use crate::alignment::{ReplyTokens, TeacherChunk, align, check_overlap};
 use crate::example::Rejected;
 use crate::preference::pair_logprobs;
 use crate::{DistillError, Example, Result, TrainConfig};
@@ -221,12 +221,7 @@ fn chunks_of(
     logprobs: &[f32],
 ) -> Result<Vec<TeacherChunk>> {
     let chunks = align(student, teacher);
-    let shared = chunks.iter().map(|chunk| student.n_bytes(chunk.student.clone())).sum();
-    let (of_teacher, of_student) = (teacher.text().len(), student.text().len());
-    if 2 * shared < of_teacher.min(of_student) || chunks.is_empty() {
-        let (id, teacher, student) = (id.to_owned(), of_teacher, of_student);
-        return Err(DistillError::Misaligned { id, shared, teacher, student });
-    }
+    check_overlap(id, student, teacher, &chunks)?;
     let sum = |tokens: std::ops::Range<usize>| logprobs[tokens].iter().map(|&l| f64::from(l)).sum();
     let chunk = |chunk: crate::Chunk| TeacherChunk { tokens: chunk.student, logprob: sum(chunk.teacher) };
     Ok(chunks.into_iter().map(chunk).collect())

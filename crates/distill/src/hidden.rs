@@ -85,7 +85,10 @@ impl AlignedLayers {
         if let Some(value) = self.weight.ends().into_iter().find(|w| !(w.is_finite() && *w >= 0.0)) {
             return Err(DivergenceError::Weight { loss: Self::NAME, value: value as f32 }.into());
         }
-        let beside = |function: LossFunction| function == LossFunction::HardLabels || function.asks_teacher();
+        let beside = |function: LossFunction| {
+            let asks = function.asks_teacher() && !function.of_two_vocabularies();
+            asks || function == LossFunction::HardLabels
+        };
         match losses.iter().find(|term| !beside(term.function)) {
             Some(other) => refuse(format!(
                 "`{}` does not let the teacher read the student's tokens",

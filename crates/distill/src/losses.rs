@@ -33,6 +33,11 @@ pub enum LossFunction {
     SkewReverseKl { alpha: f64 },
     /// ½·Σ abs(p − q).
     Tvd,
+    /// Distributions over two vocabularies by their sorted probabilities alone: [`Divergence::Uld`].
+    Uld,
+    /// φ of the ids that two vocabularies share, and `uld` of the others: [`Divergence::Gold`]. φ is KL(teacher‖student) for
+    /// `beta` 0, KL(student‖teacher) for 1, and `jsd` with that weight of the teacher between, as TRL has it.
+    Gold { beta: f64 },
     /// How likely pieces of text are to a teacher of any tokenizer: [`approximate_likelihood_loss`].
     ///
     /// [`approximate_likelihood_loss`]: crate::approximate_likelihood_loss
@@ -98,7 +103,12 @@ impl LossFunction {
         }
     }
 
-    /// Whether it takes what the student's own teacher, one with its tokenizer, says of its texts.
+    /// Whether it compares distributions over two vocabularies, of a live teacher that reads the text in its own tokens.
+    pub fn of_two_vocabularies(self) -> bool {
+        matches!(self, LossFunction::Uld | LossFunction::Gold { .. })
+    }
+
+    /// Whether it takes what a teacher says of each token: its distribution, or its log-probability.
     pub fn asks_teacher(self) -> bool {
         self == LossFunction::SampledReverseKl || self.divergence().is_some()
     }
@@ -118,6 +128,8 @@ impl LossFunction {
             LossFunction::SkewKl { alpha } => Divergence::SkewKl { alpha: alpha as f32 },
             LossFunction::SkewReverseKl { alpha } => Divergence::SkewReverseKl { alpha: alpha as f32 },
             LossFunction::Tvd => Divergence::Tvd,
+            LossFunction::Uld => Divergence::Uld,
+            LossFunction::Gold { beta } => Divergence::Gold { teacher_weight: beta as f32 },
         })
     }
 }
@@ -257,6 +269,11 @@ impl Losses {
         self.hidden.is_some() || self.divergences.iter().any(|(_, term)| term.function.asks_teacher())
     }
 
+    /// Whether one of them compares distributions over two vocabularies.
+    pub(crate) fn need_foreign_readings(&self) -> bool {
+        self.divergences.iter().any(|(_, term)| term.function.of_two_vocabularies())
+    }
+
     /// Whether one of them can only be taken of the student's own text.
     pub(crate) fn need_own_text(&self) -> bool {
         self.divergences.iter().any(|(_, term)| term.function == LossFunction::SampledReverseKl)
@@ -363,6 +380,7 @@ impl Losses {
 pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> {
     let mut softened_at = None;
     check_preference(losses)?;
+    check_vocabularies(losses)?;
     let mut n = 0;
     for term in losses {
         let name = term.function.name();
@@ -415,6 +433,19 @@ fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: Teach
         return Ok(());
     }
     check_temperature(term, ALM_TEMPERATURES, "a temperature of `alm` lies between 0.1 and 10000")
+}
+
+/// A teacher has the student's vocabulary or its own, for all losses of its distributions alike.
+fn check_vocabularies(losses: &[LossTerm]) -> Result<()> {
+    let mut asked = losses.iter().filter(|term| term.function.asks_teacher());
+    let of_two = |term: &&LossTerm| term.function.of_two_vocabularies();
+    let Some(term) = losses.iter().find(of_two) else { return Ok(()) };
+    if asked.any(|other| !of_two(&other)) {
+        let rule =
+            "it is for a teacher with a vocabulary of its own, and another loss for one with the student's";
+        return Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
+    }
+    Ok(())
 }
 
 /// A preference is learned from pairs, and the other losses are not.
@@ -511,6 +542,15 @@ mod tests {
         let falling = LossTerm { weight: LossWeight::Linear { from: 1.0, to: f64::NAN }, ..kl };
         assert!(matches!(refused(&[falling], live), DivergenceError::Weight { .. }));
         assert_eq!(refused(&[kl; 9], live), DivergenceError::TooMany { n: 9 });
+        let (uld, gold) = (LossTerm::new(LossFunction::Uld), LossTerm::new(LossFunction::Gold { beta: 0.5 }));
+        check_losses(&[uld, gold.at_temperature(2.0), LossTerm::new(LossFunction::HardLabels)], live)
+            .unwrap();
+        assert!(matches!(refused(&[uld], cached(Tail::Bucket)), DivergenceError::Vocabulary { .. }));
+        let both = check_losses(&[gold, kl], live).unwrap_err().to_string();
+        assert!(
+            both.contains("`losses` is gold: it is for a teacher with a vocabulary of its own"),
+            "{both}"
+        );
         let soft_labels = LossTerm::new(LossFunction::HardLabels).at_temperature(2.0);
         for wrong in [soft_labels, kl.at_temperature(0.0)] {
             let error = check_losses(&[wrong], live).unwrap_err();

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, TrainState};
+use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, MatchedIds, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
 use crate::batches::{LossSums, Texts};
 use crate::checkpoint::{Best, Checkpoints, Identity, Progress};
 use crate::feed::{Document, Documents, Feed, pack_rows};
+use crate::foreign::check_readings;
 use crate::losses::{Losses, StepWeights, Text};
 use crate::rollouts::{self, Rollout, RolloutSums, Rollouts};
 use crate::schedule::learning_rate;
@@ -55,6 +56,8 @@ pub struct Material<'a> {
     pub validation: &'a [Example],
     /// What the student continues, where some steps are on-policy.
     pub prompts: Option<RolloutPrompts<'a>>,
+    /// Ids that are the same token for the student and for a live teacher that reads the examples in its own.
+    pub matched: Option<&'a MatchedIds>,
 }
 
 /// [`train_with_rollouts`] without rollouts: every text is given.
@@ -67,7 +70,7 @@ pub fn train(
     dir: &Path,
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
-    let material = Material { examples, validation, prompts: None };
+    let material = Material { examples, validation, prompts: None, matched: None };
     train_with_rollouts(start, teacher, material, config, dir, sink)
 }
 
@@ -102,9 +105,19 @@ pub fn train_with_rollouts(
     if let (Some(aligned), Some(teacher)) = (&config.hidden_alignment, live) {
         aligned.check_models(teacher.decoder.config(), start.config())?;
     }
-    let vocab_size = shared_vocabulary(&start, live)?;
+    let matched = material.matched.filter(|_| config.needs_foreign_readings());
+    let vocab_size = match matched {
+        Some(matched) => own_vocabulary(&start, matched, config)?,
+        None if config.needs_foreign_readings() => {
+            let (value, rule) =
+                ("none".to_owned(), "`uld` and `gold` need to know which ids are the same token");
+            return Err(DistillError::Config { key: "matched", value, rule });
+        }
+        None => shared_vocabulary(&start, live)?,
+    };
     let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
-    let of_teacher = live.map_or(usize::MAX, |teacher| context(teacher.decoder));
+    let along = live.filter(|_| matched.is_none());
+    let of_teacher = along.map_or(usize::MAX, |teacher| context(teacher.decoder));
     let n_tokens_max = config.max_length.min(context(&start)).min(of_teacher);
     let rollouts = rollouts(material.prompts, config, live, vocab_size, n_tokens_max)?;
     let given = match &rollouts {
@@ -126,8 +139,20 @@ pub fn train_with_rollouts(
         state.with_gradient_checkpointing(config.gradient_checkpointing).with_dropout_seed(config.seed);
     let losses = config.computed_losses();
     let timed = Timed::default();
-    let mut trainer =
-        Trainer { config, losses, live, given, rollouts, plan, checkpoints, state, progress, sink, timed };
+    let mut trainer = Trainer {
+        config,
+        losses,
+        live,
+        matched,
+        given,
+        rollouts,
+        plan,
+        checkpoints,
+        state,
+        progress,
+        sink,
+        timed,
+    };
     trainer.run()?;
     trainer.finish()
 }
@@ -201,6 +226,16 @@ fn shared_vocabulary(start: &Decoder, live: Option<LiveTeacher<'_>>) -> Result<u
     Ok(shared)
 }
 
+/// How many ids the student has, whose teacher has a vocabulary of its own.
+fn own_vocabulary(start: &Decoder, matched: &MatchedIds, config: &TrainConfig) -> Result<usize> {
+    let (student, n_ids) = (start.config().vocab_size, config.n_ids);
+    if n_ids.unwrap_or(student) != matched.n_student() || matched.n_student() > student {
+        let teacher = matched.n_teacher();
+        return Err(DivergenceError::Vocabularies { student, teacher, n_ids }.into());
+    }
+    Ok(matched.n_student())
+}
+
 fn check_examples(
     vocab_size: usize,
     live: Option<LiveTeacher<'_>>,
@@ -208,6 +243,9 @@ fn check_examples(
     config: &TrainConfig,
 ) -> Result<()> {
     let tail = (config.needs_teacher() && live.is_none()).then_some(config.tail);
+    if let Some(LiveTeacher { decoder, .. }) = live.filter(|_| config.needs_foreign_readings()) {
+        check_readings(examples, decoder.config().vocab_size, decoder.config().max_position_embeddings)?;
+    }
     let mut longest = 0;
     for example in examples {
         example.check(vocab_size, tail)?;
@@ -265,6 +303,8 @@ struct Trainer<'a> {
     config: &'a TrainConfig,
     losses: Losses,
     live: Option<LiveTeacher<'a>>,
+    /// Where the teacher has a vocabulary of its own.
+    matched: Option<&'a MatchedIds>,
     given: Option<Given<'a>>,
     rollouts: Option<Rollouts<'a>>,
     plan: TrainPlan,
@@ -358,7 +398,7 @@ impl Trainer<'_> {
         let given = self.given.as_mut().unwrap_or_else(|| panic!("step {step} needs given text"));
         let rows = given.feed.step(step);
         let (epoch, rows) = (rows.epoch, rows.micro_batches().flatten().cloned().collect());
-        let texts = Texts { documents: given.feed.documents(), rows, own: None };
+        let texts = Texts { documents: given.feed.documents(), rows, own: None, matched: self.matched };
         let weights = self.losses.at(step, self.plan.steps, Text::Given);
         (epoch, learn(&mut self.state, &texts, &weights, self.config, self.live))
     }
@@ -463,7 +503,8 @@ impl Trainer<'_> {
     /// Losses on the validation examples.
     fn validate_given(&self) -> LossSums {
         let Some(given) = &self.given else { return LossSums::default() };
-        let texts = Texts { documents: &given.held, rows: given.held_rows.clone(), own: None };
+        let (documents, rows) = (&given.held[..], given.held_rows.clone());
+        let texts = Texts { documents, rows, own: None, matched: self.matched };
         self.judge(&texts)
     }
 

@@ -97,7 +97,7 @@ fn mixed_run(n_threads: usize, gradient_checkpointing: bool, dir: &Path) -> Stri
     };
     let (examples, held) = (sentences(0..40), sentences(500..505));
     let prompts = Some(RolloutPrompts { train: &train, validation: &validation });
-    let material = Material { examples: &examples, validation: &held, prompts };
+    let material = Material { examples: &examples, validation: &held, prompts, matched: None };
     let (start, teacher) = (student(3, n_threads), teacher(9, n_threads));
     let outcome = train_with_rollouts(start, Some(&teacher), material, &config, dir, &mut |_| {}).unwrap();
     let own = outcome.validation.last().unwrap().rollouts.as_ref().unwrap();
@@ -143,7 +143,10 @@ fn what_cannot_be_compared_is_refused_before_anything_is_written() {
     let wide = Decoder::random(student(1, 1).device().clone(), wide, 9);
     refused(Some(&wide), with(&[[0, 0]]), "the teacher's are 32 numbers wide, the student's 24");
     let alm = LossTerm::new(LossFunction::Alm).at_temperature(100.0);
-    refused(Some(&teacher), TrainConfig { losses: vec![alm], ..with(&[[0, 0]]) }, "`alm`");
+    let uld = LossTerm::new(LossFunction::Uld);
+    for (other, name) in [(alm, "`alm`"), (uld, "`uld`")] {
+        refused(Some(&teacher), TrainConfig { losses: vec![other], ..with(&[[0, 0]]) }, name);
+    }
 }
 
 #[test]

@@ -47,6 +47,11 @@ impl MatchedIds {
         }
     }
 
+    /// (student, teacher), ascending by the student's.
+    pub fn pairs(&self) -> &[(u32, u32)] {
+        &self.pairs
+    }
+
     /// Ids of the student's vocabulary.
     pub fn n_student(&self) -> usize {
         self.pairs.len() + self.student_rest.len()

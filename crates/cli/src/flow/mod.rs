@@ -8,6 +8,7 @@
 //! it, and then records digests of what went in and came out. A stage whose inputs are on record is
 //! skipped. Verbs for single stages call the same functions and stop earlier.
 
+mod across;
 mod curate;
 mod data;
 mod divergence;

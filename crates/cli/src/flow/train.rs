@@ -11,7 +11,7 @@ use stillroom_corpus::Split;
 use stillroom_distill::{
     DistillError, Example, LossFunction, LossTerm, LossWeight, Material, Overlong, RolloutPrompt,
     RolloutPrompts, SchedulerType, TrainConfig, TrainEvent, TrainOutcome, TrainPoint, ValidationPoint,
-    examples, preference_losses, remove_checkpoints, train_with_rollouts,
+    examples, matched_ids, preference_losses, remove_checkpoints, train_with_rollouts,
 };
 use stillroom_evaluate::{Contender, LossDrop};
 use stillroom_formats::{
@@ -22,6 +22,7 @@ use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens, teacher_tokenizer};
 use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{
@@ -168,7 +169,12 @@ impl Flow {
         let teacher = teacher.as_ref().map(|model| &model.decoder);
         let prompts = RolloutPrompts { train: &train_prompts, validation: &validation_prompts };
         let prompts = config.on_policy.is_some().then_some(prompts);
-        let material = Material { examples: &train, validation: &validation, prompts };
+        let matched = match config.needs_foreign_readings() {
+            true => Some(matched_ids(tokenizer, &self.teacher_tokenizer()?)),
+            false => None,
+        };
+        let (examples, validation, matched) = (&train[..], &validation[..], matched.as_ref());
+        let material = Material { examples, validation, prompts, matched };
         let supervision = Supervision { teacher, material };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
@@ -256,13 +262,16 @@ impl Flow {
             }
             return Ok(examples::from_targets(&prompts, tokenizer)?);
         }
-        let pieces = self.teacher_pieces(split, tokenizer)?;
-        let mut examples: Vec<Example> = pieces.into_iter().map(|piece| piece.example).collect();
-        if config.needs_teacher() && !live {
-            self.attach_logits(&mut examples, config)?;
+        let mut pieces = self.teacher_pieces(split, tokenizer)?;
+        if config.needs_foreign_readings() {
+            self.attach_readings(split, &mut pieces, tokenizer)?;
         }
         if config.needs_chunks() {
-            self.attach_likelihoods(&self.curated(split)?, &mut examples, tokenizer)?;
+            self.attach_likelihoods(split, &mut pieces, tokenizer)?;
+        }
+        let mut examples = examples_of(pieces);
+        if config.needs_teacher() && !live {
+            self.attach_logits(&mut examples, config)?;
         }
         Ok(examples)
     }
@@ -310,16 +319,30 @@ impl Flow {
     pub(crate) fn text_pieces(&self, split: Split, tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
         let texts = self.texts_of(split)?;
         let pairs = texts.iter().map(|document| (document.id.as_str(), document.text.as_str()));
+        let most = self.recipe.train.max_length;
+        let other = match self.recipe.train.reads_in_own_tokens() {
+            true => Some(self.teacher_tokenizer()?),
+            false => None,
+        };
         let mut pieces = Vec::new();
         for whole in examples::from_texts(pairs, tokenizer)? {
-            for (number, ids) in whole.ids.chunks(self.recipe.train.max_length).enumerate() {
+            let (mut rest, mut sample) = (&whole.ids[..], 0);
+            while !rest.is_empty() {
+                let end = if rest.len() > most {
+                    cut_between_characters(rest, most, tokenizer)
+                } else {
+                    rest.len()
+                };
+                let (ids, behind) = rest.split_at(end);
                 // One token alone predicts nothing.
-                if ids.len() > 1 {
-                    let sample = number as u32;
+                let teaches =
+                    ids.len() > 1 && other.as_ref().is_none_or(|other| has_two_tokens(ids, tokenizer, other));
+                if teaches {
                     let example =
                         Example::from_text_ids(examples::example_id(&whole.id, sample), ids.to_vec())?;
                     pieces.push(Piece { id: whole.id.clone(), sample, example });
                 }
+                (rest, sample) = (behind, sample + 1);
             }
         }
         Ok(pieces)
@@ -490,12 +513,16 @@ pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(Decoder
     Ok((config, tokenizer))
 }
 
-/// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ. A
-/// teacher whose distributions the student cannot learn from is refused.
+/// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ; how many the
+/// student has, where a loss is of two vocabularies. A teacher whose distributions the student cannot learn from is refused.
 pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
     let Some(targets) = recipe.targets() else { return Ok(None) };
     let teacher = super::teacher_files(recipe, source)?;
     let (config, tokenizer) = student_shape(recipe, source)?;
+    if recipe.train.compares_two_vocabularies() {
+        teacher_tokenizer(recipe, source)?;
+        return Ok(Some(tokenizer.vocab_size()));
+    }
     let same = teacher.tokenizer.as_ref().is_none_or(|its| its.digest() == tokenizer.digest());
     let (width, other, n_ids) = (config.vocab_size, teacher.config.vocab_size, tokenizer.vocab_size());
     if same && width == other {
@@ -606,7 +633,7 @@ fn in_words(term: &LossTerm) -> String {
         LossFunction::SkewKl { alpha } | LossFunction::SkewReverseKl { alpha } => {
             Some(format!("alpha {alpha}"))
         }
-        LossFunction::Dpo { beta } => Some(format!("beta {beta}")),
+        LossFunction::Dpo { beta } | LossFunction::Gold { beta } => Some(format!("beta {beta}")),
         _ => None,
     };
     let temperature = (term.temperature != 1.0).then(|| format!("temperature {}", term.temperature));
@@ -623,6 +650,9 @@ fn method(losses: &[LossTerm], targets: Option<Logits>) -> String {
         Some(Logits::TopK { k, tail, .. }) => {
             let tail = format!("{tail:?}").to_lowercase();
             format!("; approximate: from the teacher's {k} likeliest tokens, the rest as `{tail}`")
+        }
+        Some(Logits::Live { .. }) if computed.iter().any(|term| term.function.of_two_vocabularies()) => {
+            "; from the whole distributions of a live teacher over its own vocabulary, where both begin a token".to_owned()
         }
         Some(Logits::Live { .. }) => "; from the whole distributions of a live teacher".to_owned(),
         Some(Logits::RandomSampling { .. }) | None => String::new(),

@@ -291,7 +291,7 @@ impl Train {
         self.asks_teacher() || self.needs_likelihoods()
     }
 
-    /// Whether it learns from what the teacher, which has its tokenizer, thinks of its texts.
+    /// Whether it learns from what the teacher thinks of each token of its texts.
     pub(crate) fn asks_teacher(&self) -> bool {
         self.hidden_alignment.is_some() || self.computed(LossFunction::asks_teacher)
     }
@@ -304,6 +304,16 @@ impl Train {
     /// Whether it is compared with how likely the teacher finds its text, in tokens of the teacher's own.
     pub(crate) fn needs_likelihoods(&self) -> bool {
         self.computed(|function| function == LossFunction::Alm)
+    }
+
+    /// Whether it compares its distributions with a teacher's over another vocabulary.
+    pub(crate) fn compares_two_vocabularies(&self) -> bool {
+        self.computed(LossFunction::of_two_vocabularies)
+    }
+
+    /// Whether the teacher reads the texts in tokens of its own.
+    pub(crate) fn reads_in_own_tokens(&self) -> bool {
+        self.needs_likelihoods() || self.compares_two_vocabularies()
     }
 
     /// Whether it learns which of two replies is preferred, and nothing else.

@@ -211,7 +211,7 @@ pub(super) struct RawLoss {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawHidden {
-    /// \[teacher, student\].
+    /// Pairs \[teacher, student\].
     pub(super) layers: Option<Vec<Vec<usize>>>,
     pub(super) weight: Option<RawWeight>,
 }

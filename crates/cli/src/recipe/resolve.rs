@@ -42,7 +42,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let raw_hidden = raw_train.hidden_alignment.as_ref();
     let hidden_alignment = hidden::alignment(&at, raw_hidden, &losses, &student, teacher.as_ref())?;
     let train = Train { lora, rollouts, hidden_alignment, ..train(&at, raw_train, losses, seed)? };
-    across_tokenizers(&at, &train, teacher.as_ref(), &prompts)?;
+    across_tokenizers(&at, &train, teacher.as_ref())?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     feedback::check_use(&at, feedback.as_ref(), &curate, &train, &prompts)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
@@ -419,26 +419,13 @@ fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>
 }
 
 /// What `alm` needs.
-fn across_tokenizers(
-    at: &Checker<'_>,
-    train: &Train,
-    teacher: Option<&Teacher>,
-    prompts: &Prompts,
-) -> Result<()> {
-    if !train.needs_likelihoods() {
+fn across_tokenizers(at: &Checker<'_>, train: &Train, teacher: Option<&Teacher>) -> Result<()> {
+    if !train.needs_likelihoods() || teacher.is_some() {
         return Ok(());
     }
-    if teacher.is_none() {
-        return Err(at
-            .bad(&LOSSES, "`alm` needs a teacher")
-            .fix("add a table `[teacher]`, or train on `hard_labels` only"));
-    }
-    if matches!(prompts.source, PromptSource::Text { .. }) {
-        return Err(at
-            .bad(&LOSSES, "`alm` learns from replies, not from texts that are learned as they stand")
-            .fix("give prompts that the teacher answers, or train on `hard_labels` only"));
-    }
-    Ok(())
+    Err(at
+        .bad(&LOSSES, "`alm` needs a teacher")
+        .fix("add a table `[teacher]`, or train on `hard_labels` only"))
 }
 
 fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<LossTerm> {
@@ -485,6 +472,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
         Plain(LossFunction),
         Jsd,
         Dpo,
+        Gold,
         Skew(fn(f64) -> LossFunction),
     }
     let known = [
@@ -494,6 +482,8 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
         ("skew_kl", Kind::Skew(|alpha| LossFunction::SkewKl { alpha })),
         ("skew_reverse_kl", Kind::Skew(|alpha| LossFunction::SkewReverseKl { alpha })),
         ("tvd", Kind::Plain(LossFunction::Tvd)),
+        ("uld", Kind::Plain(LossFunction::Uld)),
+        ("gold", Kind::Gold),
         ("alm", Kind::Plain(LossFunction::Alm)),
         ("dpo", Kind::Dpo),
         ("sampled_reverse_kl", Kind::Plain(LossFunction::SampledReverseKl)),
@@ -515,7 +505,10 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
             .bad(&LOSSES, "`beta` is TRL's name of `jsd_teacher_weight`: a loss has one of them")
             .fix("remove one of them")),
         (Some(_), _) if !matches!(kind, Kind::Jsd) => foreign("jsd_teacher_weight", "`jsd`"),
-        (_, Some(_)) if !matches!(kind, Kind::Jsd | Kind::Dpo) => foreign("beta", "`jsd` and `dpo`"),
+        (_, Some(_)) if !matches!(kind, Kind::Jsd | Kind::Dpo | Kind::Gold) => {
+            foreign("beta", "`jsd`, `gold` and `dpo`")
+        }
+        (_, beta) if matches!(kind, Kind::Gold) => Ok(LossFunction::Gold { beta: beta.unwrap_or(0.5) }),
         (_, beta) if matches!(kind, Kind::Dpo) => Ok(LossFunction::Dpo { beta: beta.unwrap_or(0.1) }),
         // As TRL has it: `jsd` is 0 at both ends, and another loss is meant there.
         (_, Some(0.0)) => Ok(LossFunction::ForwardKl),
@@ -524,7 +517,7 @@ fn loss_function(at: &Checker<'_>, given: &RawLoss) -> Result<LossFunction> {
             Kind::Plain(function) => function,
             Kind::Jsd => LossFunction::Jsd { jsd_teacher_weight: ours.or(trls).unwrap_or(0.5) },
             Kind::Skew(of) => of(given.alpha.unwrap_or(0.1)),
-            Kind::Dpo => unreachable!("it has its beta"),
+            Kind::Dpo | Kind::Gold => unreachable!("it has its beta"),
         }),
     }
 }
@@ -710,6 +703,8 @@ mod tests {
             ("train.loss_functions=[{ function = \"reverse_kl\" }]", "unbiased for `forward_kl` only"),
             ("train.loss_functions=[{ function = \"reversed_kl\" }]", "did you mean `reverse_kl`?"),
             ("train.loss_functions=[{ function = \"tvd\", beta = 0.5 }]", "`beta` belongs to `jsd`"),
+            ("train.loss_functions=[{ function = \"gold\" }]", "another vocabulary that is at hand"),
+            ("train.loss_functions=[{ function = \"gold\", beta = 0.999 }]", "next to nothing"),
             (
                 "train.loss_functions=[{ function = \"jsd\", beta = 1, jsd_teacher_weight = 1 }]",
                 "one of them",
