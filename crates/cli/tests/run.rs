@@ -405,7 +405,10 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     assert!(method.starts_with(expected) && method.contains("live teacher"), "{method}");
     assert!(method.ends_with("(1 − cos) of hidden states, layers teacher → student: 0 → 0"), "{method}");
     let terms = curve["points"][1]["train_terms"].as_object().expect("each loss apart");
-    assert_eq!(terms.keys().collect::<Vec<_>>(), ["hard_labels", "hidden_alignment", "jsd", "skew_reverse_kl"]);
+    assert_eq!(
+        terms.keys().collect::<Vec<_>>(),
+        ["hard_labels", "hidden_alignment", "jsd", "skew_reverse_kl"]
+    );
     let page = std::fs::read_to_string(dir.join("live/report.html")).expect("a page");
     assert!(page.contains("Unweighted, in validation: hard_labels"), "the page shows the losses apart");
     let training = std::fs::read_to_string(dir.join("live/training/student.json")).expect("its training");
