@@ -136,9 +136,12 @@ fn a_student_continues_the_beginnings_of_texts() {
         ["--set", "train.lmbda=1", "--set", "evaluate.controls=[]", "--set", "prompts.num_examples=20"];
     let text = std::fs::read_to_string(shop.path("texts.toml")).expect("the recipe");
     std::fs::write(shop.path("texts.toml"), text.replace("on_policy_fraction = 0.5\n", "")).expect("written");
-    shop.succeed(&[&["train", "texts.toml", "--output", "texts", "--quiet"][..], &sets].concat());
+    shop.run(&[&["evaluate", "texts.toml", "--output", "texts", "--quiet"][..], &sets].concat());
     let curve = shop.json("texts/training/student.json")["curve"].clone();
     assert!(curve[0]["rollouts"]["unique_prompts"].as_u64().is_some_and(|n| n > 5), "{curve}");
+    // What all training was about is what the run is judged by.
+    let judged = shop.json("texts/report.json")["checks"]["heldout_loss"].clone();
+    assert_eq!((&judged["of"], &judged["documents"]), (&Value::from("own_text"), &Value::from(4)));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use stillroom_core::statistics::Estimate;
 
 use crate::error::EvaluateError;
 use crate::measurement::{DocumentLoss, loss_drop};
+use crate::own_text::OwnText;
 
 /// `checks` of `report.json`: the verdicts, and beside them what they rest on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,16 +96,29 @@ pub struct LossDrop {
     /// than two documents, which is too little to claim a fall.
     pub drop: Option<Estimate>,
     pub documents: u64,
-    /// Where a preference is learned, likelier text is not what training is after: then documents are the validation
-    /// pairs, and the loss is that of the preference, in nats per pair.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub of_pairs: bool,
+    #[serde(default)]
+    pub of: HeldOutLoss,
+}
+
+/// Which held-out loss training is after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldOutLoss {
+    /// −log q of held-out text, in nats per token.
+    #[default]
+    Text,
+    /// That of a preference, in nats per validation pair: likelier text is not what such training is after.
+    Pairs,
+    /// KL(model‖teacher) on what the model continues held-out prompts by, the mean over texts of nats per token: where
+    /// every text to learn from is the student's own, others' need not become likelier.
+    OwnText,
 }
 
 impl LossDrop {
     /// Both sides list the same documents in the same order.
     pub fn measure(initial: &[DocumentLoss], trained: &[DocumentLoss]) -> Result<LossDrop, EvaluateError> {
-        Ok(LossDrop { drop: loss_drop(initial, trained)?, documents: initial.len() as u64, of_pairs: false })
+        let (drop, documents) = (loss_drop(initial, trained)?, initial.len() as u64);
+        Ok(LossDrop { drop, documents, of: HeldOutLoss::Text })
     }
 
     /// [`LossDrop::measure`] of pairs: what each loses under the student, and ln 2 under its start.
@@ -112,12 +126,34 @@ impl LossDrop {
         let row = |id: &str, nats| DocumentLoss { id: id.to_owned(), tokens: 1, bytes: 1, nats };
         let initial: Vec<_> = losses.iter().map(|(id, _)| row(id, std::f64::consts::LN_2)).collect();
         let trained: Vec<_> = losses.iter().map(|(id, nats)| row(id, *nats)).collect();
-        Ok(LossDrop { of_pairs: true, ..LossDrop::measure(&initial, &trained)? })
+        Ok(LossDrop { of: HeldOutLoss::Pairs, ..LossDrop::measure(&initial, &trained)? })
+    }
+
+    /// [`LossDrop::measure`] of what both wrote for the same prompts, each text counting alike; an empty one is left out,
+    /// with the other side's.
+    ///
+    /// # Panics
+    /// Where one wrote more texts than the other.
+    pub fn of_own_text(initial: &[OwnText], trained: &[OwnText]) -> Result<LossDrop, EvaluateError> {
+        assert_eq!(initial.len(), trained.len(), "both continue the same prompts");
+        let row = |text: &OwnText| {
+            let sum: f64 = text.reverse_kl.iter().map(|&nats| f64::from(nats)).sum();
+            let nats = sum / text.reverse_kl.len() as f64;
+            DocumentLoss { id: text.id.clone(), tokens: 1, bytes: 1, nats }
+        };
+        let written =
+            initial.iter().zip(trained).filter(|(a, b)| !a.reverse_kl.is_empty() && !b.reverse_kl.is_empty());
+        let (initial, trained): (Vec<_>, Vec<_>) = written.map(|(a, b)| (row(a), row(b))).unzip();
+        Ok(LossDrop { of: HeldOutLoss::OwnText, ..LossDrop::measure(&initial, &trained)? })
     }
 
     /// What the drop is measured in.
     pub fn unit(&self) -> &'static str {
-        if self.of_pairs { "nats per validation pair" } else { "nats per token" }
+        match self.of {
+            HeldOutLoss::Text => "nats per token",
+            HeldOutLoss::Pairs => "nats per validation pair",
+            HeldOutLoss::OwnText => "nats per token of own text",
+        }
     }
 
     pub fn fell(&self) -> bool {

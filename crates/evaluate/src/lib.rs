@@ -22,7 +22,7 @@ mod report;
 mod score;
 mod words;
 
-pub use checks::{Checks, LossDrop, TensorChanges};
+pub use checks::{Checks, HeldOutLoss, LossDrop, TensorChanges};
 pub use energy::EnergyMeter;
 pub use error::EvaluateError;
 pub use heldout::{HeldOutText, document_divergences, document_losses, tensor_changes};

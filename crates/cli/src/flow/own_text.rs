@@ -1,7 +1,7 @@
 //! Stage `own-text`: how far every model is from the teacher on what it writes itself.
 
 use serde_json::json;
-use stillroom_evaluate::{Contender, Measured, OwnText, OwnTextScore, own_texts};
+use stillroom_evaluate::{Contender, LossDrop, Measured, OwnText, OwnTextScore, own_texts};
 use stillroom_model::{GenerationRequest, LiveTeacher, SamplingParams};
 
 use crate::failure::Result;
@@ -120,6 +120,14 @@ impl Flow {
             seed: SEED,
             stop_token_ids: model.decoder.config().eos_token_ids.clone(),
         }
+    }
+
+    /// How much nearer the student is to its teacher on its own text than its start on its.
+    pub(crate) fn own_text_drop(&self) -> Result<LossDrop> {
+        let texts = |writer| self.read_json::<Measured<Vec<OwnText>>>(&file(writer));
+        let (start, student) = (texts(Contender::Untrained)?, texts(Contender::Student)?);
+        let none = Vec::new();
+        Ok(LossDrop::of_own_text(start.value().unwrap_or(&none), student.value().unwrap_or(&none))?)
     }
 
     /// What was measured, of the models that it was measured of.

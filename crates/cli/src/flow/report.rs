@@ -54,9 +54,12 @@ impl Flow {
         let (student, untrained) = (&measured[&Contender::Student], &measured[&Contender::Untrained]);
         let empty = Vec::new();
         let losses = |m: &Measurement| m.losses.value().cloned().unwrap_or_default();
-        let drop = match self.recipe.train.learns_preferences() {
-            true => self.preference_drop()?,
-            false => LossDrop::measure(&losses(untrained), &losses(student))?,
+        let drop = if self.recipe.train.learns_preferences() {
+            self.preference_drop()?
+        } else if self.recipe.train.only_own_text() && self.measures_own_text() {
+            self.own_text_drop()?
+        } else {
+            LossDrop::measure(&losses(untrained), &losses(student))?
         };
         let retained = match measured.get(&Contender::Teacher) {
             Some(teacher) => accuracy_retained(student, teacher, self.recipe.seed)?,

@@ -16,6 +16,8 @@ pub(super) const SIZE_MAX: usize = 1 << 20;
 const EXAMPLES_MAX: usize = 100_000_000;
 const STEPS_MAX: u64 = 1_000_000_000;
 const WEIGHTS: RangeInclusive<f64> = 0.0..=1e6;
+/// Own texts that are measured of a student that learns from nothing else.
+const OWN_TEXTS: usize = 128;
 const LOSSES: [&str; 2] = ["train", "loss_functions"];
 /// τ of `alm` where none is given, as its authors have it.
 const ALM_TEMPERATURE: f64 = 100.0;
@@ -553,14 +555,21 @@ fn evaluate(
     Ok(Evaluate {
         num_examples: at.count(&key("num_examples"), raw.num_examples.unwrap_or(1000), 1..=EXAMPLES_MAX)?,
         max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(default_tokens), 1..=SIZE_MAX)?,
-        own_text_examples: own_text_examples(at, raw.own_text_examples, teacher)?,
+        own_text_examples: own_text_examples(at, raw.own_text_examples, teacher, train)?,
         controls,
     })
 }
 
-fn own_text_examples(at: &Checker<'_>, given: Option<usize>, teacher: Option<&Teacher>) -> Result<usize> {
+/// Where all that is learned is own text, a run is judged by it.
+fn own_text_examples(
+    at: &Checker<'_>,
+    given: Option<usize>,
+    teacher: Option<&Teacher>,
+    train: &Train,
+) -> Result<usize> {
     let key = ["evaluate", "own_text_examples"];
-    let n = at.count(&key, given.unwrap_or(0), 0..=EXAMPLES_MAX)?;
+    let default = if train.only_own_text() { OWN_TEXTS } else { 0 };
+    let n = at.count(&key, given.unwrap_or(default), 0..=EXAMPLES_MAX)?;
     if n > 0 && teacher.is_none() {
         return Err(at.bad(&key, "own texts are measured against a teacher").fix("remove the key"));
     }

@@ -1,7 +1,7 @@
 //! From rows to figures, comparisons and checks.
 
 use proptest::prelude::*;
-use stillroom_core::{Message, Prompt, Role};
+use stillroom_core::{FinishReason, Message, Prompt, Role};
 use stillroom_evaluate::*;
 
 use crate::made_up;
@@ -137,6 +137,25 @@ fn the_tensor_check_passes_only_when_every_tensor_moved() {
     assert!(!broken.all_changed() && broken.not_finite == ["t0"]);
     assert!(!TensorChanges::default().all_changed());
     assert!(TensorChanges::default().add("t", &[1.0], &[1.0, 2.0]).is_err());
+}
+
+#[test]
+fn what_models_write_themselves_is_compared_text_by_text_each_counting_alike() {
+    let text = |id: &str, reverse_kl: &[f32]| OwnText {
+        id: id.to_owned(),
+        token_ids: vec![0; reverse_kl.len()],
+        finish_reason: FinishReason::Length,
+        reverse_kl: reverse_kl.to_vec(),
+    };
+    let start = [text("a", &[1.0, 3.0]), text("b", &[4.0]), text("c", &[9.0]), text("d", &[2.0])];
+    let student = [text("a", &[1.0]), text("b", &[2.0, 4.0]), text("c", &[]), text("d", &[1.0; 40])];
+    let drop = LossDrop::of_own_text(&start, &student).unwrap();
+    assert_eq!((drop.of, drop.documents, drop.unit()), (HeldOutLoss::OwnText, 3, "nats per token of own text"));
+    // 2 − 1, 4 − 3 and 2 − 1, however long the texts are; the empty one is no text.
+    assert_eq!(drop.drop.unwrap().value, 1.0);
+    assert!(drop.fell());
+    let others = ["w", "x", "y", "z"].map(|id| text(id, &[1.0]));
+    assert!(LossDrop::of_own_text(&start, &others).is_err(), "of other prompts");
 }
 
 #[test]
