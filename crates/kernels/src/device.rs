@@ -8,6 +8,7 @@ use crate::gemm;
 use crate::head::{DenseTargets, HeadLosses, HeadTargets};
 use crate::kv_cache::KvCache;
 use crate::memory;
+use crate::mixture::Mixture;
 use crate::packed::{PackedWeight, StoredRows};
 use crate::panels::{Left, Right, TILE_ROWS};
 use crate::pool::{Pool, Shards};
@@ -71,7 +72,7 @@ impl<'a> Weight<'a> {
     }
 
     /// y\[n_rows, out\] = x\[n_rows, in\]·wᵀ.
-    fn multiply(self, pool: &Pool, y: &mut [f32], x: &[f32], n_rows: usize) {
+    pub(crate) fn multiply(self, pool: &Pool, y: &mut [f32], x: &[f32], n_rows: usize) {
         match self {
             Weight::Packed(packed) => packed.multiply(pool, y, x, n_rows),
             Weight::Plain { w, n_out, n_in } => {
@@ -585,7 +586,9 @@ impl Device {
         reserve(&self.pool, [targets.n_kept_max()]);
         let sink = losses.append(n_rows, targets, terms.divergences.len());
         let of_teacher = targets.dense.map_or(0, |dense| dense.head.n_out());
-        self.for_each_logits_chunk((hidden, w), targets.dense, n_rows, &mut |first, z, t| {
+        let n_ids = targets.n_ids.unwrap_or(vocab);
+        let teachers = targets.dense.map(|dense| Teachers { dense, mixture: targets.mixture, n_ids });
+        self.for_each_logits_chunk((hidden, w), teachers, n_rows, &mut |first, z, t| {
             for_row_pieces(&self.pool, z, vocab, &|row, piece| {
                 for (i, z) in piece.chunks_exact_mut(vocab).enumerate() {
                     let at = row + i;
@@ -615,10 +618,39 @@ impl Device {
         });
     }
 
-    /// Exact KL(teacher‖student) in nats of each row, both distributions dense at temperature 1, in chunks.
+    /// [`Device::for_each_logits_row`] of several teachers: `f(row, log p)`, over the first `n_ids` ids that all have.
+    pub fn for_each_mixed_row(
+        &self,
+        dense: DenseTargets<'_>,
+        mixture: &Mixture<'_>,
+        n_ids: usize,
+        n_rows: usize,
+        f: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let DenseTargets { hidden, first_row, head } = dense;
+        let (vocab, n_in, room) = (head.n_out(), head.n_in(), mixture.n_room());
+        assert!(n_ids <= mixture.vocabularies(vocab).0, "ids that all teachers have");
+        let chunk = logits_chunk_rows(vocab + room).min(n_rows);
+        let mut logits = self.scratch(chunk * (vocab + room));
+        let (t, room) = logits.split_at_mut(chunk * vocab);
+        for first in (0..n_rows).step_by(chunk.max(1)) {
+            let rows = chunk.min(n_rows - first);
+            let (t, from) = (&mut t[..rows * vocab], (first_row + first) * n_in);
+            head.multiply(&self.pool, t, &hidden.data[from..from + rows * n_in], rows);
+            mixture.mix(&self.pool, (t, vocab), room, first, n_ids);
+            for_row_pieces(&self.pool, t, vocab, &|row, piece| {
+                let rows = piece.chunks_exact_mut(vocab).enumerate();
+                rows.for_each(|(i, t)| f(first + row + i, &mut t[..n_ids]));
+            });
+        }
+    }
+
+    /// Exact KL(teacher‖student) in nats of each row, both distributions dense at temperature 1, in chunks. The teacher
+    /// is a mixture where there is one.
     pub fn dense_forward_kl(
         &self,
         teacher: (&Buf, Weight<'_>),
+        mixture: Option<Mixture<'_>>,
         student: (&Buf, Weight<'_>),
         n_rows: usize,
     ) -> Vec<f32> {
@@ -626,8 +658,11 @@ impl Device {
         assert_eq!(vocab, student.1.n_out(), "one vocabulary on both sides");
         let mut kl = vec![0.0; n_rows];
         let sink = Shards::new(&mut kl);
+        let same = mixture.is_none_or(|mixture| mixture.vocabularies(vocab) == (vocab, vocab));
+        assert!(same, "one vocabulary for all teachers");
         let dense = DenseTargets { hidden: teacher.0, first_row: 0, head: teacher.1 };
-        self.for_each_logits_chunk(student, Some(dense), n_rows, &mut |first, s, t| {
+        let teachers = Some(Teachers { dense, mixture, n_ids: vocab });
+        self.for_each_logits_chunk(student, teachers, n_rows, &mut |first, s, t| {
             for_row_pieces(&self.pool, s, vocab, &|row, piece| {
                 for (i, s) in piece.chunks_exact(vocab).enumerate() {
                     let t = &t[(row + i) * vocab..][..vocab];
@@ -653,36 +688,51 @@ impl Device {
     }
 
     /// Calls `f(first row, student's logits, teacher's logits)` for a chunk of rows after the other; the
-    /// teacher's are empty where there is none.
+    /// teacher's are empty where there is none, and log p of several where they are mixed.
     fn for_each_logits_chunk(
         &self,
         (hidden, w): (&Buf, Weight<'_>),
-        teacher: Option<DenseTargets<'_>>,
+        teachers: Option<Teachers<'_>>,
         n_rows: usize,
         f: &mut OnChunk<'_>,
     ) {
         let (n_out, n_in) = (w.n_out(), w.n_in());
-        let of_teacher = teacher.map_or(0, |teacher| teacher.head.n_out());
-        let chunk = logits_chunk_rows(n_out + of_teacher).min(n_rows);
-        let mut logits = self.scratch(chunk * (n_out + of_teacher));
+        let of_teacher = teachers.map_or(0, |teachers| teachers.dense.head.n_out());
+        let room = teachers.and_then(|teachers| teachers.mixture).map_or(0, |mixture| mixture.n_room());
+        let chunk = logits_chunk_rows(n_out + of_teacher + room).min(n_rows);
+        let mut logits = self.scratch(chunk * (n_out + of_teacher + room));
         let (z, t) = logits.split_at_mut(chunk * n_out);
+        let (t, room) = t.split_at_mut(chunk * of_teacher);
         for first in (0..n_rows).step_by(chunk.max(1)) {
             let rows = chunk.min(n_rows - first);
             let (z, t) = (&mut z[..rows * n_out], &mut t[..rows * of_teacher]);
             w.multiply(&self.pool, z, &hidden.data[first * n_in..(first + rows) * n_in], rows);
-            if let Some(DenseTargets { hidden, first_row, head }) = teacher {
+            if let Some(Teachers { dense: DenseTargets { hidden, first_row, head }, mixture, n_ids }) =
+                teachers
+            {
                 let from = (first_row + first) * head.n_in();
                 head.multiply(&self.pool, t, &hidden.data[from..from + rows * head.n_in()], rows);
+                if let Some(mixture) = mixture {
+                    mixture.mix(&self.pool, (t, of_teacher), room, first, n_ids);
+                }
             }
             f(first, z, t);
         }
     }
 }
 
+/// A teacher at hand, those that are mixed with it, and how many ids all of them and the student have.
+#[derive(Clone, Copy)]
+struct Teachers<'a> {
+    dense: DenseTargets<'a>,
+    mixture: Option<Mixture<'a>>,
+    n_ids: usize,
+}
+
 /// Takes the first row of a chunk, the student's logits and the teacher's.
 type OnChunk<'f> = dyn FnMut(usize, &mut [f32], &[f32]) + 'f;
 
-/// Rows whose logits are held at once, of `n_logits` each for student and teacher together: 48 MiB of them.
+/// Rows whose logits are held at once, of `n_logits` each for student and teachers together: 48 MiB of them.
 /// More would not fit the caches any better than they do, fewer would read and write the head's weights and
 /// their gradient more often.
 pub fn logits_chunk_rows(n_logits: usize) -> usize {

@@ -117,6 +117,8 @@ pub enum DivergenceError {
     Vocabulary { divergence: &'static str, of_two: bool },
     #[error("a batch has one teacher: sparse targets or dense ones")]
     TwoTeachers,
+    #[error("several teachers are mixed over one vocabulary, and these have another than the student's")]
+    SeveralTeachers,
     #[error(
         "counts of random draws are unbiased for `forward_kl` only, not for `{divergence}`: store the most \
          probable tokens with a tail, or take a teacher that is at hand"

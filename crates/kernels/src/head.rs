@@ -2,6 +2,7 @@
 
 use crate::device::{Buf, Weight};
 use crate::divergence::{DivergenceError, HeadTerms, SparseRow, TERMS_MAX, TeacherRow, Term, row_losses};
+use crate::mixture::Mixture;
 use crate::pool::Shards;
 use crate::scratch::with_scratch;
 use crate::uld::{ForeignRow, MatchedIds};
@@ -57,6 +58,8 @@ pub struct HeadTargets<'a> {
     pub label_weights: Option<&'a [f32]>,
     pub sparse: Option<SparseTargets<'a>>,
     pub dense: Option<DenseTargets<'a>>,
+    /// Teachers whose distributions are mixed with that of `dense`; without one they have no part.
+    pub mixture: Option<Mixture<'a>>,
     /// Ids from here on carry no token (a padded vocabulary): neither side gives them anything, and their
     /// gradient is 0. None where every id of the head is a token.
     pub n_ids: Option<usize>,
@@ -82,14 +85,21 @@ impl HeadTargets<'_> {
             return Err(DivergenceError::TwoTeachers);
         }
         let mut teacher = dense.map_or(vocab, |dense| dense.head.n_out());
+        let mut widest = teacher;
+        if let Some(mixture) = self.mixture.filter(|_| dense.is_some()) {
+            if self.foreign.is_some() {
+                return Err(DivergenceError::SeveralTeachers);
+            }
+            (teacher, widest) = mixture.vocabularies(teacher);
+        }
         if let Some(ForeignVocabulary { matched, .. }) = self.foreign.filter(|_| dense.is_some()) {
             let n_ids = self.n_ids.unwrap_or(vocab);
             if matched.n_student() != n_ids || matched.n_teacher() > teacher {
                 return Err(DivergenceError::Vocabularies { student: vocab, teacher, n_ids: Some(n_ids) });
             }
-            teacher = vocab;
+            (teacher, widest) = (vocab, vocab);
         }
-        let n_ids = self.n_ids.unwrap_or(vocab.max(teacher));
+        let n_ids = self.n_ids.unwrap_or(vocab.max(widest));
         if n_ids == 0 || n_ids > vocab.min(teacher) {
             return Err(DivergenceError::Vocabularies { student: vocab, teacher, n_ids: self.n_ids });
         }

@@ -20,6 +20,7 @@ mod kv_cache;
 mod lora;
 mod math;
 mod memory;
+mod mixture;
 mod packed;
 mod panels;
 mod peak;
@@ -39,6 +40,7 @@ pub use divergence::{Divergence, DivergenceError, HeadTerms, SparseRow, TeacherR
 pub use head::{DenseTargets, ForeignVocabulary, HeadLosses, HeadTargets, SparseTargets, TailMode};
 pub use kv_cache::KvCache;
 pub use lora::{Columns, Dropout};
+pub use mixture::{MIXED_MAX, Mixture};
 pub use packed::{PackedWeight, StoredRows};
 pub use reference::AdamWStep;
 pub use soften::{SUM_BLOCK, Softened, first_maximum, log_sum_exp, soften, weigh};

@@ -424,3 +424,15 @@ pub fn two_vocabularies(
     let gradient = q.iter().zip(&slope).map(|(q, g)| temperature * q * (g - mean)).collect();
     (loss * temperature * temperature, gradient)
 }
+
+/// log Σ wᵢ·softmax(tᵢ) of several teachers' logits and weights in f64, the weights divided by their sum.
+pub fn mixed_log_probs(teachers: &[(&[f64], f64)]) -> Vec<f64> {
+    let total: f64 = teachers.iter().map(|(_, weight)| weight).sum();
+    let mut p = vec![0.0; teachers[0].0.len()];
+    for (t, weight) in teachers {
+        let top = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        let sum: f64 = t.iter().map(|v| (v - top).exp()).sum();
+        p.iter_mut().zip(*t).for_each(|(p, v)| *p += weight / total * (v - top).exp() / sum);
+    }
+    p.into_iter().map(f64::ln).collect()
+}

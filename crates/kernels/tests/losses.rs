@@ -240,8 +240,8 @@ fn dense_kl_is_zero_on_itself_and_equals_the_plain_sum() {
     let packed = dev.pack(&dev.upload(&batch.w), VOCAB, WIDTH);
     let other = dev.pack(&dev.upload(&numbers(9, VOCAB * WIDTH)), VOCAB, WIDTH);
     let (t, s) = (Weight::from(&packed), Weight::from(&other));
-    assert!(dev.dense_forward_kl((&hidden, t), (&hidden, t), 40).iter().all(|kl| kl.abs() < 1e-6));
-    let kl = dev.dense_forward_kl((&hidden, t), (&hidden, s), 40);
+    assert!(dev.dense_forward_kl((&hidden, t), None, (&hidden, t), 40).iter().all(|kl| kl.abs() < 1e-6));
+    let kl = dev.dense_forward_kl((&hidden, t), None, (&hidden, s), 40);
     let logits = |w| {
         let rows = std::sync::Mutex::new(vec![vec![]; 40]);
         dev.for_each_logits_row(&hidden, w, 40, &|r, z| rows.lock().expect("rows")[r] = z.to_vec());

@@ -9,8 +9,8 @@ use std::alloc::System;
 use common::numbers;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use stillroom_kernels::{
-    DenseTargets, Device, Divergence, HeadLosses, HeadTargets, HeadTerms, SparseTargets, TailMode, Term,
-    Weight,
+    DenseTargets, Device, Divergence, HeadLosses, HeadTargets, HeadTerms, Mixture, SparseTargets, TailMode,
+    Term, Weight,
 };
 
 #[global_allocator]
@@ -35,6 +35,8 @@ fn the_head_takes_no_new_memory() {
     };
     let none = HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() };
     let mut all_targets = vec![HeadTargets { dense: Some(dense), ..none }];
+    let mixture = Some(Mixture::new(1.0, [(dense, 2.0)]));
+    all_targets.push(HeadTargets { dense: Some(dense), mixture, ..none });
     let tails = [TailMode::Drop, TailMode::Bucket, TailMode::Uniform];
     all_targets.extend(tails.map(|tail| HeadTargets { sparse: Some(sparse(tail)), ..none }));
     let term = |divergence| Term { divergence, weight: 0.5, temperature: 2.0 };

@@ -116,6 +116,7 @@ impl Decoder {
                 let s = student.hidden_rows(&chunk.batch, &chunk.rows);
                 let rows = teacher.device.dense_forward_kl(
                     (&*t, teacher.product(teacher.layout.head_or_embedding())),
+                    None,
                     (&*s, student.product(student.layout.head_or_embedding())),
                     chunk.rows.len(),
                 );
