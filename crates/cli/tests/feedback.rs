@@ -156,6 +156,57 @@ fn the_best_grade_is_what_a_student_learns_from() {
 }
 
 #[test]
+fn revisions_are_preferred_or_learned_in_the_place_of_what_they_revise() {
+    let shop = shop();
+    let recipe = std::fs::read_to_string(shop.path("graded.toml")).expect("a recipe");
+    let recipe = recipe
+        .replace("form = \"grade\"", "form = \"revision\"\nrubric = \"Check the arithmetic.\"")
+        .replace("best = 5\n", "")
+        .replace("samples_per_prompt = 4", "samples_per_prompt = 2");
+    let learned = recipe.replace("select = \"best_of_n\"", "select = \"revised\"");
+    std::fs::write(shop.path("revised.toml"), &learned).expect("a recipe is written");
+    let args = ["curate", "revised.toml", "--output", "out", "--quiet"];
+    shop.kill_at(&args, "out", "\"stage\":\"critiques\"", 1);
+    shop.succeed(&args);
+    shop.succeed(&["curate", "revised.toml", "--output", "straight", "--quiet"]);
+    let curated = |run: &str| shop.bytes(&format!("{run}/corpus/curated/train.parquet"));
+    assert!(curated("out") == curated("straight"), "killed or not");
+    let read = |file: &str| stillroom_formats::parquet_rows::read_traces(shop.bytes(file)).expect("traces");
+    let critiques = read("out/corpus/critiques/part-000001.parquet");
+    let revisions = read("out/corpus/revisions/part-000001.parquet");
+    assert!(critiques[0].messages[0].content.starts_with("Check the arithmetic.\n\nQuestion:\n"));
+    let turns = &revisions[0].messages;
+    assert_eq!((turns.len(), &turns[..1]), (3, &critiques[0].messages[..]));
+    assert_eq!(turns[1].content, critiques[0].content);
+    for trace in read("out/corpus/curated/train.parquet") {
+        let of = |other: &&stillroom_core::Trace| (&other.id, other.sample) == (&trace.id, trace.sample);
+        let revision = revisions.iter().find(of).expect("it was revised");
+        assert_eq!((&trace.content, trace.messages.len()), (&revision.content, 1), "to its own prompt");
+    }
+    let facts = shop.json("out/corpus/feedback/summary.json")["revision"].clone();
+    let (revised, right) = (facts["revised"].as_u64().expect("a count"), &facts["right"]);
+    assert!(
+        revised > 0 && right[0].as_u64() <= Some(revised) && right[1].as_u64() <= Some(revised),
+        "{facts}"
+    );
+
+    let preferred = recipe.replace("select = \"best_of_n\"\n", "")
+        + "controls = []\n[train]\nloss_functions = [{ function = \"dpo\" }]\n";
+    std::fs::write(shop.path("preferred-revision.toml"), preferred).expect("a recipe is written");
+    shop.succeed(&["curate", "preferred-revision.toml", "--output", "out", "--quiet"]);
+    let pairs = lines(&shop, "out/corpus/feedback/pairs.jsonl");
+    assert!(!pairs.is_empty());
+    for pair in &pairs {
+        assert_eq!(pair["chosen_sample"], pair["rejected_sample"]);
+        assert_ne!(pair["chosen"], pair["rejected"]);
+    }
+    let grade = refused(&shop, &["curate", "revised.toml", "--set", "feedback.margin=1"]);
+    assert!(grade.contains("a revision has no grade"), "{grade}");
+    let best = refused(&shop, &["curate", "revised.toml", "--set", "curate.select=best_of_n"]);
+    assert!(best.contains("revisions for `revised`"), "{best}");
+}
+
+#[test]
 fn the_answer_of_most_is_what_a_student_learns_from() {
     let shop = shop();
     let text = std::fs::read_to_string(shop.path("graded.toml")).expect("a recipe");

@@ -27,6 +27,8 @@ pub enum Step {
     Majority,
     /// Another trace of the prompt has a better grade; see [`best_of_n`](crate::selection::best_of_n).
     BestOfN,
+    /// It has no revision with an end; see [`revised`](crate::selection::revised).
+    Revised,
 }
 
 impl Step {
@@ -39,6 +41,7 @@ impl Step {
             Step::Duplicate => "duplicate",
             Step::Majority => "majority",
             Step::BestOfN => "best_of_n",
+            Step::Revised => "revised",
         }
     }
 }

@@ -71,6 +71,18 @@ pub fn best_of_n(traces: Vec<Trace>, grades: &HashMap<(String, u32), f64>) -> (V
     })
 }
 
+/// Puts in the place of each trace its revision, as a reply to the trace's own prompt. A trace without one is dropped.
+pub fn revised(traces: Vec<Trace>, revisions: &HashMap<(String, u32), Trace>) -> (Vec<Trace>, Vec<Dropped>) {
+    let of = |trace: &Trace| revisions.get(&(trace.id.clone(), trace.sample));
+    let found = |_: usize, trace: &Trace| of(trace).map(drop).ok_or("no revision".to_owned());
+    let (kept, dropped) = part(traces, Step::Revised, found);
+    let replaced = kept.into_iter().map(|trace| match of(&trace) {
+        Some(revision) => Trace { messages: trace.messages, ..revision.clone() },
+        None => unreachable!("it was kept for its revision"),
+    });
+    (replaced.collect(), dropped)
+}
+
 /// Traces that `keeps` says `Ok` of, and the others with their reason.
 fn part(
     traces: Vec<Trace>,
@@ -131,6 +143,16 @@ mod tests {
         let none = "no answer to vote with";
         assert_eq!(reasons, ["answered 7, most answered 18", none, none, tie, tie]);
         assert!(dropped.iter().all(|drop| drop.step == Step::Majority));
+    }
+
+    #[test]
+    fn a_revision_stands_in_its_traces_place() {
+        let question = vec![stillroom_core::Message::new(stillroom_core::Role::User, "q")];
+        let first = Trace { messages: question.clone(), ..trace("a", 0, "x") };
+        let revisions = [(("a".to_owned(), 0), trace("a", 0, "better"))].into();
+        let (kept, dropped) = revised(vec![first, trace("a", 1, "y")], &revisions);
+        assert_eq!((kept[0].content.as_str(), &kept[0].messages), ("better", &question));
+        assert_eq!((dropped.len(), dropped[0].sample, dropped[0].step), (1, 1, Step::Revised));
     }
 
     #[test]

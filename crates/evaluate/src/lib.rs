@@ -35,7 +35,8 @@ pub use measurement::{
 pub use own_text::{OwnText, OwnTextScore, check_own_texts, own_texts};
 pub use report::{
     Agreement, CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, FeedbackFacts, LicenceDecision,
-    LicenceRule, Pair, REPORT_BYTES_MAX, REPORT_VERSION, Report, Sample, SampleReply, StageTime,
+    LicenceRule, Pair, REPORT_BYTES_MAX, REPORT_VERSION, Report, RevisionFacts, Sample, SampleReply,
+    StageTime,
 };
 pub use score::{ModelScore, TrainingFacts};
 pub use words::{Statement, Verdict};

@@ -230,7 +230,9 @@ pub struct FeedbackFacts {
     /// Replies judged; those that were cut off or empty are not.
     pub judged: u64,
     pub prompts: u64,
-    pub mean_grade: f64,
+    /// Where replies are graded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_grade: Option<f64>,
     /// To learn from.
     pub pairs: u64,
     pub validation_pairs: u64,
@@ -240,6 +242,21 @@ pub struct FeedbackFacts {
     /// Beside the task's verifier, where there is one and a model judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
+    /// Where replies are revised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionFacts>,
+}
+
+/// Revisions by the teacher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RevisionFacts {
+    /// Replies with a revision that has an end.
+    pub revised: u64,
+    /// Of these, revisions that say the same.
+    pub unchanged: u64,
+    /// Of these, right ones to the task's verifier: replies before, and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<[u64; 2]>,
 }
 
 /// Of two replies to one prompt, one right and one wrong to the verifier: how often the judge prefers the right one;

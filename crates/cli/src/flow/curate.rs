@@ -39,7 +39,7 @@ impl Flow {
         let settings = json!([1, self.recipe.curate, self.recipe.prompts.verifier]);
         let outputs = ["corpus/curated", SUMMARY, "corpus/dropped.jsonl"];
         let mut after = vec![data::STAGE, teach::STAGE];
-        if self.recipe.curate.select == Select::BestOfN {
+        if matches!(self.recipe.curate.select, Select::BestOfN | Select::Revised) {
             after.push(feedback::STAGE);
         }
         self.stage(STAGE, &settings, &after, &outputs, Flow::choose_traces)
@@ -53,7 +53,7 @@ impl Flow {
         let filters = &self.recipe.curate.filters;
         let traces = self.traces()?;
         let seen = traces.len() as u64;
-        let (traces, mut dropped) = self.voted(traces);
+        let (traces, mut dropped) = self.voted_or_revised(traces)?;
         let curated = curation::curate(traces, prompts, verifier.as_deref(), filters)?;
         dropped.extend(curated.dropped);
         let (kept, worse) = self.best(curated.kept)?;
@@ -83,19 +83,21 @@ impl Flow {
         self.write_json(SUMMARY, &summary)
     }
 
-    /// Those with the answer of most, where that is asked for; votes come before anything else is dropped.
-    fn voted(&self, traces: Vec<Trace>) -> (Vec<Trace>, Vec<Dropped>) {
-        match self.verifier().filter(|_| self.recipe.curate.select == Select::Majority) {
-            Some(verifier) => selection::majority(traces, verifier.as_ref()),
-            None => (traces, Vec::new()),
-        }
+    /// Those with the answer of most, or the revision of each, where that is asked for; it comes before anything else is
+    /// dropped.
+    fn voted_or_revised(&self, traces: Vec<Trace>) -> Result<(Vec<Trace>, Vec<Dropped>)> {
+        Ok(match (self.recipe.curate.select, self.verifier()) {
+            (Select::Majority, Some(verifier)) => selection::majority(traces, verifier.as_ref()),
+            (Select::Revised, _) => selection::revised(traces, &self.revisions()?),
+            _ => (traces, Vec::new()),
+        })
     }
 
     /// The best of each prompt's, where that is asked for; of those that may be learned at all.
     fn best(&self, traces: Vec<Trace>) -> Result<(Vec<Trace>, Vec<Dropped>)> {
         match self.recipe.curate.select {
             Select::BestOfN => Ok(selection::best_of_n(traces, &self.grades()?)),
-            Select::All | Select::Majority => Ok((traces, Vec::new())),
+            Select::All | Select::Majority | Select::Revised => Ok((traces, Vec::new())),
         }
     }
 

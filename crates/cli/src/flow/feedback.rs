@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{FinishReason, Message, Prompt, Role, Trace};
 use stillroom_corpus::{Split, Verifier};
-use stillroom_evaluate::{Agreement, FeedbackFacts};
+use stillroom_evaluate::{Agreement, FeedbackFacts, RevisionFacts};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::teach::{self, Writer};
-use crate::flow::{Flow, data, digest_of};
+use crate::flow::{Flow, data, digest_of, revisions};
 use crate::models::Model;
 use crate::recipe::{Candidates, Feedback, Judge};
 
@@ -60,11 +60,24 @@ impl Flow {
             }
         };
         let judge = match feedback.judge {
-            Judge::Verified => json!(self.recipe.prompts.verifier),
+            Judge::Verified | Judge::Revision { .. } => json!(self.recipe.prompts.verifier),
             _ => json!(self.teacher_digest()?),
         };
+        let mut after = vec![data::STAGE, from];
+        if let Judge::Revision { rubric } = &feedback.judge {
+            self.revise(rubric, &feedback.candidates, from)?;
+            after.push(revisions::STAGE);
+        }
         let settings = json!([1, feedback, judge]);
-        self.stage(STAGE, &settings, &[data::STAGE, from], &["corpus/feedback"], |flow| flow.judge(&feedback))
+        self.stage(STAGE, &settings, &after, &["corpus/feedback"], |flow| flow.judge(&feedback))
+    }
+
+    /// What is judged.
+    pub(crate) fn candidates(&self, candidates: &Candidates) -> Result<Vec<Trace>> {
+        match candidates {
+            Candidates::Teacher => self.traces(),
+            Candidates::Student { .. } => self.traces_in(CANDIDATES),
+        }
     }
 
     /// The student, before it is trained, answers every prompt.
@@ -79,7 +92,6 @@ impl Flow {
             folder: CANDIDATES,
             stage: CANDIDATES_STAGE,
             name: "student".to_owned(),
-            samples_per_prompt,
             max_tokens,
             temperature,
             top_p,
@@ -89,8 +101,8 @@ impl Flow {
         let after: Vec<&str> = [data::STAGE].into_iter().chain(self.start_stage()).collect();
         self.stage(CANDIDATES_STAGE, &settings, &after, &[CANDIDATES], |flow| {
             let mut start = None;
-            let made_from = digest_of(&settings);
-            flow.write_parts(&writer, made_from, |flow| {
+            let (made_from, parts) = (digest_of(&settings), flow.asked_of_all(samples_per_prompt)?);
+            flow.write_parts(&writer, parts, made_from, |flow| {
                 Ok(Rc::clone(match &mut start {
                     Some(model) => model,
                     none => none.insert(Rc::new(flow.start()?)),
@@ -101,10 +113,7 @@ impl Flow {
     }
 
     fn judge(&mut self, feedback: &Feedback) -> Result<()> {
-        let candidates = match feedback.candidates {
-            Candidates::Teacher => self.traces()?,
-            Candidates::Student { .. } => self.traces_in(CANDIDATES)?,
-        };
+        let candidates = self.candidates(&feedback.candidates)?;
         let mut by_prompt: HashMap<&str, Vec<&Trace>> = HashMap::new();
         for trace in candidates.iter().filter(|trace| may_be_judged(trace)) {
             by_prompt.entry(&trace.id).or_default().push(trace);
@@ -115,29 +124,44 @@ impl Flow {
             .iter()
             .filter_map(|prompt| Some(Judged { prompt, replies: by_prompt.remove(prompt.id.as_str())? }))
             .collect();
-        let mut bench = Bench::new(&feedback.judge, self)?;
+        let Verdicts { grades, pairs, position_bias, revision } = match &feedback.judge {
+            Judge::Revision { .. } => {
+                let (revisions, verifier) = (self.revisions()?, self.verifier());
+                let verifier = verifier.as_deref();
+                let revision = Some(revisions::facts(&judged, &revisions, verifier));
+                let pairs = revisions::pairs(&judged, &revisions, verifier);
+                Verdicts { pairs, revision, ..Verdicts::default() }
+            }
+            judge => self.graded(judge, &judged, feedback.margin)?,
+        };
+        let of_validation: HashSet<&str> = validation.iter().map(|prompt| prompt.id.as_str()).collect();
+        let verifier = self.verifier().filter(|_| !matches!(feedback.judge, Judge::Verified));
+        let summary = FeedbackFacts {
+            judged: judged.iter().map(|judged| judged.replies.len() as u64).sum(),
+            prompts: judged.len() as u64,
+            mean_grade: (!grades.is_empty()).then(|| mean(grades.iter().flatten().copied())),
+            pairs: pairs.iter().filter(|pair| !of_validation.contains(pair.id.as_str())).count() as u64,
+            validation_pairs: pairs.iter().filter(|pair| of_validation.contains(pair.id.as_str())).count()
+                as u64,
+            position_bias,
+            agreement: verifier.and_then(|verifier| agreement(&judged, &grades, verifier.as_ref())),
+            revision,
+        };
+        self.write_lines(GRADES, &rows(&judged, &grades))?;
+        self.write_lines(PAIRS, &pairs)?;
+        self.write_json(SUMMARY, &summary)
+    }
+
+    fn graded(&mut self, judge: &Judge, judged: &[Judged<'_>], margin: f64) -> Result<Verdicts> {
+        let mut bench = Bench::new(judge, self)?;
         let mut grades = Vec::new();
         for (done, group) in judged.chunks(PROMPTS_AT_ONCE).enumerate() {
             grades.extend(bench.grade(group)?);
             let n = (done + 1) * PROMPTS_AT_ONCE;
             self.progress.update(&format!("feedback: {} of {} prompts", n.min(judged.len()), judged.len()));
         }
-        let pairs = pairs(&judged, &grades, feedback.margin);
-        let of_validation: HashSet<&str> = validation.iter().map(|prompt| prompt.id.as_str()).collect();
-        let verifier = self.verifier().filter(|_| !matches!(feedback.judge, Judge::Verified));
-        let summary = FeedbackFacts {
-            judged: grades.iter().map(|of_prompt| of_prompt.len() as u64).sum(),
-            prompts: judged.len() as u64,
-            mean_grade: mean(grades.iter().flatten().copied()),
-            pairs: pairs.iter().filter(|pair| !of_validation.contains(pair.id.as_str())).count() as u64,
-            validation_pairs: pairs.iter().filter(|pair| of_validation.contains(pair.id.as_str())).count()
-                as u64,
-            position_bias: bench.position_bias(),
-            agreement: verifier.and_then(|verifier| agreement(&judged, &grades, verifier.as_ref())),
-        };
-        self.write_lines(GRADES, &rows(&judged, &grades))?;
-        self.write_lines(PAIRS, &pairs)?;
-        self.write_json(SUMMARY, &summary)
+        let (pairs, position_bias) = (pairs(judged, &grades, margin), bench.position_bias());
+        Ok(Verdicts { grades, pairs, position_bias, revision: None })
     }
 
     pub(crate) fn feedback_facts(&self) -> Result<Option<FeedbackFacts>> {
@@ -167,13 +191,23 @@ impl Flow {
 }
 
 /// A prompt and its replies.
-struct Judged<'t> {
-    prompt: &'t Prompt,
-    replies: Vec<&'t Trace>,
+pub(crate) struct Judged<'t> {
+    pub(crate) prompt: &'t Prompt,
+    pub(crate) replies: Vec<&'t Trace>,
+}
+
+/// What came of judging.
+#[derive(Default)]
+struct Verdicts {
+    /// Of each reply, prompt by prompt; none where replies are revised.
+    grades: Vec<Vec<f64>>,
+    pairs: Vec<Pair>,
+    position_bias: Option<f64>,
+    revision: Option<RevisionFacts>,
 }
 
 /// A reply that was cut off has no end to be learned, and none to be judged.
-fn may_be_judged(trace: &Trace) -> bool {
+pub(crate) fn may_be_judged(trace: &Trace) -> bool {
     trace.finish_reason == FinishReason::Stop && !trace.content.trim().is_empty()
 }
 
@@ -195,6 +229,7 @@ impl<'r> Bench<'r> {
             Judge::Preference { rubric } => {
                 Bench::Preferences { model: flow.teacher()?, rubric, first: Vec::new() }
             }
+            Judge::Revision { .. } => unreachable!("a revision has no grade"),
         })
     }
 
@@ -305,9 +340,13 @@ fn choose(model: &Model, asked: impl Iterator<Item = String>, verdicts: &[String
     Ok(model.decoder.choose(&prompts, &choices))
 }
 
-/// The conversation as the judge reads it.
 fn question(prompt: &Prompt) -> String {
-    match &prompt.messages[..] {
+    asked_as(&prompt.messages)
+}
+
+/// The conversation as the judge reads it.
+pub(crate) fn asked_as(messages: &[Message]) -> String {
+    match messages {
         [only] => only.content.clone(),
         several => {
             let turn = |message: &Message| format!("{:?}: {}", message.role, message.content).to_lowercase();
@@ -317,7 +356,7 @@ fn question(prompt: &Prompt) -> String {
 }
 
 /// A reply as the judge reads it, reasoning first.
-fn answer(trace: &Trace) -> String {
+pub(crate) fn answer(trace: &Trace) -> String {
     match &trace.reasoning_content {
         Some(reasoning) => format!("{reasoning}\n\n{}", trace.content),
         None => trace.content.clone(),

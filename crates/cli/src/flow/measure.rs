@@ -231,7 +231,7 @@ impl Flow {
         measurement.generation = Measured::Value(Throughput { tokens, seconds });
         let replies = written.iter().zip(prompts).zip(&requests);
         let traces = replies.map(|((generation, prompt), request)| {
-            trace_of(model, &measurement.model, prompt, request, generation)
+            trace_of(model, &measurement.model, (&prompt.id, &prompt.messages), request, generation)
         });
         Ok(traces.collect())
     }

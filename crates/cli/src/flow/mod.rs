@@ -24,6 +24,7 @@ mod own_text;
 mod prune;
 mod release;
 mod report;
+mod revisions;
 mod teach;
 pub(crate) mod train;
 pub(crate) mod trial;

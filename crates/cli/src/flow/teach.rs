@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use serde_json::json;
-use stillroom_core::{Digest, FinishReason, Prompt, Trace};
+use stillroom_core::{Digest, FinishReason, Message, Prompt, Trace};
 use stillroom_corpus::Split;
 use stillroom_formats::parquet_rows;
 use stillroom_model::{Generation, GenerationRequest, SamplingParams};
@@ -41,19 +41,9 @@ impl Flow {
     }
 
     fn write_traces(&mut self, made_from: Digest) -> Result<()> {
-        let teacher = self.recipe.teacher.clone().expect("only a recipe with a teacher teaches");
-        let writer = Writer {
-            folder: FOLDER,
-            stage: STAGE,
-            name: teacher.model,
-            samples_per_prompt: teacher.samples_per_prompt,
-            max_tokens: teacher.max_tokens,
-            temperature: teacher.temperature,
-            top_p: teacher.top_p,
-            seed: teacher.seed,
-            max_in_flight: teacher.max_in_flight,
-        };
-        let totals = self.write_parts(&writer, made_from, Flow::teacher)?;
+        let samples = self.recipe.teacher.as_ref().map_or(1, |teacher| teacher.samples_per_prompt);
+        let (writer, parts) = (self.teacher_writer(FOLDER, STAGE), self.asked_of_all(samples)?);
+        let totals = self.write_parts(&writer, parts, made_from, Flow::teacher)?;
         self.write_json(
             "teach.json",
             &json!({
@@ -68,36 +58,56 @@ impl Flow {
         )
     }
 
-    /// Lets a model write for every prompt of training and validation, in durable parts; those that are there already
-    /// are kept, and where all are, the model is never loaded.
+    /// How the teacher writes.
+    pub(crate) fn teacher_writer(&self, folder: &'static str, stage: &'static str) -> Writer {
+        let teacher = self.recipe.teacher.clone().expect("only a recipe with a teacher lets it write");
+        Writer {
+            folder,
+            stage,
+            name: teacher.model,
+            max_tokens: teacher.max_tokens,
+            temperature: teacher.temperature,
+            top_p: teacher.top_p,
+            seed: teacher.seed,
+            max_in_flight: teacher.max_in_flight,
+        }
+    }
+
+    /// Every prompt of training and validation, `samples` times, in parts.
+    pub(crate) fn asked_of_all(&self, samples: u32) -> Result<Vec<Vec<Asked>>> {
+        // Validation first: its parts stay where they are when the number of examples grows.
+        let prompts = [self.prompts_of(Split::Validation)?, self.prompts_of(Split::Train)?];
+        let asked = |prompt: &Prompt| {
+            let (id, messages, key) = (prompt.id.clone(), prompt.messages.clone(), key_of(&prompt.id));
+            (0..samples).map(move |sample| Asked { id: id.clone(), sample, key, messages: messages.clone() })
+        };
+        let part = |prompts: &[Prompt]| prompts.iter().flat_map(asked).collect();
+        Ok(prompts.iter().flat_map(|prompts| prompts.chunks(PROMPTS_PER_PART)).map(part).collect())
+    }
+
+    /// Lets a model write, in durable parts; those that are there already are kept, and where all are, the model is never
+    /// loaded.
     pub(crate) fn write_parts(
         &mut self,
         writer: &Writer,
+        parts: Vec<Vec<Asked>>,
         made_from: Digest,
         mut model: impl FnMut(&mut Flow) -> Result<Rc<Model>>,
     ) -> Result<Totals> {
-        // Validation first: its parts stay where they are when the number of examples grows.
-        let parts: Vec<Vec<Prompt>> = [Split::Validation, Split::Train]
-            .into_iter()
-            .map(|split| self.prompts_of(split))
-            .collect::<Result<Vec<_>>>()?
-            .iter()
-            .flat_map(|prompts| prompts.chunks(PROMPTS_PER_PART).map(<[Prompt]>::to_vec))
-            .collect();
         let mut store = PartStore::open(&self.run.dir(writer.folder)?, "parquet", made_from)?;
         let mut totals = Totals::default();
-        for (number, prompts) in parts.iter().enumerate() {
+        for (number, asked) in parts.iter().enumerate() {
             let number = number as u32;
             let kept = if store.contains(number) {
                 let traces = parquet_rows::read_traces(store.read(number)?)?;
-                belongs(&traces, prompts).then_some(traces)
+                belongs(&traces, asked).then_some(traces)
             } else {
                 None
             };
             let traces = match kept {
                 Some(traces) => traces,
                 None => {
-                    let traces = writer.ask(&*model(self)?, prompts)?;
+                    let traces = writer.ask(&*model(self)?, asked)?;
                     let mut bytes = Vec::new();
                     parquet_rows::write_traces(&mut bytes, &traces)?;
                     store.put(number, &bytes)?;
@@ -145,7 +155,6 @@ pub(crate) struct Writer {
     pub(crate) stage: &'static str,
     /// Its ID or, for a student, its name.
     pub(crate) name: String,
-    pub(crate) samples_per_prompt: u32,
     pub(crate) max_tokens: usize,
     pub(crate) temperature: f64,
     pub(crate) top_p: f64,
@@ -153,18 +162,24 @@ pub(crate) struct Writer {
     pub(crate) max_in_flight: usize,
 }
 
+/// A conversation that is to be continued.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// Of the prompt.
+    pub(crate) id: String,
+    pub(crate) sample: u32,
+    /// Names it in the random numbers, together with `sample`.
+    pub(crate) key: u64,
+    pub(crate) messages: Vec<Message>,
+}
+
 impl Writer {
-    fn ask(&self, model: &Model, prompts: &[Prompt]) -> Result<Vec<Trace>> {
-        let mut requests = Vec::new();
-        for prompt in prompts {
-            let prompt_ids = model.tokenizer.encode_chat(&prompt.messages, true)?;
-            let key = key_of(&prompt.id);
-            requests.extend((0..self.samples_per_prompt).map(|sample| GenerationRequest {
-                prompt_ids: prompt_ids.clone(),
-                key,
-                sample,
-            }));
-        }
+    fn ask(&self, model: &Model, asked: &[Asked]) -> Result<Vec<Trace>> {
+        let request = |asked: &Asked| -> Result<GenerationRequest> {
+            let prompt_ids = model.tokenizer.encode_chat(&asked.messages, true)?;
+            Ok(GenerationRequest { prompt_ids, key: asked.key, sample: asked.sample })
+        };
+        let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
         let sampling = SamplingParams {
             max_tokens: self.max_tokens,
             temperature: self.temperature as f32,
@@ -173,9 +188,8 @@ impl Writer {
             stop_token_ids: model.decoder.config().eos_token_ids.clone(),
         };
         let written = generate_all(model, &requests, &sampling, self.max_in_flight, &mut |_| {})?;
-        let samples = self.samples_per_prompt as usize;
-        let traces = written.iter().zip(&requests).enumerate().map(|(i, (generation, request))| {
-            trace_of(model, &self.name, &prompts[i / samples], request, generation)
+        let traces = written.iter().zip(&requests).zip(asked).map(|((generation, request), asked)| {
+            trace_of(model, &self.name, (&asked.id, &asked.messages), request, generation)
         });
         Ok(traces.collect())
     }
@@ -202,14 +216,12 @@ impl Totals {
     }
 }
 
-/// Whether a part that was found answers these prompts.
-fn belongs(traces: &[Trace], prompts: &[Prompt]) -> bool {
-    let samples = traces.len() / prompts.len().max(1);
-    samples * prompts.len() == traces.len()
-        && traces
-            .iter()
-            .zip(prompts.iter().flat_map(|p| std::iter::repeat_n(p, samples)))
-            .all(|(trace, prompt)| trace.id == prompt.id && trace.messages == prompt.messages)
+/// Whether a part that was found continues these conversations.
+fn belongs(traces: &[Trace], asked: &[Asked]) -> bool {
+    let same = |(trace, asked): (&Trace, &Asked)| {
+        trace.id == asked.id && trace.sample == asked.sample && trace.messages == asked.messages
+    };
+    traces.len() == asked.len() && traces.iter().zip(asked).all(same)
 }
 
 /// All continuations, in the order of the requests; `on_done` hears how many there are so far.
@@ -237,19 +249,19 @@ pub(crate) fn key_of(id: &str) -> u64 {
     u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes"))
 }
 
-/// What a model of this machine wrote for a prompt; `writer` is its ID or, for a student, its name.
+/// What a model of this machine wrote for the prompt of this id; `writer` is its ID or, for a student, its name.
 pub(crate) fn trace_of(
     model: &Model,
     writer: &str,
-    prompt: &Prompt,
+    (id, messages): (&str, &[Message]),
     request: &GenerationRequest,
     generation: &Generation,
 ) -> Trace {
     let (reasoning_content, content) = parse_reply(&model.tokenizer.decode_text(&generation.token_ids));
     Trace {
-        id: prompt.id.clone(),
+        id: id.to_owned(),
         sample: request.sample,
-        messages: prompt.messages.clone(),
+        messages: messages.to_vec(),
         reasoning_content,
         content,
         finish_reason: generation.finish_reason,

@@ -32,6 +32,8 @@ pub(crate) enum Judge {
     /// The teacher compares each two replies, in both orders; a reply's grade is the mean probability that it is
     /// preferred.
     Preference { rubric: String },
+    /// The teacher says what is wrong with a reply and revises it; the revision is preferred.
+    Revision { rubric: String },
 }
 
 /// Whose replies are judged.
@@ -49,6 +51,7 @@ enum Form {
     Verified,
     Grade,
     Preference,
+    Revision,
 }
 
 fn key(name: &'static str) -> [&'static str; 2] {
@@ -62,13 +65,23 @@ pub(super) fn feedback(
     prompts: &Prompts,
     seed: u64,
 ) -> Result<Feedback> {
-    let forms = [("verified", Form::Verified), ("grade", Form::Grade), ("preference", Form::Preference)];
-    let fix = "write `form = \"verified\"`, `\"grade\"` or `\"preference\"`";
+    let forms = [
+        ("verified", Form::Verified),
+        ("grade", Form::Grade),
+        ("preference", Form::Preference),
+        ("revision", Form::Revision),
+    ];
+    let fix = "write `form = \"verified\"`, `\"grade\"`, `\"preference\"` or `\"revision\"`";
     let form = at.choose(&key("form"), &at.need(&key("form"), raw.form.clone(), fix)?, &forms)?;
-    let candidates = candidates(at, &raw, teacher, seed)?;
+    // A revision is a pair already.
+    let samples = if matches!(form, Form::Revision) { 1 } else { 4 };
+    let candidates = candidates(at, &raw, teacher, samples, seed)?;
     let judge = judge(at, &raw, form, teacher, prompts)?;
+    if let (Judge::Revision { .. }, Some(_)) = (&judge, raw.margin) {
+        return Err(at.bad(&key("margin"), "a revision has no grade to differ by").fix("remove it"));
+    }
     let (usual, most) = match &judge {
-        Judge::Verified => (0.5, 1.0),
+        Judge::Verified | Judge::Revision { .. } => (0.5, 1.0),
         Judge::Grade { best, .. } => (1.0, f64::from(*best)),
         Judge::Preference { .. } => (0.1, 1.0),
     };
@@ -85,6 +98,7 @@ pub(super) fn check_use(
     prompts: &Prompts,
 ) -> Result<()> {
     let graded = curate.select == Select::BestOfN;
+    let revised = curate.select == Select::Revised;
     if curate.select == Select::Majority && prompts.verifier.is_none() {
         return Err(at
             .bad(&["curate", "select"], "votes are of answers, which only a verifier finds in a reply")
@@ -101,20 +115,33 @@ pub(super) fn check_use(
                 .bad(&["curate", "select"], "the best of n is the one with the best grade")
                 .fix(add));
         }
+        if revised {
+            return Err(at
+                .bad(&["curate", "select"], "nobody revises the traces")
+                .fix("add a table `[feedback]` with `form = \"revision\"` and `from = \"teacher\"`"));
+        }
         return Ok(());
     };
+    let revises = matches!(feedback.judge, Judge::Revision { .. });
+    if revised && !revises || graded && revises {
+        return Err(at
+            .bad(&["curate", "select"], "grades are for `best_of_n`, revisions for `revised`")
+            .fix("change `curate.select` or `feedback.form`"));
+    }
     if matches!(prompts.source, PromptSource::Text { .. }) {
         return Err(at.bad(&["feedback"], "texts that are learned as they stand have no replies to judge"));
     }
-    if graded && feedback.candidates != Candidates::Teacher {
+    if (graded || revised) && feedback.candidates != Candidates::Teacher {
         return Err(at
-            .bad(&key("from"), "the best of n is chosen among the teacher's traces")
+            .bad(&key("from"), "what is learned is chosen among the teacher's traces")
             .fix("write `from = \"teacher\"`"));
     }
-    if !graded && !train.learns_preferences() {
+    if !graded && !revised && !train.learns_preferences() {
+        let select = if revises { "revised" } else { "best_of_n" };
+        let what = if revises { "revisions" } else { "grades" };
         return Err(at
-            .bad(&["feedback"], "nothing of this recipe uses the grades")
-            .fix("write `curate.select = \"best_of_n\"`, or train on `{ function = \"dpo\" }`"));
+            .bad(&["feedback"], format!("nothing of this recipe uses the {what}"))
+            .fix(format!("write `curate.select = \"{select}\"`, or train on `{{ function = \"dpo\" }}`")));
     }
     Ok(())
 }
@@ -151,22 +178,23 @@ fn judge(
         let best = at.count(&key("best"), raw.best.unwrap_or(5) as usize, GRADES)? as u32;
         return Ok(Judge::Grade { rubric, best });
     }
-    match raw.best {
-        Some(_) => Err(at.bad(&key("best"), "`best` is for `form = \"grade\"`").fix("remove it")),
-        None => Ok(Judge::Preference { rubric }),
+    if raw.best.is_some() {
+        return Err(at.bad(&key("best"), "`best` is for `form = \"grade\"`").fix("remove it"));
     }
+    Ok(if matches!(form, Form::Revision) { Judge::Revision { rubric } } else { Judge::Preference { rubric } })
 }
 
 fn candidates(
     at: &Checker<'_>,
     raw: &RawFeedback,
     teacher: Option<&Teacher>,
+    samples: u32,
     seed: u64,
 ) -> Result<Candidates> {
     let from = [("teacher", false), ("student", true)];
     let student = at.choose(&key("from"), raw.from.as_deref().unwrap_or("student"), &from)?;
     if student {
-        let samples = raw.samples_per_prompt.unwrap_or(4) as usize;
+        let samples = raw.samples_per_prompt.unwrap_or(samples) as usize;
         return Ok(Candidates::Student {
             samples_per_prompt: at.count(&key("samples_per_prompt"), samples, 1..=4096)? as u32,
             max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(512), 1..=1 << 20)?,

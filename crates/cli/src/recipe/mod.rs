@@ -218,6 +218,8 @@ pub(crate) enum Select {
     Majority,
     /// The one with the best grade of `[feedback]`.
     BestOfN,
+    /// The revision of each.
+    Revised,
 }
 
 impl Select {

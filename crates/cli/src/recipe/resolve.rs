@@ -68,7 +68,12 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
 
 fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
     let key = |name: &'static str| ["curate", name];
-    let known = [("all", Select::All), ("majority", Select::Majority), ("best_of_n", Select::BestOfN)];
+    let known = [
+        ("all", Select::All),
+        ("majority", Select::Majority),
+        ("best_of_n", Select::BestOfN),
+        ("revised", Select::Revised),
+    ];
     let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
     let mixing = raw.max_script_mixing.map(|share| at.number(&key("max_script_mixing"), share, 0.0..=1.0));
     let filters = Filters {

@@ -9,7 +9,8 @@ use super::own_text::own_text;
 use crate::measured::Measured;
 use crate::measurement::{Claim, Comparison, Metric};
 use crate::report::{
-    Agreement, CacheFacts, Contender, FeedbackFacts, LicenceDecision, Pair, Report, Sample, SampleReply,
+    Agreement, CacheFacts, Contender, FeedbackFacts, LicenceDecision, Pair, Report, RevisionFacts, Sample,
+    SampleReply,
 };
 use crate::score::ModelScore;
 use crate::words;
@@ -519,9 +520,18 @@ fn feedback_rows(feedback: Option<&FeedbackFacts>) -> Vec<(String, String)> {
             "Replies, of prompts",
             format!("{}, of {}", words::thousands(feedback.judged), words::thousands(feedback.prompts)),
         ),
-        row("Mean grade", format!("{:.3}", feedback.mean_grade)),
         row("Pairs to learn from", words::thousands(feedback.pairs)),
     ];
+    rows.extend(feedback.mean_grade.map(|grade| row("Mean grade", format!("{grade:.3}"))));
+    if let Some(RevisionFacts { revised, unchanged, right }) = feedback.revision {
+        let said =
+            format!("{}, of them unchanged {}", words::thousands(revised), words::thousands(unchanged));
+        rows.push(row("Revised", said));
+        rows.extend(right.map(|[before, after]| {
+            let said = format!("{} before, {} after", words::thousands(before), words::thousands(after));
+            row("Right to the verifier", said)
+        }));
+    }
     rows.extend(
         feedback
             .position_bias

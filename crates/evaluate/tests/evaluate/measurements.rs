@@ -150,7 +150,10 @@ fn what_models_write_themselves_is_compared_text_by_text_each_counting_alike() {
     let start = [text("a", &[1.0, 3.0]), text("b", &[4.0]), text("c", &[9.0]), text("d", &[2.0])];
     let student = [text("a", &[1.0]), text("b", &[2.0, 4.0]), text("c", &[]), text("d", &[1.0; 40])];
     let drop = LossDrop::of_own_text(&start, &student).unwrap();
-    assert_eq!((drop.of, drop.documents, drop.unit()), (HeldOutLoss::OwnText, 3, "nats per token of own text"));
+    assert_eq!(
+        (drop.of, drop.documents, drop.unit()),
+        (HeldOutLoss::OwnText, 3, "nats per token of own text")
+    );
     // 2 − 1, 4 − 3 and 2 − 1, however long the texts are; the empty one is no text.
     assert_eq!(drop.drop.unwrap().value, 1.0);
     assert!(drop.fell());
