@@ -84,7 +84,7 @@ pub struct ForeignRow<'a> {
 impl ForeignRow<'_> {
     /// Numbers of room that its losses need.
     pub(crate) fn n_room(&self) -> usize {
-        3 * self.matched.n_student() + self.matched.n_teacher()
+        5 * self.matched.n_student() + 2 * self.matched.n_teacher()
     }
 }
 
@@ -137,36 +137,64 @@ fn sorted(
     h: &mut [f32],
     room: &mut [f32],
 ) -> Sums {
-    let n_all = h.len();
-    let (of_student, room) = room.split_at_mut(n_all);
-    let (signs, of_teacher) = room.split_at_mut(n_all);
-    let (n, m) = (fill(of_student, student.clone().map(&q)), fill(of_teacher, teacher.map(p)));
-    let (of_student, of_teacher) = (&mut of_student[..n], &mut of_teacher[..m]);
-    // Bits of positive numbers are ordered as they are.
-    of_student.sort_unstable_by_key(|q| std::cmp::Reverse(q.to_bits()));
-    of_teacher.sort_unstable_by_key(|p| std::cmp::Reverse(p.to_bits()));
+    let (keys, room) = room.split_at_mut(2 * h.len());
+    let (spare, of_teacher) = room.split_at_mut(2 * h.len());
+    let n = fill(keys, student.clone().flat_map(|j| [q(j), f32::from_bits(j)])) / 2;
+    let m = fill(of_teacher, teacher.map(p));
+    let (of_teacher, spare_of_teacher) = of_teacher.split_at_mut(m);
+    let (of_student, _) = keys[..2 * n].as_chunks_mut();
+    sort_descending(of_student, spare[..2 * n].as_chunks_mut().0, |&[q, _]| q);
+    sort_descending(of_teacher, &mut spare_of_teacher[..m], |&p| p);
+    let signs = &mut spare[..n];
     let mut sums = Sums::default();
-    for (rank, sign) in signs[..n].iter_mut().enumerate() {
-        let difference = of_student[rank] - of_teacher.get(rank).copied().unwrap_or(0.0);
+    for (rank, (sign, [q, _])) in signs.iter_mut().zip(&*of_student).enumerate() {
+        let difference = q - of_teacher.get(rank).copied().unwrap_or(0.0);
         sums.loss += f64::from(difference.abs());
+        // That of a number which is none is none.
         *sign = if difference == 0.0 { 0.0 } else { difference.signum() };
     }
     sums.loss += of_teacher.iter().skip(n).map(|&p| f64::from(p)).sum::<f64>();
     let mut start = 0;
-    for equal in of_student.chunk_by(|a, b| a == b) {
-        let ranks = start..start + equal.len();
-        let mean = signs[ranks.clone()].iter().sum::<f32>() / equal.len() as f32;
-        signs[ranks.clone()].fill(mean);
-        sums.total += f64::from(equal[0]) * f64::from(mean) * equal.len() as f64;
-        start = ranks.end;
-    }
-    for j in student {
-        let q = q(j);
-        // A logit that is not a number has no rank; what it makes of the sums is seen there.
-        let rank = of_student.partition_point(|&other| other > q);
-        h[j as usize] += weight * q * signs.get(rank).copied().unwrap_or(f32::NAN);
+    for equal in of_student.chunk_by(|[a, _], [b, _]| a == b) {
+        let mean = signs[start..start + equal.len()].iter().sum::<f32>() / equal.len() as f32;
+        sums.total += f64::from(equal[0][0]) * f64::from(mean) * equal.len() as f64;
+        equal.iter().for_each(|[q, j]| h[j.to_bits() as usize] += weight * q * mean);
+        start += equal.len();
     }
     sums
+}
+
+/// Bits of a number that one pass of [`sort_descending`] looks at.
+const DIGIT_BITS: u32 = 11;
+const DIGITS: usize = 1 << DIGIT_BITS;
+
+/// Sorts by numbers of at least 0 from the greatest down, digit by digit of their bits, which are ordered as the numbers
+/// are; equal ones stay in their order. `spare` is as long.
+fn sort_descending<T: Copy>(values: &mut [T], spare: &mut [T], number: impl Fn(&T) -> f32) {
+    // Below this comparisons are faster than counting digits.
+    if values.len() < DIGITS / 4 {
+        values.sort_by_key(|value| !number(value).to_bits());
+        return;
+    }
+    let digit =
+        |value: &T, pass: u32| (!number(value).to_bits() >> (pass * DIGIT_BITS)) as usize & (DIGITS - 1);
+    let (mut from, mut to) = (&mut *values, &mut *spare);
+    for pass in 0..3 {
+        let mut places = [0u32; DIGITS];
+        from.iter().for_each(|value| places[digit(value, pass)] += 1);
+        let mut next = 0;
+        for place in &mut places {
+            next += std::mem::replace(place, next);
+        }
+        for value in from.iter() {
+            let place = &mut places[digit(value, pass)];
+            to[*place as usize] = *value;
+            *place += 1;
+        }
+        std::mem::swap(&mut from, &mut to);
+    }
+    // Three passes end in `spare`.
+    values.copy_from_slice(spare);
 }
 
 /// Writes what `values` gives and tells how many there were.
@@ -177,6 +205,25 @@ fn fill(room: &mut [f32], values: impl Iterator<Item = f32>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_sort_as_comparisons_do() {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        for n in [0, 1, 3, DIGITS / 4 - 1, DIGITS / 4, 3000, 5000] {
+            // All sizes of numbers, and equal ones.
+            let number = |next: u32| f32::from_bits(next % 0x7f80_0000 >> (next % 3));
+            let mut values: Vec<[f32; 2]> = (0..n).map(|i| [number(next()), i as f32]).collect();
+            let mut expected = values.clone();
+            expected.sort_by(|[a, _], [b, _]| b.total_cmp(a));
+            sort_descending(&mut values, &mut vec![[0.0; 2]; n], |&[value, _]| value);
+            let bits = |values: &[[f32; 2]]| values.iter().map(|v| v.map(f32::to_bits)).collect::<Vec<_>>();
+            assert_eq!(bits(&values), bits(&expected), "{n}");
+        }
+    }
 
     #[test]
     fn ids_are_in_one_pair_or_in_none() {
