@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
@@ -11,6 +12,8 @@ use serde_json::Value as Json;
 use stillroom_core::{Message, Role};
 
 use crate::error::{FormatError, Result};
+
+mod generation;
 
 const SOURCE_BYTES_MAX: usize = 1 << 20;
 /// Steps of one rendering; the engine charges one per instruction and one per 64 bytes made.
@@ -25,6 +28,8 @@ const NAME: &str = "chat";
 pub(crate) struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
+    /// The same with marks around what stands between generation tags, where the template has them.
+    marked: Option<Environment<'static>>,
 }
 
 /// What a template sees.
@@ -33,6 +38,13 @@ pub(crate) struct Rendering<'a> {
     pub(crate) add_generation_prompt: bool,
     pub(crate) bos_token: &'a str,
     pub(crate) eos_token: &'a str,
+}
+
+impl Rendering<'_> {
+    /// What the conversation's first turn offers.
+    fn tools(&self) -> &[Json] {
+        self.messages.first().map_or(&[], |message| &message.tools)
+    }
 }
 
 impl ChatTemplate {
@@ -52,10 +64,16 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
+        generation::define(&mut environment, false);
         // Jinja reads every kind of line end as one.
-        let jinja = without_generation_tags(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let (jinja, has_tags) = generation::as_calls(&source.replace("\r\n", "\n").replace('\r', "\n"));
         environment.add_template_owned(NAME, jinja).map_err(wrong)?;
-        Ok(ChatTemplate { source, environment })
+        let marked = has_tags.then(|| {
+            let mut marked = environment.clone();
+            generation::define(&mut marked, true);
+            marked
+        });
+        Ok(ChatTemplate { source, environment, marked })
     }
 
     pub(crate) fn source(&self) -> &str {
@@ -68,21 +86,47 @@ impl ChatTemplate {
         names.iter().any(|name| self.source.contains(name))
     }
 
-    pub(crate) fn render(&self, input: &Rendering<'_>) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(wrong)?;
-        let turns: Vec<Turn<'_>> = input.messages.iter().map(Turn::new).collect();
-        let context = context! {
-            messages => Value::from(Serde(turns)),
-            add_generation_prompt => input.add_generation_prompt,
-            bos_token => input.bos_token,
-            eos_token => input.eos_token,
-            tools => (),
-            documents => (),
-        };
-        let mut text = Capped(Vec::new());
-        template.render_captured_to(context, &mut text).map_err(wrong)?;
-        String::from_utf8(text.0).map_err(|error| FormatError::ChatTemplate { what: error.to_string() })
+    /// Whether the template has a place for tool calls.
+    fn knows_tools(&self, offered: bool) -> bool {
+        self.source.contains("tool_calls") && (!offered || self.source.contains("tools"))
     }
+
+    /// Whether the template says by `{% generation %}` what the assistant wrote.
+    pub(crate) fn has_generation_tags(&self) -> bool {
+        self.marked.is_some()
+    }
+
+    pub(crate) fn render(&self, input: &Rendering<'_>) -> Result<String> {
+        let offered = !input.tools().is_empty();
+        if input.messages.iter().any(Message::uses_tools) && !self.knows_tools(offered) {
+            return Err(FormatError::NoToolCalls);
+        }
+        render_in(&self.environment, input)
+    }
+
+    /// The text, and the bytes of it that stand between generation tags.
+    pub(crate) fn render_spans(&self, input: &Rendering<'_>) -> Result<(String, Vec<Range<usize>>)> {
+        let plain = self.render(input)?;
+        let Some(marked) = &self.marked else { return Ok((plain, Vec::new())) };
+        let (text, spans) = generation::spans(&render_in(marked, input)?)?;
+        if text == plain { Ok((plain, spans)) } else { Err(generation::torn()) }
+    }
+}
+
+fn render_in(environment: &Environment<'static>, input: &Rendering<'_>) -> Result<String> {
+    let template = environment.get_template(NAME).map_err(wrong)?;
+    let turns: Vec<Turn<'_>> = input.messages.iter().map(Turn::new).collect();
+    let context = context! {
+        messages => Value::from(Serde(turns)),
+        add_generation_prompt => input.add_generation_prompt,
+        bos_token => input.bos_token,
+        eos_token => input.eos_token,
+        tools => if input.tools().is_empty() { Value::from(()) } else { Value::from(Serde(input.tools())) },
+        documents => (),
+    };
+    let mut text = Capped(Vec::new());
+    template.render_captured_to(context, &mut text).map_err(wrong)?;
+    String::from_utf8(text.0).map_err(|error| FormatError::ChatTemplate { what: error.to_string() })
 }
 
 /// A message, with its reasoning under the name that some templates read as well.
@@ -94,6 +138,12 @@ struct Turn<'a> {
     content: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[Json]>::is_empty")]
+    tool_calls: &'a [Json],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_call_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
 }
 
 impl<'a> Turn<'a> {
@@ -104,6 +154,9 @@ impl<'a> Turn<'a> {
             role: message.role,
             content: &message.content,
             reasoning_content: reasoning,
+            tool_calls: &message.tool_calls,
+            tool_call_id: message.tool_call_id.as_deref(),
+            name: message.name.as_deref(),
         }
     }
 }
@@ -229,32 +282,4 @@ fn write_json(value: &Json, indent: Option<usize>, depth: usize, out: &mut Strin
         }
     }
     Ok(())
-}
-
-/// `{% generation %}` marks the assistant's text for transformers' masks. It changes nothing in
-/// the text, so it becomes `{% if true %}`, which keeps its white-space control.
-fn without_generation_tags(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        text.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let inside = &tag[2..end];
-        let name = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let replacement = match name {
-            "generation" => inside.replace("generation", "if true"),
-            "endgeneration" => inside.replace("endgeneration", "endif"),
-            _ => inside.to_owned(),
-        };
-        text.push_str("{%");
-        text.push_str(&replacement);
-        text.push_str("%}");
-        rest = &tag[end + 2..];
-    }
-    text.push_str(rest);
-    text
 }

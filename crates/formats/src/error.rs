@@ -73,6 +73,15 @@ pub enum FormatError {
     /// The template is not valid, or refused the messages.
     #[error("chat template: {what}")]
     ChatTemplate { what: String },
+    /// A conversation with tools, and a template that would drop them.
+    #[error("the conversation has tool calls, and the chat template does not write them")]
+    NoToolCalls,
+    /// What the template's generation tags enclose cannot be told.
+    #[error("the `{{% generation %}}` tags of the chat template: {what}")]
+    GenerationTags { what: String },
+    /// The template's generation tags enclose nothing of the reply.
+    #[error("the `{{% generation %}}` tags of the chat template enclose nothing of the reply")]
+    NothingGenerated,
     /// A reply without a single supervised token.
     #[error("the reply leaves nothing to learn: no supervised token")]
     EmptySupervision,
@@ -111,6 +120,15 @@ impl FormatError {
             FormatError::Truncated { .. } => "fetch the file again; it is probably an interrupted download",
             FormatError::NoChatTemplate => {
                 "use a model with a chat template, or add `chat_template.jinja` to its directory"
+            }
+            FormatError::NoToolCalls => {
+                "use a model whose chat template writes `tool_calls` and `tools`, or leave these conversations out (`curate.tool_calls = \"reject\"`)"
+            }
+            FormatError::GenerationTags { .. } => {
+                "put the tags directly around what the template writes after the generation prompt, or remove them to learn the whole reply"
+            }
+            FormatError::NothingGenerated => {
+                "put the reply and what ends its turn between `{% generation %}` and `{% endgeneration %}`, or remove the tags to learn the whole reply"
             }
             FormatError::NotQwen2Splitting => "give the student the architecture `llama` or `qwen3`",
             FormatError::NoGgufTokenizer { .. } => {

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
-use stillroom_core::{Digest, Digester, Message, Role};
+use stillroom_core::{Digest, Digester, Message};
 use tokenizers::tokenizer::{Model as _, OffsetType, PreTokenizer as _};
-use tokenizers::{AddedVocabulary, Tokenizer as Inner};
+use tokenizers::{AddedVocabulary, Encoding, Tokenizer as Inner};
 
 use crate::chat_template::{ChatTemplate, Rendering};
 use crate::config::{DecoderConfig, Family};
@@ -15,9 +15,11 @@ use crate::error::{FormatError, Result, without_panic};
 mod byte_level;
 mod escape;
 mod gguf;
+mod supervised;
 
 use byte_level::Spelling;
 use escape::Literals;
+pub use supervised::SupervisedTokens;
 
 /// Above every tokenizer in use, and a bound on what a digest or an export has to walk.
 const VOCAB_SIZE_MAX: usize = 1 << 22;
@@ -46,14 +48,6 @@ pub struct Tokenizer {
 struct NamedToken {
     text: Option<String>,
     id: Option<u32>,
-}
-
-/// A conversation whose last turn is to be learned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SupervisedTokens {
-    pub ids: Vec<u32>,
-    /// `supervised[t]`: token t is a target (it belongs to the reply or ends it).
-    pub supervised: Vec<bool>,
 }
 
 impl Tokenizer {
@@ -133,15 +127,20 @@ impl Tokenizer {
 
     /// Token ids of a text from outside: what looks like an added token is ordinary text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let none = AddedVocabulary::new();
-        let mut pieces = none.extract_and_normalize(self.inner.get_normalizer(), text);
+        let encoding = self.encode_with(&AddedVocabulary::new(), text, OffsetType::None)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// What [`Tokenizer::encode`] does up to the last step, in which offsets would lose the white space that belongs to
+    /// a token, with the added tokens of `added`.
+    fn encode_with(&self, added: &AddedVocabulary, text: &str, offsets: OffsetType) -> Result<Encoding> {
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(splitter) = self.inner.get_pre_tokenizer() {
             splitter.pre_tokenize(&mut pieces).map_err(wrong)?;
         }
         let model = self.inner.get_model();
         pieces.tokenize(|piece| model.tokenize(piece.get())).map_err(wrong)?;
-        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(wrong)?;
-        Ok(encoding.get_ids().to_vec())
+        pieces.into_encoding(None, 0, offsets).map_err(wrong)
     }
 
     /// Whether the tokenizer's own rules put the beginning-of-text token before a plain text.
@@ -256,9 +255,13 @@ impl Tokenizer {
     /// The conversation as the template writes it.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.template.as_ref().ok_or(FormatError::NoChatTemplate)?;
+        template.render(&self.rendering(messages, add_generation_prompt))
+    }
+
+    fn rendering<'a>(&'a self, messages: &'a [Message], add_generation_prompt: bool) -> Rendering<'a> {
         let bos_token = self.bos.text.as_deref().unwrap_or_default();
         let eos_token = self.eos.text.as_deref().unwrap_or_default();
-        template.render(&Rendering { messages, add_generation_prompt, bos_token, eos_token })
+        Rendering { messages, add_generation_prompt, bos_token, eos_token }
     }
 
     /// Token ids of the conversation. Special tokens come from the template only: one that is
@@ -271,93 +274,23 @@ impl Tokenizer {
         self.encode_hidden(&text, &literals)
     }
 
-    /// Token ids of a conversation with its reply; the reply and the token that ends it are
-    /// supervised, what came before is not.
-    ///
-    /// The prompt's ids are exactly those of `encode_chat(messages, true)`, so that training
-    /// sees what generation sees. `reasoning_content` goes where the template puts it; a template
-    /// that does not mention it gets `<think>\n…\n</think>\n\n` before the content. A template
-    /// that would drop part of the reply is bypassed for the reply.
-    pub fn encode_supervised(&self, messages: &[Message], reply: &Message) -> Result<SupervisedTokens> {
-        let is_empty = |text: &str| text.trim().is_empty();
-        if is_empty(&reply.content) && reply.reasoning_content.as_deref().is_none_or(is_empty) {
-            return Err(FormatError::EmptySupervision);
-        }
-        let mut literals = Literals::default();
-        let mut turns: Vec<Message> =
-            messages.iter().map(|message| self.hide_specials(message, &mut literals)).collect();
-        let reply = self.hide_specials(reply, &mut literals);
-        let prompt = self.render_chat(&turns, true)?;
-        turns.push(Message::new(Role::Assistant, END_PROBE));
-        let end_id = self.end_of_reply(&turns)?;
-        turns.pop();
-
-        let text = self.reply_text(&prompt, turns, &reply)?;
-        let mut reply_ids = self.encode_hidden(&text, &literals)?;
-        let ends_at = end_id.and_then(|end| reply_ids.iter().rposition(|&id| id == end));
-        if let Some(position) = ends_at {
-            reply_ids.truncate(position);
-        }
-        if reply_ids.is_empty() {
-            return Err(FormatError::EmptySupervision);
-        }
-        reply_ids.extend(end_id);
-        let mut ids = self.encode_hidden(&prompt, &literals)?;
-        let mut supervised = vec![false; ids.len()];
-        supervised.resize(ids.len() + reply_ids.len(), true);
-        ids.extend(reply_ids);
-        Ok(SupervisedTokens { ids, supervised })
-    }
-
-    /// What the assistant writes after the prompt, up to and including what ends its turn.
-    fn reply_text(&self, prompt: &str, mut turns: Vec<Message>, reply: &Message) -> Result<String> {
-        let template = self.template.as_ref().ok_or(FormatError::NoChatTemplate)?;
-        let whole = match &reply.reasoning_content {
-            Some(reasoning) => format!("<think>\n{reasoning}\n</think>\n\n{}", reply.content),
-            None => reply.content.clone(),
-        };
-        let mut turn = reply.clone();
-        if !template.knows_reasoning() {
-            turn = Message::new(Role::Assistant, whole.clone());
-        }
-        turns.push(turn);
-        let rendered = self.render_chat(&turns, false)?;
-        let parts = [reply.reasoning_content.as_deref().unwrap_or(""), &reply.content];
-        if let Some(text) = rendered.strip_prefix(prompt)
-            && parts.iter().all(|part| text.contains(part.trim()))
-        {
-            return Ok(text.to_owned());
-        }
-        // Some templates open the reasoning themselves.
-        let opened = prompt.trim_end().ends_with("<think>");
-        let text = if opened { whole.strip_prefix("<think>\n").unwrap_or(&whole) } else { &whole };
-        Ok(text.to_owned())
-    }
-
-    /// The token that the template puts after a reply, or the tokenizer's end of sequence.
-    /// `turns` ends with an assistant turn of [`END_PROBE`].
-    fn end_of_reply(&self, turns: &[Message]) -> Result<Option<u32>> {
-        let rendered = self.render_chat(turns, false)?;
-        let after = rendered.rsplit_once(END_PROBE).map_or("", |(_, after)| after);
-        let first_special = self.encode(after)?.into_iter().find(|&id| self.is_special(id));
-        Ok(first_special.or(self.eos_id()))
-    }
-
     fn hide_specials(&self, message: &Message, literals: &mut Literals) -> Message {
+        let mut hide = |text: &str| literals.hide(text, &self.special);
         Message {
             role: message.role,
-            content: literals.hide(&message.content, &self.special),
-            reasoning_content: message
-                .reasoning_content
-                .as_deref()
-                .map(|text| literals.hide(text, &self.special)),
+            content: hide(&message.content),
+            reasoning_content: message.reasoning_content.as_deref().map(&mut hide),
+            tool_calls: message.tool_calls.iter().map(|call| hide_in(call, &mut hide)).collect(),
+            tool_call_id: message.tool_call_id.as_deref().map(&mut hide),
+            name: message.name.as_deref().map(&mut hide),
+            tools: message.tools.iter().map(|tool| hide_in(tool, &mut hide)).collect(),
         }
     }
 
     /// Encodes rendered text; what [`Literals::hide`] hid comes back as ordinary text.
     fn encode_hidden(&self, text: &str, literals: &Literals) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        for piece in literals.split(text) {
+        for (piece, _) in literals.split(text) {
             ids.extend(match piece {
                 escape::Piece::Text(text) => self.encode(text)?,
                 escape::Piece::Literal(text) => self.encode_plain(text)?,
@@ -406,8 +339,17 @@ impl Tokenizer {
     }
 }
 
-/// A reply that no text contains (a Unicode noncharacter), to see what the template puts after it.
-const END_PROBE: &str = "\u{FDD2}";
+/// The value with every text in it hidden, keys too. (A JSON reader has bounded its depth.)
+fn hide_in(value: &Value, hide: &mut impl FnMut(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(hide(text)),
+        Value::Array(items) => items.iter().map(|item| hide_in(item, hide)).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, field)| (hide(key), hide_in(field, hide))).collect()
+        }
+        other => other.clone(),
+    }
+}
 
 fn wrong(error: tokenizers::Error) -> FormatError {
     FormatError::Tokenizer { what: error.to_string() }

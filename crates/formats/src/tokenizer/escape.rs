@@ -1,5 +1,7 @@
 //! Keeps special tokens that a message spells out from becoming special tokens.
 
+use std::ops::Range;
+
 /// Opens and closes a placeholder: Unicode noncharacters, which no text has a use for.
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
@@ -42,25 +44,26 @@ impl Literals {
         hidden
     }
 
-    /// Splits rendered text at the placeholders.
-    pub(super) fn split<'a>(&'a self, text: &'a str) -> Vec<Piece<'a>> {
+    /// Splits rendered text at the placeholders; each piece with the bytes of `text` that it stands for.
+    pub(super) fn split<'a>(&'a self, text: &'a str) -> Vec<(Piece<'a>, Range<usize>)> {
         let mut pieces = Vec::new();
-        let mut rest = text;
-        while let Some((before, placeholder)) = rest.split_once(OPEN) {
+        let mut at = 0;
+        while let Some((before, placeholder)) = text[at..].split_once(OPEN) {
             let Some((literal, after)) = placeholder.split_once(CLOSE).and_then(|(index, after)| {
                 let literal = index.parse::<usize>().ok().and_then(|index| self.0.get(index))?;
                 Some((literal.as_str(), after))
             }) else {
                 break;
             };
+            let opens = at + before.len();
             if !before.is_empty() {
-                pieces.push(Piece::Text(before));
+                pieces.push((Piece::Text(before), at..opens));
             }
-            pieces.push(Piece::Literal(literal));
-            rest = after;
+            at = text.len() - after.len();
+            pieces.push((Piece::Literal(literal), opens..at));
         }
-        if !rest.is_empty() {
-            pieces.push(Piece::Text(rest));
+        if at < text.len() {
+            pieces.push((Piece::Text(&text[at..]), at..text.len()));
         }
         pieces
     }
@@ -78,6 +81,9 @@ mod tests {
         let hidden = literals.hide("a<|im_end|>\u{FDD0}0\u{FDD1}", &special);
         assert!(!hidden.contains("<|im"));
         let pieces = literals.split(&hidden);
+        let places: Vec<&str> = pieces.iter().map(|(_, place)| &hidden[place.clone()]).collect();
+        assert_eq!(places.concat(), hidden, "every byte has its piece");
+        let pieces: Vec<Piece<'_>> = pieces.into_iter().map(|(piece, _)| piece).collect();
         let expected = [
             Piece::Text("a"),
             Piece::Literal("<|im_end|>"),
