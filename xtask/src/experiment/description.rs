@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::sums::Form;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Description {
@@ -23,6 +25,10 @@ pub(super) struct Variant {
     pub(super) label: String,
     /// Overrides of the recipe, as `--set` takes them.
     pub(super) set: Vec<String>,
+    /// Another recipe than the description's, without its teacher and text; beside the description.
+    pub(super) recipe: Option<String>,
+    /// Learns sums in this form.
+    pub(super) sums: Option<Form>,
     /// Starts from the student of this variant and the first seed, under every seed; else from random weights.
     pub(super) start: Option<String>,
 }
@@ -75,6 +81,8 @@ pub(super) enum Quantity {
     Loss,
     /// KL(teacher‖student), over the whole vocabulary.
     KlToTeacher,
+    /// 1 for a right answer, 0 for a wrong one, per held-out problem.
+    Accuracy,
     /// KL(student‖teacher) on what the student continues held-out texts by.
     OwnReverseKl,
     /// The same in the last quarter of each such text.
@@ -87,6 +95,7 @@ impl Quantity {
         match self {
             Quantity::Loss => "",
             Quantity::KlToTeacher => ", KL to the teacher",
+            Quantity::Accuracy => ", share of right answers",
             Quantity::OwnReverseKl => ", reverse KL on own text",
             Quantity::OwnReverseKlLastQuarter => ", reverse KL in the last quarter of own text",
         }
@@ -130,7 +139,8 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/experiments/experiments.toml");
         let description = Description::read(&path).unwrap();
         assert!(description.seeds.len() >= 3, "an interval over seeds needs some");
-        for recipe in [&description.recipe, &description.teacher] {
+        let others = description.variants.values().filter_map(|variant| variant.recipe.as_ref());
+        for recipe in [&description.recipe, &description.teacher].into_iter().chain(others) {
             assert!(path.with_file_name(recipe).is_file(), "{recipe}");
         }
     }

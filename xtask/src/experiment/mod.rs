@@ -6,6 +6,7 @@
 //! timing.rs       how fast each variant is, measured in turns
 //! fidelity.rs     gradients' angles and students' samples, by the example `fidelity` of crates/model
 //! compare.rs      paired differences and their intervals
+//! sums.rs         sums of two numbers, in several forms
 //! plot.rs         validation curves as SVG
 //! page.rs         docs/experiments/NAME.json, and the tables of docs/experiments.md
 //! ```
@@ -16,6 +17,7 @@ mod fidelity;
 mod page;
 mod plot;
 mod runs;
+mod sums;
 mod timing;
 
 use std::collections::BTreeSet;

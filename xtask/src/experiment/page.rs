@@ -45,6 +45,8 @@ struct Summary<'a> {
     loss_by_seed: Vec<f64>,
     kl_to_teacher: f64,
     kl_to_teacher_by_seed: Vec<f64>,
+    /// Share of right answers.
+    accuracy_by_seed: Vec<f64>,
     cache: Option<Cache>,
     /// Measured apart, on one machine.
     speed: Option<Speed>,
@@ -82,6 +84,10 @@ impl<'a> Summary<'a> {
             loss_by_seed: loss,
             kl_to_teacher: mean(&kl),
             kl_to_teacher_by_seed: kl,
+            accuracy_by_seed: levels(Quantity::Accuracy)
+                .into_iter()
+                .filter(|share| share.is_finite())
+                .collect(),
             cache: first.cache,
             speed,
             seconds: speed.map(|speed| first.cache_s(speed) + first.tokens as f64 / speed.tokens_per_second),
@@ -144,6 +150,7 @@ pub(super) fn write(
     }
     let angles = fidelity.angles(experiment, &outcomes)?;
     let table = tables(&summaries, &differences)
+        + &of_answers(&summaries)
         + &of_own_text(&summaries)
         + &of_samples(&summaries)
         + &of_angles(&angles);
@@ -221,6 +228,22 @@ fn tables(summaries: &[Summary<'_>], differences: &[Difference]) -> String {
             if d.as_expected { "as expected" } else { "**not shown**" },
         )
         .expect("a string grows");
+    }
+    text
+}
+
+/// How often students are right, where they answer.
+fn of_answers(summaries: &[Summary<'_>]) -> String {
+    let mut text = String::new();
+    for s in summaries.iter().filter(|s| !s.accuracy_by_seed.is_empty()) {
+        if text.is_empty() {
+            text.push_str("\n| right answers | mean | by seed |\n|---|---|---|\n");
+        }
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let mean = s.accuracy_by_seed.iter().sum::<f64>() / s.accuracy_by_seed.len() as f64;
+        let by_seed: Vec<String> = s.accuracy_by_seed.iter().map(|&share| percent(share)).collect();
+        writeln!(text, "| {} | **{}** | {} |", s.label, percent(mean), by_seed.join(", "))
+            .expect("a string grows");
     }
     text
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::description::{Description, Quantity, Variant};
+use super::sums;
 use crate::{run, say};
 
 /// Where things are.
@@ -27,7 +28,7 @@ pub(super) struct Place {
     pub(super) work: PathBuf,
 }
 
-/// Sums over one held-out document.
+/// Sums over one held-out document, in nats or, of right answers, in answers.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Document {
     pub(super) id: String,
@@ -71,6 +72,9 @@ pub(super) struct Outcome {
     pub(super) losses: Vec<Document>,
     pub(super) divergences: Vec<Document>,
     pub(super) validation: Vec<Point>,
+    /// Of each held-out problem with an answer whether it was right: 1 or 0.
+    #[serde(default)]
+    pub(super) right: Vec<Document>,
     /// What the student continued held-out texts by, where that was measured: KL(student‖teacher) by token.
     #[serde(default)]
     pub(super) own_text: Vec<OwnText>,
@@ -100,6 +104,7 @@ impl Outcome {
         match of {
             Quantity::Loss => self.losses.clone(),
             Quantity::KlToTeacher => self.divergences.clone(),
+            Quantity::Accuracy => self.right.clone(),
             Quantity::OwnReverseKl => own(0.0),
             Quantity::OwnReverseKlLastQuarter => own(0.75),
         }
@@ -151,7 +156,7 @@ impl Place {
     ) -> Result<(), String> {
         let mut command = Command::new(&self.binary);
         command.args([verb.as_ref(), recipe.as_os_str(), "--output".as_ref(), output.as_os_str()]);
-        command.arg("--quiet").args(["--set", &format!("prompts.path={}", self.data)]);
+        command.arg("--quiet");
         set.iter().for_each(|set| {
             command.args(["--set", set]);
         });
@@ -163,7 +168,19 @@ impl Place {
         if self.teacher().join("model.safetensors").exists() {
             return Ok(());
         }
-        self.stillroom("train", &self.recipe(&description.teacher), &self.work.join("teacher"), &[])
+        let data = [format!("prompts.path={}", self.data)];
+        self.stillroom("train", &self.recipe(&description.teacher), &self.work.join("teacher"), &data)
+    }
+
+    /// Where a variant's text and teacher are; sums are written first.
+    pub(super) fn given(&self, name: &str, variant: &Variant) -> Result<Vec<String>, String> {
+        let mut data = PathBuf::from(&self.data);
+        if let Some(form) = variant.sums {
+            data = self.work.join("data").join(name);
+            sums::write(&data, form)?;
+        }
+        let teacher = variant.recipe.is_none().then(|| format!("teacher.path={}", self.teacher().display()));
+        Ok([format!("prompts.path={}", data.display())].into_iter().chain(teacher).collect())
     }
 
     /// What a run of a variant gives, from an earlier one where nothing changed.
@@ -174,10 +191,11 @@ impl Place {
         variant: &Variant,
         seed: u64,
     ) -> Result<Outcome, String> {
-        let recipe = self.recipe(&description.recipe);
+        let recipe = self.recipe(variant.recipe.as_ref().unwrap_or(&description.recipe));
         let text = fs::read_to_string(&recipe).map_err(|e| format!("{}: {e}", recipe.display()))?;
         let mut made_from = vec![serde_json::json!(text), serde_json::json!(variant.set)];
         made_from.extend(variant.start.as_ref().map(|start| serde_json::json!(start)));
+        made_from.extend(variant.sums.map(|form| serde_json::json!(form)));
         let made_from = Value::Array(made_from);
         let kept = self.weights(name, seed).with_extension("json");
         if let Ok(bytes) = fs::read(&kept)
@@ -188,8 +206,8 @@ impl Place {
         }
         let output = self.work.join("runs").join(name);
         let mut set = variant.set.clone();
-        set.push(format!("teacher.path={}", self.teacher().display()));
         set.push(format!("train.seed={seed}"));
+        set.extend(self.given(name, variant)?);
         if let Some(start) = &variant.start {
             let first = description.seeds.first().ok_or("there are no seeds")?;
             self.outcome(description, start, &description.variants[start], *first)?;
@@ -222,7 +240,9 @@ impl Place {
 
 fn collect(output: &Path, variant: &str, seed: u64, made_from: Value) -> Result<Outcome, String> {
     let measurement = |model: &str| json(output, &format!("evaluation/{model}/measurement.json"));
-    let (student, teacher) = (measurement("student")?, measurement("teacher")?);
+    let student = measurement("student")?;
+    let taught = output.join("evaluation/teacher/measurement.json").exists();
+    let teacher = if taught { measurement("teacher")? } else { Value::Null };
     let training = json(output, "training/student.json")?;
     let report = json(output, "report.json")?;
     let curve = |key: &str| training[key].as_array().cloned().unwrap_or_default();
@@ -242,19 +262,33 @@ fn collect(output: &Path, variant: &str, seed: u64, made_from: Value) -> Result<
         best_step: training["best_step"].as_u64(),
         tokens: number(&training, "tokens")?,
         losses: documents(&student["losses"])?,
-        // There is none between two vocabularies.
-        divergences: match json(output, "evaluation/divergence/student.json")? {
-            divergences if divergences.get("value").is_some() => documents(&divergences)?,
-            _ => Vec::new(),
-        },
+        divergences: divergences(output, taught)?,
+        right: right(&student["grades"]["value"]),
         own_text: own_text(output)?,
         validation: validation.collect::<Option<_>>().ok_or_else(|| missing("validation curve"))?,
         tokens_per_second: speeds,
         wall_s: training["wall_s"].as_f64().ok_or_else(|| missing("time"))?,
         cache: serde_json::from_value(report["cache"].clone()).ok(),
-        teacher_losses: documents(&teacher["losses"])?,
-        parameters: [number(&student, "parameters")?, number(&teacher, "parameters")?],
+        teacher_losses: if taught { documents(&teacher["losses"])? } else { Vec::new() },
+        parameters: [number(&student, "parameters")?, teacher["parameters"].as_u64().unwrap_or(0)],
     })
+}
+
+/// From the teacher, where there is one, and it has the student's vocabulary.
+fn divergences(output: &Path, taught: bool) -> Result<Vec<Document>, String> {
+    if !taught {
+        return Ok(Vec::new());
+    }
+    let divergences = json(output, "evaluation/divergence/student.json")?;
+    if divergences.get("value").is_some() { documents(&divergences) } else { Ok(Vec::new()) }
+}
+
+fn right(grades: &Value) -> Vec<Document> {
+    let document = |grade: &Value| {
+        let nats = f64::from(u8::from(grade["correct"].as_bool()?));
+        Some(Document { id: grade["id"].as_str()?.to_owned(), tokens: 1, nats })
+    };
+    grades.as_array().into_iter().flatten().filter_map(document).collect()
 }
 
 /// Rows that were measured, and not the reason why they were not.

@@ -62,16 +62,18 @@ fn once(place: &Place, description: &Description, name: &str) -> Result<Speed, S
     if output.exists() {
         fs::remove_dir_all(&output).map_err(|e| format!("{}: {e}", output.display()))?;
     }
-    let mut set = description.variants[name].set.clone();
+    let variant = &description.variants[name];
+    let mut set = variant.set.clone();
+    set.extend(place.given(name, variant)?);
     set.extend([
-        format!("teacher.path={}", place.teacher().display()),
         format!("prompts.num_examples={EXAMPLES}"),
         "prompts.num_validation=4".to_owned(),
         format!("train.max_steps={STEPS}"),
         "train.num_train_epochs=100".to_owned(),
         "train.logging_steps=5".to_owned(),
     ]);
-    let events = place.trained(&description.recipe, &output, &set)?;
+    let recipe = variant.recipe.as_ref().unwrap_or(&description.recipe);
+    let events = place.trained(recipe, &output, &set)?;
     let of = |kind: &'static str| events.iter().filter(move |event| event["event"] == kind);
     let speeds = of("step").filter_map(|event| event["tokens_per_second"].as_f64());
     let logits = of("stage_finished").find(|event| event["stage"] == "logits");
