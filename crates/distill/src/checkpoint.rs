@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Digester};
 use stillroom_formats::{Encoding, MappedFile, NamedTensor, peft, safetensors_file, write_peft_dir};
-use stillroom_model::{Decoder, TrainState};
+use stillroom_model::{Decoder, LiveTeacher, TrainState};
 use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_dir};
 
 use crate::batches::LossSums;
@@ -43,14 +43,14 @@ pub(crate) struct Identity {
     pub(crate) data: Digest,
     /// Digest of the initial weights, and of an adapter beside them.
     pub(crate) start: Digest,
-    /// Digest of a live teacher's weights.
+    /// Digest of a live teacher's weights; of several, of the weights of each and what it has of the mixture.
     pub(crate) teacher: Option<Digest>,
 }
 
 impl Identity {
     pub(crate) fn new(
         start: &Decoder,
-        teacher: Option<&Decoder>,
+        teacher: Option<LiveTeacher<'_>>,
         material: Material<'_>,
         config: &TrainConfig,
     ) -> Identity {
@@ -71,7 +71,7 @@ impl Identity {
             settings: config.digest(),
             data: digester.finish(),
             start: start.digest(),
-            teacher: teacher.map(Decoder::digest),
+            teacher: teacher.map(LiveTeacher::digest),
         }
     }
 

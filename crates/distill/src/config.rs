@@ -216,6 +216,22 @@ impl TrainConfig {
         self.hidden_alignment.as_ref().is_some_and(|aligned| !aligned.weight.is_zero())
     }
 
+    /// Refuses what cannot be learned from several teachers at once: they are mixed in their distributions over the
+    /// student's vocabulary, and in nothing else.
+    pub(crate) fn validate_for_several(&self) -> Result<()> {
+        let refuse = |what| Err(DistillError::SeveralTeachers { what });
+        if self.needs_foreign_readings() {
+            return refuse("`uld` and `gold`");
+        }
+        if self.needs_chunks() {
+            return refuse("`alm`");
+        }
+        if self.aligns_hidden_states() {
+            return refuse("`hidden_alignment`");
+        }
+        Ok(())
+    }
+
     /// Whether a loss is trained on that compares the student's distributions with a teacher's.
     pub fn needs_distributions(&self) -> bool {
         self.computed_losses().need_distributions()

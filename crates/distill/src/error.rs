@@ -27,6 +27,11 @@ pub enum DistillError {
     /// A loss of the student's own text, which no cache knows.
     #[error("`{loss}` needs a live teacher: what the student writes is in no cache")]
     NoLiveTeacher { loss: &'static str },
+    /// What one teacher alone can give.
+    #[error(
+        "{what} cannot be taken of several teachers, which are mixed in their distributions over one vocabulary"
+    )]
+    SeveralTeachers { what: &'static str },
     /// Layers that cannot be compared.
     #[error("hidden states cannot be aligned: {what}")]
     HiddenStates { what: String },
@@ -88,6 +93,7 @@ impl DistillError {
             DistillError::Config { .. }
             | DistillError::Losses(_)
             | DistillError::HiddenStates { .. }
+            | DistillError::SeveralTeachers { .. }
             | DistillError::NoLiveTeacher { .. } => ErrorKind::BadRecipe,
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
             DistillError::Model(error) => error.kind(),
@@ -122,6 +128,9 @@ impl DistillError {
             }
             DistillError::NoLiveTeacher { .. } => {
                 "take the teacher live, with `logits = { kind = \"live\" }`"
+            }
+            DistillError::SeveralTeachers { .. } => {
+                "keep one teacher, or learn from its distributions over the student's vocabulary"
             }
             DistillError::HiddenStates { .. } => {
                 "change `hidden_alignment`, or remove it; docs/hidden-states.md"

@@ -483,14 +483,14 @@ impl<'a> Rollouts<'a> {
         })?;
         let mut written: Vec<Rollout> = written.into_iter().flatten().filter(|r| !r.ids.is_empty()).collect();
         if let Some(live) = self.live.filter(|_| self.with_logprobs) {
-            score(live.decoder, prompts, &mut written);
+            score(live, prompts, &mut written);
         }
         Ok(written)
     }
 }
 
-/// Asks the teacher for log p of each token of each rollout, in one pass.
-fn score(teacher: &Decoder, prompts: &[RolloutPrompt], rollouts: &mut [Rollout]) {
+/// Asks the teacher, or the mixture, for log p of each token of each rollout, in one pass.
+fn score(teacher: LiveTeacher<'_>, prompts: &[RolloutPrompt], rollouts: &mut [Rollout]) {
     let text = |rollout: &Rollout| [&prompts[rollout.prompt as usize].ids[..], &rollout.ids].concat();
     let texts: Vec<Vec<u32>> = rollouts.iter().map(text).collect();
     let documents: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
@@ -549,7 +549,7 @@ mod tests {
 
     fn write(config: &OnPolicy, n_prompts: u32, steps: std::ops::RangeInclusive<u64>) -> Vec<Vec<Rollout>> {
         let (prompts, student, teacher) = (prompts(n_prompts), decoder(1), decoder(2));
-        let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+        let live = Some(LiveTeacher::alone(&teacher, None));
         let both = RolloutPrompts { train: &prompts, validation: &[] };
         let rollouts = Rollouts::new(config, 7, both, VOCAB, 64, 64).unwrap();
         let (mut rollouts, mut state) = (rollouts.scored_by(live, true), RolloutState::default());
@@ -604,7 +604,7 @@ mod tests {
         let (prompts, student, teacher) = (prompts(30), decoder(1), decoder(2));
         let config = OnPolicy { stop_token_ids: vec![], ..settings() };
         let both = RolloutPrompts { train: &prompts, validation: &prompts };
-        let live = |n_ids| Some(LiveTeacher { decoder: &teacher, n_ids });
+        let live = |n_ids| Some(LiveTeacher::alone(&teacher, n_ids));
         let rollouts = |n_ids| {
             let rollouts =
                 Rollouts::new(&config, 7, both, VOCAB, 64, 64).unwrap().scored_by(live(n_ids), true);
@@ -619,7 +619,7 @@ mod tests {
     /// Gradients and mean loss of rollouts learned from together.
     fn learned(own: &[Rollout]) -> (Vec<f32>, f64) {
         let (prompts, teacher) = (prompts(4), decoder(2));
-        let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+        let live = Some(LiveTeacher::alone(&teacher, None));
         let losses = [LossFunction::SampledReverseKl, LossFunction::ReverseKl].map(LossTerm::new).to_vec();
         let config = TrainConfig { losses, on_policy: Some(settings()), ..TrainConfig::default() };
         let examples = examples(own, &prompts).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use stillroom_model::{Decoder, DivergenceError, HeadTerms, LiveTeacher, MatchedIds, TrainState};
+use stillroom_model::{Decoder, DivergenceError, Ensemble, HeadTerms, LiveTeacher, MatchedIds, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
 use crate::batches::{LossSums, Texts};
@@ -58,6 +58,8 @@ pub struct Material<'a> {
     pub prompts: Option<RolloutPrompts<'a>>,
     /// Ids that are the same token for the student and for a live teacher that reads the examples in its own.
     pub matched: Option<&'a MatchedIds>,
+    /// Teachers that a live one is mixed with.
+    pub ensemble: Option<Ensemble<'a>>,
 }
 
 /// [`train_with_rollouts`] without rollouts: every text is given.
@@ -70,7 +72,7 @@ pub fn train(
     dir: &Path,
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
-    let material = Material { examples, validation, prompts: None, matched: None };
+    let material = Material { examples, validation, prompts: None, matched: None, ensemble: None };
     train_with_rollouts(start, teacher, material, config, dir, sink)
 }
 
@@ -80,7 +82,8 @@ pub fn train(
 /// One optimiser step minimises Σ (the weighted `losses` of a token) / n over the n supervised tokens of all
 /// its micro-batches together, so that splitting them otherwise changes nothing but rounding. Rows of
 /// micro-batches are packed documents that don't see each other; nothing is padded. Divergences are taken
-/// from `teacher`, which reads every batch right before the student, or from the examples' own targets.
+/// from `teacher`, which reads every batch right before the student, or from the examples' own targets. Beside an
+/// `ensemble` they are taken from the mixture.
 ///
 /// With `config.on_policy` the student writes the texts of some or all steps itself, right before it learns from
 /// them; the examples of such a step are passed over. See [`OnPolicy`](crate::OnPolicy).
@@ -100,8 +103,11 @@ pub fn train_with_rollouts(
 ) -> Result<TrainOutcome> {
     config.validate()?;
     let live = teacher.filter(|_| config.needs_teacher());
-    let live = live.map(|decoder| LiveTeacher { decoder, n_ids: config.n_ids });
+    let live = live.map(|decoder| LiveTeacher::alone(decoder, config.n_ids).mixed(material.ensemble));
     config.validate_losses(live.is_some())?;
+    if material.ensemble.is_some() {
+        config.validate_for_several()?;
+    }
     if let (Some(aligned), Some(teacher)) = (&config.hidden_alignment, live) {
         aligned.check_models(teacher.decoder.config(), start.config())?;
     }
@@ -117,7 +123,7 @@ pub fn train_with_rollouts(
     };
     let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
     let along = live.filter(|_| matched.is_none());
-    let of_teacher = along.map_or(usize::MAX, |teacher| context(teacher.decoder));
+    let of_teacher = along.map_or(usize::MAX, LiveTeacher::max_positions);
     let n_tokens_max = config.max_length.min(context(&start)).min(of_teacher);
     let rollouts = rollouts(material.prompts, config, live, vocab_size, n_tokens_max)?;
     let given = match &rollouts {
@@ -132,7 +138,7 @@ pub fn train_with_rollouts(
     sink(TrainEvent::Planned(plan.clone()));
     create_dir_durable(dir)?;
     remove_partials(dir)?;
-    let identity = Identity::new(&start, live.map(|teacher| teacher.decoder), material, config);
+    let identity = Identity::new(&start, live, material, config);
     let checkpoints = Checkpoints::new(dir, identity);
     let (state, progress) = begin(start, &checkpoints, sink)?;
     let state =
@@ -214,12 +220,12 @@ fn fit<'a>(examples: &'a [Example], n_tokens_max: usize, config: &TrainConfig) -
     Ok(documents)
 }
 
-/// How many ids the student, and a live teacher, have.
+/// How many ids the student, and live teachers, have.
 fn shared_vocabulary(start: &Decoder, live: Option<LiveTeacher<'_>>) -> Result<usize> {
     let student = start.config().vocab_size;
-    let Some(LiveTeacher { decoder, n_ids }) = live else { return Ok(student) };
-    let teacher = decoder.config().vocab_size;
-    let shared = n_ids.unwrap_or(student.max(teacher));
+    let Some(live) = live else { return Ok(student) };
+    let (n_ids, (teacher, widest)) = (live.n_ids, live.vocabularies());
+    let shared = n_ids.unwrap_or(student.max(widest));
     if shared > student.min(teacher) {
         return Err(DivergenceError::Vocabularies { student, teacher, n_ids }.into());
     }

@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 use stillroom_formats::NamedTensor;
-use stillroom_model::{Batch, Decoder, Targets};
+use stillroom_model::{Batch, Decoder, LiveTeacher, Targets};
 
 use crate::checks::TensorChanges;
 use crate::error::EvaluateError;
@@ -77,27 +77,30 @@ pub fn document_losses(
     Ok(found)
 }
 
-/// Exact KL(teacher‖model) of each document over its scored positions: Σ over the vocabulary and
-/// over the positions, nats, summed in f64; one list per model. All have one vocabulary.
+/// Exact KL(teacher‖model) of each document over its scored positions, of a mixture where there is one: Σ over the
+/// vocabulary and over the positions, nats, summed in f64; one list per model. All have one vocabulary.
 ///
 /// The teacher reads each text once for all models.
-pub fn document_divergences(
-    teacher: &Decoder,
+pub fn document_divergences<'t>(
+    teacher: impl Into<LiveTeacher<'t>>,
     models: &[&Decoder],
     texts: &[HeldOutText<'_>],
 ) -> Result<Vec<Vec<DocumentDivergence>>, EvaluateError> {
+    let teacher = teacher.into();
     for model in models {
-        let (teacher_vocab, model_vocab) = (teacher.config().vocab_size, model.config().vocab_size);
-        if teacher_vocab != model_vocab {
+        let ((teacher_vocab, widest), model_vocab) = (teacher.vocabularies(), model.config().vocab_size);
+        if (teacher_vocab, widest) != (model_vocab, model_vocab) {
             return Err(EvaluateError::DifferentVocabularies { teacher_vocab, model_vocab });
         }
     }
-    texts.iter().try_for_each(|text| text.check(teacher))?;
+    for decoder in teacher.decoders() {
+        texts.iter().try_for_each(|text| text.check(decoder))?;
+    }
     let mut found: Vec<Vec<DocumentDivergence>> = models.iter().map(|_| Vec::new()).collect();
     for pass in passes(texts) {
         let ids: Vec<&[u32]> = pass.iter().map(|text| text.ids).collect();
         let wanted: Vec<Vec<u32>> = pass.iter().map(HeldOutText::wanted).collect();
-        let of_each = Decoder::kl_rows_of_each(teacher, models, &ids, &wanted);
+        let of_each = teacher.kl_rows_of_each(models, &ids, &wanted);
         for (found, of_model) in found.iter_mut().zip(of_each) {
             for (text, rows) in pass.iter().zip(of_model) {
                 let nats = rows.iter().map(|&nats| f64::from(nats)).sum();

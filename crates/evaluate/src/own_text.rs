@@ -119,8 +119,8 @@ fn measure(
 
 /// Refuses a teacher whose distributions cannot be compared with the model's.
 pub fn check_own_texts(teacher: LiveTeacher<'_>, model: &Decoder) -> Result<(), EvaluateError> {
-    let (teacher_vocab, model_vocab) = (teacher.decoder.config().vocab_size, model.config().vocab_size);
-    let shared = teacher.n_ids.unwrap_or(teacher_vocab.max(model_vocab));
+    let ((teacher_vocab, widest), model_vocab) = (teacher.vocabularies(), model.config().vocab_size);
+    let shared = teacher.n_ids.unwrap_or(widest.max(model_vocab));
     if shared > teacher_vocab.min(model_vocab) {
         return Err(EvaluateError::DifferentVocabularies { teacher_vocab, model_vocab });
     }

@@ -94,7 +94,7 @@ fn angles(teacher: &Decoder, student: Decoder, mut documents: Vec<Vec<u32>>, n_t
         state.step(&still);
         found
     };
-    let live = Some(LiveTeacher { decoder: teacher, n_ids: None });
+    let live = Some(LiveTeacher::alone(teacher, None));
     let whole = gradient(Targets { live, ..Targets::default() }, 0.0);
     let stored = |cached: Vec<Vec<SparseRow>>, tail: Tail| {
         let mut sparse = SparseBatch::new(tail);

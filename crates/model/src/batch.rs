@@ -3,11 +3,10 @@
 use std::ops::Range;
 
 use stillroom_core::Tail;
-use stillroom_kernels::{
-    DenseTargets, ForeignVocabulary, HeadTargets, MatchedIds, Segment, SparseTargets, TailMode,
-};
+use stillroom_kernels::{ForeignVocabulary, HeadTargets, MatchedIds, Segment, SparseTargets, TailMode};
 
 use crate::decoder::Decoder;
+use crate::ensemble::{Ensemble, dense};
 use crate::hidden::{HiddenAlignment, HiddenTargets};
 use crate::label_loss::WeightedLabelLoss;
 use crate::workspace::Lent;
@@ -110,6 +109,8 @@ pub struct LiveTeacher<'t> {
     /// How many ids both vocabularies have, from 0; needed where they differ in size, by their paddings. Of a teacher
     /// that reads a [`ForeignText`], how many the student has.
     pub n_ids: Option<usize>,
+    /// Teachers that it is mixed with: what supervises is then the mixture.
+    pub ensemble: Option<Ensemble<'t>>,
 }
 
 /// The batch's texts in the tokens of a live teacher that has a vocabulary of its own.
@@ -147,7 +148,7 @@ impl<'t> ForeignText<'t> {
         decoder.workspace.give(hidden);
         let paired = rows.iter().map(Option::is_some).collect();
         let foreign = Some(Partners { paired, matched: self.matched });
-        Read { teacher, hidden: of_rows, states: Vec::new(), alignment: None, foreign }
+        Read { teacher, hidden: of_rows, states: Vec::new(), alignment: None, foreign, others: Vec::new() }
     }
 }
 
@@ -166,10 +167,12 @@ pub(crate) struct Read<'t> {
     states: Vec<Lent>,
     alignment: Option<HiddenAlignment<'t>>,
     foreign: Option<Partners<'t>>,
+    /// What `hidden` is, of the teachers that this one is mixed with.
+    others: Vec<Lent>,
 }
 
 impl<'t> LiveTeacher<'t> {
-    /// Reads a group. Its buffers are the teacher's own.
+    /// Reads a group, and so do those that it is mixed with. Buffers are each teacher's own.
     pub(crate) fn read(
         self,
         group: &Batch,
@@ -187,19 +190,19 @@ impl<'t> LiveTeacher<'t> {
             }
         };
         let hidden = self.decoder.final_norm(x, rows.len());
-        Read { teacher: self, hidden, states, alignment, foreign: None }
+        let others = self.others_hidden(group, rows);
+        Read { teacher: self, hidden, states, alignment, foreign: None, others }
     }
 }
 
 impl Read<'_> {
     /// `targets` with this teacher in them.
     pub(crate) fn supervise<'a>(&'a self, targets: HeadTargets<'a>) -> HeadTargets<'a> {
-        let decoder = self.teacher.decoder;
-        let head = decoder.product(decoder.layout.head_or_embedding());
-        let dense = DenseTargets { hidden: &self.hidden, first_row: 0, head };
+        let dense = Some(dense(self.teacher.decoder, &self.hidden));
+        let mixture = self.teacher.ensemble.map(|ensemble| ensemble.mixture(&self.others));
         let foreign = self.foreign.as_ref();
         let foreign = foreign.map(|of| ForeignVocabulary { matched: of.matched, paired: &of.paired });
-        HeadTargets { dense: Some(dense), n_ids: self.teacher.n_ids, foreign, ..targets }
+        HeadTargets { dense, mixture, n_ids: self.teacher.n_ids, foreign, ..targets }
     }
 
     /// What the student's layers are held against, if they are.
@@ -208,6 +211,7 @@ impl Read<'_> {
     }
 
     pub(crate) fn give_back(self) {
+        self.teacher.give_back(self.others);
         self.teacher.decoder.workspace.give_all(self.states.into_iter().chain([self.hidden]));
     }
 }
@@ -281,6 +285,11 @@ impl<'t> Targets<'t> {
         if let Some(sparse) = &self.sparse {
             sparse.check(self.rows.len(), vocab_size);
         }
+        let several = self.live.is_some_and(|live| live.ensemble.is_some());
+        assert!(
+            !several || (self.hidden.is_none() && self.foreign.is_none()),
+            "several teachers are mixed in their distributions over one vocabulary, and in nothing else"
+        );
         assert!(self.hidden.is_none() || self.live.is_some(), "hidden states are those of a live teacher");
     }
 

@@ -13,6 +13,7 @@ mod backward;
 mod batch;
 mod choice;
 mod decoder;
+mod ensemble;
 mod error;
 mod forward;
 mod generate;
@@ -30,6 +31,7 @@ mod workspace;
 pub use backward::TOKENS_PER_GROUP;
 pub use batch::{Batch, ForeignText, LiveTeacher, SparseBatch, Targets, tail_mode};
 pub use decoder::{Decoder, WeightStorage};
+pub use ensemble::{Ensemble, WeightedTeacher};
 pub use error::ModelError;
 pub use generate::{Generation, GenerationRequest, SamplingParams};
 pub use hidden::{HiddenAlignment, LayerPair};
@@ -41,7 +43,8 @@ pub use train::{AdamW, StepReport, TrainState};
 
 pub use stillroom_kernels::divergence::TERMS_MAX;
 pub use stillroom_kernels::{
-    Device, Divergence, DivergenceError, HeadLosses, HeadTerms, MatchedIds, Segment, TailMode, Term,
+    Device, Divergence, DivergenceError, HeadLosses, HeadTerms, MIXED_MAX, MatchedIds, Segment, TailMode,
+    Term,
 };
 
 #[cfg(test)]

@@ -79,11 +79,37 @@ pub fn live_teacher_bytes(
     batch: usize,
     sequence: usize,
 ) -> u64 {
+    live_teachers_bytes(&[teacher], student, batch, sequence)
+}
+
+/// [`live_teacher_bytes`] of several that are mixed: activations of each, and logits of the first and of one other.
+pub fn live_teachers_bytes(
+    teachers: &[&DecoderConfig],
+    student: &DecoderConfig,
+    batch: usize,
+    sequence: usize,
+) -> u64 {
     let n = tokens_together(batch, sequence, TOKENS_PER_GROUP);
-    let logits = student.vocab_size + teacher.vocab_size;
-    let of_both = NUMBER * (logits_chunk_rows(logits).min(n) * logits) as u64;
-    let activations = NUMBER * n as u64 * passing_numbers_per_token(teacher);
-    activations + of_both.saturating_sub(logits_bytes(student, n))
+    let first = teachers.first().map_or(0, |first| first.vocab_size);
+    let logits = student.vocab_size + first + widest(teachers.iter().skip(1).copied());
+    let of_all = NUMBER * (logits_chunk_rows(logits).min(n) * logits) as u64;
+    let activations = NUMBER * n as u64 * teachers.iter().map(|t| passing_numbers_per_token(t)).sum::<u64>();
+    activations + of_all.saturating_sub(logits_bytes(student, n))
+}
+
+/// Scoring with several teachers that are mixed ([`scoring_bytes`]): activations of each, and logits of the first and
+/// of one other.
+pub fn mixed_scoring_bytes(teachers: &[&DecoderConfig], documents: usize, sequence: usize) -> u64 {
+    let n = tokens_together(documents, sequence, TOKENS_PER_CHUNK);
+    let first = teachers.first().map_or(0, |first| first.vocab_size);
+    let logits = first + widest(teachers.iter().skip(1).copied());
+    let activations = NUMBER * n as u64 * teachers.iter().map(|t| passing_numbers_per_token(t)).sum::<u64>();
+    activations + NUMBER * (logits_chunk_rows(logits.max(1)).min(n) * logits) as u64
+}
+
+/// The largest vocabulary.
+fn widest<'a>(configs: impl Iterator<Item = &'a DecoderConfig>) -> usize {
+    configs.map(|config| config.vocab_size).max().unwrap_or(0)
 }
 
 /// What comparing `n_pairs` of layers takes besides: what goes into each of a live teacher's layers is held until its
@@ -294,7 +320,7 @@ mod tests {
                 let decoder = fresh.clone();
                 let batch = batch(documents, sequence);
                 let (teacher, rows) = (fresh.clone(), 0..batch.n_tokens() as u32);
-                let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+                let live = Some(LiveTeacher::alone(&teacher, None));
                 let targets = Targets { rows: rows.collect(), live, ..Targets::default() };
                 let term = Term { divergence: Divergence::Tvd, weight: 1.0, temperature: 1.0 };
                 (0..2).for_each(|_| drop(fresh.losses(&batch, &targets, &[term])));
@@ -308,7 +334,7 @@ mod tests {
                     &teacher,
                 );
                 let teacher = fresh.clone();
-                let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+                let live = Some(LiveTeacher::alone(&teacher, None));
                 let pairs = [0, 1, 2, 3].map(|layer| LayerPair { teacher: layer, student: layer });
                 let hidden = Some(HiddenAlignment { pairs: &pairs, weight: 1.0 });
                 let targets = Targets { live, hidden, ..targets };

@@ -5,25 +5,25 @@
 
 use std::sync::OnceLock;
 
-use stillroom_core::{CounterRng, SparseRow};
+use stillroom_core::SparseRow;
 use stillroom_kernels::{Buf, HeadLosses, HeadTargets, Term};
 
 use crate::backward::TOKENS_PER_GROUP;
-use crate::batch::{Batch, Read, Targets};
+use crate::batch::{Batch, LiveTeacher, Read, Targets};
 use crate::decoder::Decoder;
 use crate::label_loss::{self, WeightedLabelLoss};
-use crate::sampling::{Spacing, draw_targets, top_k};
+use crate::sampling::Spacing;
 
 /// Tokens of one forward pass that scores or prefills; a longer document has a pass of its own.
 pub const TOKENS_PER_CHUNK: usize = 2048;
 
 /// Some documents in one batch, with the rows that are wanted.
-struct Chunk {
-    batch: Batch,
+pub(crate) struct Chunk {
+    pub(crate) batch: Batch,
     /// Batch rows, ascending.
-    rows: Vec<u32>,
+    pub(crate) rows: Vec<u32>,
     /// Document and position of each row.
-    owners: Vec<(usize, usize)>,
+    pub(crate) owners: Vec<(usize, usize)>,
 }
 
 impl Decoder {
@@ -34,7 +34,7 @@ impl Decoder {
     pub fn token_logprobs(&self, documents: &[&[u32]]) -> Vec<Vec<f32>> {
         let mut logprobs = empty_rows(documents.len());
         let all_but_last = |d: usize| (0..documents[d].len().saturating_sub(1) as u32).collect();
-        for chunk in self.chunks(documents, all_but_last) {
+        for chunk in chunks(self, documents, all_but_last) {
             let labels: Vec<u32> = chunk.owners.iter().map(|&(d, t)| documents[d][t + 1]).collect();
             let targets = HeadTargets { hard_labels: Some(&labels), ..HeadTargets::default() };
             let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
@@ -64,12 +64,8 @@ impl Decoder {
         keys: &[u64],
         seed: u64,
     ) -> Vec<Vec<SparseRow>> {
-        assert_eq!(keys.len(), documents.len(), "one key per document");
-        assert!(draws > 0 && temperature > 0.0, "at least one draw at a positive temperature");
-        self.read_rows(documents, wanted, |document, position, logits| {
-            let mut rng = CounterRng::new(&[seed, keys[document], position as u64]);
-            draw_targets(logits, draws, spacing, temperature, &mut rng)
-        })
+        let alone = LiveTeacher::alone(self, None);
+        alone.sampled_targets(documents, wanted, draws, spacing, temperature, keys, seed)
     }
 
     /// Teacher targets by truncation: the `k` most probable tokens at each wanted position, with their
@@ -81,8 +77,7 @@ impl Decoder {
         k: usize,
         temperature: f32,
     ) -> Vec<Vec<SparseRow>> {
-        assert!(k > 0 && temperature > 0.0, "at least one id at a positive temperature");
-        self.read_rows(documents, wanted, |_, _, logits| top_k(logits, k, temperature))
+        LiveTeacher::alone(self, None).top_k_targets(documents, wanted, k, temperature)
     }
 
     /// Exact KL(teacher‖student) in nats of the next-token distributions at the wanted positions.
@@ -106,28 +101,7 @@ impl Decoder {
         documents: &[&[u32]],
         wanted: &[Vec<u32>],
     ) -> Vec<Vec<Vec<f32>>> {
-        for student in students {
-            assert_eq!(teacher.config.vocab_size, student.config.vocab_size, "one vocabulary for all");
-        }
-        let mut kl: Vec<_> = students.iter().map(|_| empty_rows(documents.len())).collect();
-        for chunk in teacher.chunks(documents, |d| wanted[d].clone()) {
-            let t = teacher.hidden_rows(&chunk.batch, &chunk.rows);
-            for (student, kl) in students.iter().zip(&mut kl) {
-                let s = student.hidden_rows(&chunk.batch, &chunk.rows);
-                let rows = teacher.device.dense_forward_kl(
-                    (&*t, teacher.product(teacher.layout.head_or_embedding())),
-                    None,
-                    (&*s, student.product(student.layout.head_or_embedding())),
-                    chunk.rows.len(),
-                );
-                student.workspace.give(s);
-                for (&(d, _), row) in chunk.owners.iter().zip(rows) {
-                    kl[d].push(row);
-                }
-            }
-            teacher.workspace.give(t);
-        }
-        kl
+        LiveTeacher::alone(teacher, None).kl_rows_of_each(students, documents, wanted)
     }
 
     /// Losses of each supervised row in nats, unweighted; nothing is differentiated, and the weights of the
@@ -176,19 +150,7 @@ impl Decoder {
         wanted: &[Vec<u32>],
         f: impl Fn(usize, usize, &mut [f32]) -> T + Sync,
     ) -> Vec<Vec<T>> {
-        let mut rows = empty_rows(documents.len());
-        for chunk in self.chunks(documents, |d| wanted[d].clone()) {
-            let hidden = self.hidden_rows(&chunk.batch, &chunk.rows);
-            let found = self.for_each_row(&hidden, chunk.rows.len(), |row, logits| {
-                let (document, position) = chunk.owners[row];
-                f(document, position, logits)
-            });
-            self.workspace.give(hidden);
-            for (&(d, _), row) in chunk.owners.iter().zip(found) {
-                rows[d].push(row);
-            }
-        }
-        rows
+        LiveTeacher::alone(self, None).read_rows(documents, wanted, f)
     }
 
     /// `f(row, logits)` of every row of `hidden`, in order of rows.
@@ -206,39 +168,39 @@ impl Decoder {
         });
         results.into_iter().filter_map(OnceLock::into_inner).collect()
     }
-
-    /// Packs documents with wanted positions, each only as far as its last one.
-    fn chunks<'a>(
-        &self,
-        documents: &'a [&'a [u32]],
-        wanted: impl Fn(usize) -> Vec<u32> + 'a,
-    ) -> impl Iterator<Item = Chunk> + 'a {
-        for ids in documents {
-            assert!(self.check_ids(ids).is_ok(), "token id outside the vocabulary");
-        }
-        let mut next = 0;
-        std::iter::from_fn(move || {
-            let mut chunk = Chunk { batch: Batch::default(), rows: vec![], owners: vec![] };
-            while let Some(ids) = documents.get(next) {
-                let positions = wanted(next);
-                if let Some(&last) = positions.last() {
-                    assert!(positions.is_sorted_by(|a, b| a < b), "wanted positions ascend");
-                    let ids = &ids[..=last as usize];
-                    let start = chunk.batch.n_tokens();
-                    if start > 0 && start + ids.len() > TOKENS_PER_CHUNK {
-                        break;
-                    }
-                    chunk.batch.push(ids);
-                    chunk.rows.extend(positions.iter().map(|&p| start as u32 + p));
-                    chunk.owners.extend(positions.iter().map(|&p| (next, p as usize)));
-                }
-                next += 1;
-            }
-            (!chunk.rows.is_empty()).then_some(chunk)
-        })
-    }
 }
 
-fn empty_rows<T>(n: usize) -> Vec<Vec<T>> {
+/// Packs documents with wanted positions, each only as far as its last one.
+pub(crate) fn chunks<'a>(
+    decoder: &Decoder,
+    documents: &'a [&'a [u32]],
+    wanted: impl Fn(usize) -> Vec<u32> + 'a,
+) -> impl Iterator<Item = Chunk> + 'a {
+    for ids in documents {
+        assert!(decoder.check_ids(ids).is_ok(), "token id outside the vocabulary");
+    }
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let mut chunk = Chunk { batch: Batch::default(), rows: vec![], owners: vec![] };
+        while let Some(ids) = documents.get(next) {
+            let positions = wanted(next);
+            if let Some(&last) = positions.last() {
+                assert!(positions.is_sorted_by(|a, b| a < b), "wanted positions ascend");
+                let ids = &ids[..=last as usize];
+                let start = chunk.batch.n_tokens();
+                if start > 0 && start + ids.len() > TOKENS_PER_CHUNK {
+                    break;
+                }
+                chunk.batch.push(ids);
+                chunk.rows.extend(positions.iter().map(|&p| start as u32 + p));
+                chunk.owners.extend(positions.iter().map(|&p| (next, p as usize)));
+            }
+            next += 1;
+        }
+        (!chunk.rows.is_empty()).then_some(chunk)
+    })
+}
+
+pub(crate) fn empty_rows<T>(n: usize) -> Vec<Vec<T>> {
     (0..n).map(|_| Vec::new()).collect()
 }

@@ -46,7 +46,7 @@ impl Lesson {
     }
 
     fn live(&self) -> Targets<'_> {
-        let live = Some(LiveTeacher { decoder: &self.teacher, n_ids: None });
+        let live = Some(LiveTeacher::alone(&self.teacher, None));
         Targets { rows: self.rows.clone(), live, ..Targets::default() }
     }
 

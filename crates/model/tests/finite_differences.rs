@@ -125,7 +125,7 @@ fn a_live_teacher_with_a_larger_vocabulary_and_two_temperatures() {
     let teacher = lively(DecoderConfig { vocab_size: 31, ..small(Family::Qwen2) }, 1, 35);
     let (batch, targets) = supervised(Tail::None);
     let hard_labels = targets.hard_labels.iter().map(|id| id % 21).collect();
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: Some(21) });
+    let live = Some(LiveTeacher::alone(&teacher, Some(21)));
     let targets = Targets { hard_labels, sparse: None, live, ..targets };
     let term = |divergence, temperature| Term { divergence, weight: 0.4, temperature };
     let terms = [
@@ -196,7 +196,7 @@ fn a_loss_of_log_probabilities_does_not_depend_on_how_documents_are_grouped() {
 fn hidden_states_that_point_elsewhere_than_the_teachers() {
     let teacher = lively(DecoderConfig { num_hidden_layers: 3, ..small(Family::Qwen2) }, 1, 38);
     let (batch, targets) = supervised(Tail::None);
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+    let live = Some(LiveTeacher::alone(&teacher, None));
     let pair = |teacher, student| LayerPair { teacher, student };
     let pairs = [pair(0, 0), pair(2, 1), pair(1, 0)];
     let hidden = Some(HiddenAlignment { pairs: &pairs, weight: HIDDEN_WEIGHT });
@@ -210,7 +210,7 @@ fn hidden_states_that_point_elsewhere_than_the_teachers() {
 fn a_copy_of_the_teacher_points_where_it_points_in_training_and_validation() {
     let teacher = lively(small(Family::Llama), 2, 39);
     let (batch, targets) = supervised(Tail::None);
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+    let live = Some(LiveTeacher::alone(&teacher, None));
     let pairs = [0, 1].map(|layer| LayerPair { teacher: layer, student: layer });
     let hidden = Some(HiddenAlignment { pairs: &pairs, weight: HIDDEN_WEIGHT });
     let targets = Targets { sparse: None, live, hidden, ..targets };

@@ -41,7 +41,7 @@ fn gradients_through_both_heads_are_central_differences() {
     let terms = [term(Divergence::Uld, 1.0), term(GOLD, 2.0)];
     let (batch, rows, hard_labels) = supervised(21);
     // One id of the student's table is padding.
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: Some(21) });
+    let live = Some(LiveTeacher::alone(&teacher, Some(21)));
     let targets = Targets { rows, hard_labels, live, foreign: Some(foreign(&matched)), ..Targets::default() };
     let value = |decoder: &Decoder| -> f64 {
         let losses = decoder.losses(&batch, &targets, &terms);
@@ -81,7 +81,7 @@ fn with_one_vocabulary_and_the_same_tokens_gold_is_the_forward_kl_of_a_teacher_t
     let teacher = lively(small(Family::Qwen3, 21), 1, 55);
     let student = lively(small(Family::Llama, 21), 2, 56);
     let (batch, rows, hard_labels) = supervised(21);
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+    let live = Some(LiveTeacher::alone(&teacher, None));
     let along = Targets { rows: rows.clone(), hard_labels, live, ..Targets::default() };
     let matched = MatchedIds::new(21, 21, (0..21).map(|id| (id, id)).collect());
     let own =
@@ -103,7 +103,7 @@ fn a_teachers_rows_do_not_go_back() {
     let (batch, rows, hard_labels) = supervised(21);
     let mut text = foreign(&matched);
     text.rows.swap(0, 2);
-    let live = Some(LiveTeacher { decoder: &teacher, n_ids: Some(21) });
+    let live = Some(LiveTeacher::alone(&teacher, Some(21)));
     let targets = Targets { rows, hard_labels, live, foreign: Some(text), ..Targets::default() };
     lively(small(Family::Llama, 21), 1, 54).losses(&batch, &targets, &[term(GOLD, 1.0)]);
 }

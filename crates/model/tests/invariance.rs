@@ -297,7 +297,7 @@ fn with_live_teacher(groups: &[&[Vec<u32>]], n_threads: usize) -> ([Vec<u32>; 2]
     for documents in groups {
         let batch = Batch::from_documents(&slices(documents));
         let rows: Vec<u32> = (0..batch.n_tokens() as u32).filter(|r| r % 3 > 0).collect();
-        let live = Some(LiveTeacher { decoder: &teacher, n_ids: None });
+        let live = Some(LiveTeacher::alone(&teacher, None));
         let targets = Targets { hard_labels: vec![3; rows.len()], rows, live, ..Targets::default() };
         let held = state.decoder().losses(&batch, &targets, terms.divergences);
         let losses = state.accumulate(&batch, &targets, &terms);

@@ -48,7 +48,7 @@ fn supervised(teacher: Teacher<'_>) -> (Batch, Targets<'_>) {
     let (sparse, live) = match teacher {
         Teacher::None => (None, None),
         Teacher::Sparse(tail) => (Some(sparse_of(tail)), None),
-        Teacher::Live(decoder) => (None, Some(LiveTeacher { decoder, n_ids: None })),
+        Teacher::Live(decoder) => (None, Some(LiveTeacher::alone(decoder, None))),
     };
     (batch, Targets { rows, hard_labels, sparse, live, ..Targets::default() })
 }

@@ -59,7 +59,7 @@ impl Flow {
                 Measured::not_measured("teacher and student have different vocabularies");
             return self.writers().into_iter().try_for_each(|writer| self.write_json(&file(writer), &none));
         }
-        let live = LiveTeacher { decoder: &teacher.decoder, n_ids };
+        let live = LiveTeacher::alone(&teacher.decoder, n_ids);
         for writer in self.writers() {
             let model = self.model_of(writer)?;
             let prompts = self.own_text_prompts(&model)?;

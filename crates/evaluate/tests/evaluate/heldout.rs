@@ -214,7 +214,7 @@ fn own_texts_of(teacher: &Decoder, model: &Decoder, n: usize, n_ids: Option<usiz
     let prompts: Vec<_> = (0..n).map(request).collect();
     let sampling =
         SamplingParams { max_tokens: 12, temperature: 1.0, top_p: 1.0, seed: 4, stop_token_ids: vec![5, 6] };
-    let live = LiveTeacher { decoder: teacher, n_ids };
+    let live = LiveTeacher::alone(teacher, n_ids);
     own_texts(live, model, &prompts, &sampling, 3, &mut |_| {}).unwrap()
 }
 
