@@ -53,7 +53,7 @@ END_OUTSIDE = (
 )
 # Every form of white-space control; the tags' white space is not text, and what is set inside stays inside.
 CONTROLLED = (
-    "{% set shown = 'outside' %}\n"
+    "{% set shown = 'outside' %}{% set turns = namespace(said='') %}\n"
     "{%- for message in messages -%}\n"
     "  {%- if message.role == 'assistant' -%}\n"
     "    {{ '<|assistant|>\\n' }}\n"
@@ -63,7 +63,9 @@ CONTROLLED = (
     "            {{ word }}{%- if not loop.last %}{{ ' ' }}{%- endif -%}\n"
     "        {%- endfor -%}\n"
     "        {{- '<|end|>' + '\\n' -}}\n"
+    "        {%- set turns.said = shown if loop.index > 1 else '' -%}\n"
     "    {%- endgeneration -%}\n"
+    "    {{- turns.said -}}\n"
     "    {%- if shown != 'outside' %}{{ 'leaked' }}{% endif -%}\n"
     "  {%- else -%}\n    " + OTHERS + "\n  {%- endif -%}\n"
     "{%- endfor -%}\n" + PROMPT

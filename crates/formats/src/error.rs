@@ -79,6 +79,9 @@ pub enum FormatError {
     /// What the template's generation tags enclose cannot be told.
     #[error("the `{{% generation %}}` tags of the chat template: {what}")]
     GenerationTags { what: String },
+    /// A reply that cannot be written without the template, which does not write it as it would be generated.
+    #[error("the chat template does not write the whole reply after its own generation prompt")]
+    ReplyElsewhere,
     /// The template's generation tags enclose nothing of the reply.
     #[error("the `{{% generation %}}` tags of the chat template enclose nothing of the reply")]
     NothingGenerated,
@@ -125,7 +128,10 @@ impl FormatError {
                 "use a model whose chat template writes `tool_calls` and `tools`, or leave these conversations out (`curate.tool_calls = \"reject\"`)"
             }
             FormatError::GenerationTags { .. } => {
-                "put the tags directly around what the template writes after the generation prompt, or remove them to learn the whole reply"
+                "put the tags around what is written, not around what is worked on, or remove them to learn the whole reply"
+            }
+            FormatError::ReplyElsewhere => {
+                "compare what the template writes with and without `add_generation_prompt`: reasoning that only one of them opens is the usual reason; a reply without tool calls is learned whole if the `{% generation %}` tags are removed"
             }
             FormatError::NothingGenerated => {
                 "put the reply and what ends its turn between `{% generation %}` and `{% endgeneration %}`, or remove the tags to learn the whole reply"

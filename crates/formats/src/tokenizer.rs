@@ -309,9 +309,7 @@ impl Tokenizer {
     /// The class is always the one that takes `tokenizer.json` as it is: others (`GPT2Tokenizer`,
     /// `Qwen2Tokenizer`) split text in their own fixed way in transformers 5.
     pub(crate) fn tokenizer_config(&self, model: &DecoderConfig) -> Result<Value> {
-        if model.family == Family::Qwen2 && self.split_name() != Some("qwen2") {
-            return Err(FormatError::NotQwen2Splitting);
-        }
+        self.check_for(model)?;
         let mut config = self.config.clone();
         // Code, and paths of the machine where the model was made.
         for key in ["auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file"] {
@@ -330,6 +328,15 @@ impl Tokenizer {
             default("chat_template", json!(template));
         }
         Ok(Value::Object(config))
+    }
+
+    /// Refuses a model that others would read with another tokenizer: transformers splits text for Qwen2 in Qwen2's way,
+    /// whatever `tokenizer.json` says.
+    pub fn check_for(&self, model: &DecoderConfig) -> Result<()> {
+        match model.family == Family::Qwen2 && self.split_name() != Some("qwen2") {
+            true => Err(FormatError::NotQwen2Splitting),
+            false => Ok(()),
+        }
     }
 
     /// llama.cpp's name for how this tokenizer splits text (`tokenizer.ggml.pre`), if it has one:

@@ -130,8 +130,11 @@ fn tags_that_leave_nothing_or_lose_the_reply_are_errors() {
         assert!(matches!(error, FormatError::NothingGenerated), "{turn}: {error}");
         assert!(error.to_string().contains("`{% generation %}`") && error.fix().is_some(), "{error}");
     }
+    let elsewhere =
+        FRAME.replace("TURN", "{% generation %}{{ m.content | upper }}{% endgeneration %}<|end|>");
+    let error = learned(&elsewhere, &reply).expect_err("another reply");
+    assert!(matches!(error, FormatError::ReplyElsewhere) && error.fix().is_some(), "{error}");
     let lost = [
-        "{% generation %}{{ m.content | upper }}{% endgeneration %}<|end|>",
         "{% set x %} {% generation %} y {% endgeneration %}{% endset %}{{ x | trim | replace('y', m.content) | upper }}",
         "{% set x %}{% generation %} yes {% endgeneration %}{% endset %}{{ x | trim }}",
     ];
@@ -158,7 +161,13 @@ fn a_template_that_would_drop_calls_is_refused() {
     let reply = call("assistant", calls);
     let mentions = "{# tool_calls #}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}";
     let error = learned(mentions, &reply).expect_err("the call is not written");
-    assert!(matches!(error, FormatError::NoToolCalls), "{error}");
+    assert!(matches!(error, FormatError::ReplyElsewhere), "{error}");
+    // Calls may end otherwise than text does.
+    let ends = FRAME.replace(
+        "TURN",
+        "{{ m.content }}{{ m.tool_calls }}{{ '<|user|>\\n' if m.tool_calls else '<|end|>' }}",
+    );
+    assert!(learned(&ends, &reply).expect("a call").concat().ends_with("}}]<|user|>"));
     // A special token within an argument is text.
     let writes = FRAME.replace("TURN", "{{ m.content }}{{ m.tool_calls | tojson }}<|end|>");
     let text = r#"look[{"function": {"name": "weather", "arguments": {"place": "<|end|>"}}}]<|end|>"#;

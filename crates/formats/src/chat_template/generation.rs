@@ -20,7 +20,7 @@ const FUNCTION: &str = "stillroom_generation";
 /// and in strings is no tag.
 pub(super) fn as_calls(source: &str) -> (String, bool) {
     let mut text = String::with_capacity(source.len());
-    let (mut rest, mut found) = (source, false);
+    let (mut rest, mut found, mut depth) = (source, false, 0usize);
     while let Some(start) = rest.as_bytes().windows(2).position(|pair| matches!(pair, b"{%" | b"{{" | b"{#"))
     {
         text.push_str(&rest[..start]);
@@ -37,13 +37,23 @@ pub(super) fn as_calls(source: &str) -> (String, bool) {
             text.push_str(tag);
             continue;
         }
-        let inside = &tag[2..tag.len() - 2];
-        match inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => {
+        let inside = tag[2..tag.len() - 2].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let name = inside.split(|c: char| c.is_whitespace() || c == '(').next().unwrap_or_default();
+        match name {
+            "generation" | "macro" | "call" => depth += 1,
+            "endgeneration" | "endmacro" | "endcall" => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        match name {
+            "generation" if inside == name => {
                 found = true;
-                text.push_str(&tag.replace("generation", &format!("call {FUNCTION}()")));
+                text.push_str(&tag.replace(name, &format!("call {FUNCTION}()")));
             }
-            "endgeneration" => text.push_str(&tag.replace("endgeneration", "endcall")),
+            "endgeneration" if inside == name => text.push_str(&tag.replace(name, "endcall")),
+            "set" if depth > 0 => match with_its_namespace(inside) {
+                Some(set) => text.push_str(&tag.replace(inside, &set)),
+                None => text.push_str(tag),
+            },
             "raw" => {
                 let length = rest.find("endraw").unwrap_or(rest.len());
                 text.push_str(tag);
@@ -55,6 +65,15 @@ pub(super) fn as_calls(source: &str) -> (String, bool) {
     }
     text.push_str(rest);
     (text, found)
+}
+
+/// `set space.name = value` so that it reads `space` as well: the engine takes into a call block or a macro only those
+/// variables of its surroundings that are read there, while in Jinja it can write to each.
+fn with_its_namespace(set: &str) -> Option<String> {
+    let (target, value) = set.strip_prefix("set")?.split_once('=')?;
+    let (space, name) = target.trim().split_once('.')?;
+    let is_word = |text: &str| text.chars().all(|c| c.is_alphanumeric() || c == '_');
+    (is_word(space) && is_word(name)).then(|| format!("set {space}.{name} = [({value}), {space}][0]"))
 }
 
 /// Where the tag ends that `text` begins with; what stands in strings does not end it.

@@ -54,11 +54,14 @@ impl Tokenizer {
         let reply = self.hide_specials(reply, &mut literals);
         let prompt = self.render_chat(&turns, true)?;
         turns.push(Message::new(Role::Assistant, END_PROBE));
-        let end_id = self.end_of_reply(&turns)?;
+        let mut end_id = self.end_of_reply(&turns)?;
         turns.pop();
 
         let text = self.reply_text(&prompt, turns, &reply)?;
         let (mut reply_ids, mut learned) = self.encode_reply(&text, &literals)?;
+        if !reply.tool_calls.is_empty() {
+            end_id = self.end_of_calls(&reply_ids);
+        }
         let ends_at = end_id.and_then(|end| reply_ids.iter().rposition(|&id| id == end));
         // An end that the template does not write is not between its tags, and learned all the same.
         let learns_end = ends_at.is_none_or(|position| learned[position]);
@@ -104,13 +107,8 @@ impl Tokenizer {
                 template.has_generation_tags().then(|| spans.into_iter().map(shift).collect::<Vec<_>>());
             return Ok(ReplyText { text: text.to_owned(), learned });
         }
-        if !reply.tool_calls.is_empty() {
-            return Err(FormatError::NoToolCalls);
-        }
-        if template.has_generation_tags() {
-            let what =
-                "the template does not write the whole reply after its own generation prompt".to_owned();
-            return Err(FormatError::GenerationTags { what });
+        if !reply.tool_calls.is_empty() || template.has_generation_tags() {
+            return Err(FormatError::ReplyElsewhere);
         }
         // Some templates open the reasoning themselves.
         let opened = prompt.trim_end().ends_with("<think>");
@@ -125,6 +123,14 @@ impl Tokenizer {
         let after = rendered.rsplit_once(END_PROBE).map_or("", |(_, after)| after);
         let first_special = self.encode(after)?.into_iter().find(|&id| self.is_special(id));
         Ok(first_special.or(self.eos_id()))
+    }
+
+    /// The special token that a reply with tool calls ends with (some templates end it otherwise than text), or the
+    /// tokenizer's end of sequence. What a message spells out is not special here.
+    fn end_of_calls(&self, ids: &[u32]) -> Option<u32> {
+        let last = ids.iter().rposition(|&id| self.is_special(id));
+        let end = last.filter(|&at| self.decode(&ids[at + 1..]).trim().is_empty());
+        end.map(|at| ids[at]).or(self.eos_id())
     }
 
     /// Token ids of a reply, and which of them have a byte that is learned.
