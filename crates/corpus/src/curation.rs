@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use stillroom_core::{Digest, FinishReason, Prompt, Trace};
+use stillroom_core::{Digest, FinishReason, Message, Prompt, Trace};
 
 use crate::filters::Filters;
 use crate::{CorpusError, Verifier};
@@ -13,6 +13,8 @@ use crate::{CorpusError, Verifier};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// The row has tool calls, and the recipe leaves those out; dropped before the teacher sees it.
+    ToolCalls,
     /// The reply ended at the length limit.
     Truncated,
     /// The reply has no content.
@@ -34,6 +36,7 @@ pub enum Step {
 impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
+            Step::ToolCalls => "tool_calls",
             Step::Truncated => "truncated",
             Step::Empty => "empty",
             Step::Filter => "filter",
@@ -50,6 +53,19 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// In what way a prompt or its target uses tools, if it does.
+pub fn tool_use(prompt: &Prompt) -> Option<&'static str> {
+    let calls = |message: &Message| message.uses_tools() && message.tools.is_empty();
+    if !prompt.uses_tools() {
+        return None;
+    }
+    Some(match &prompt.target {
+        Some(target) if target.uses_tools() => "the reply has tool calls",
+        _ if prompt.messages.iter().any(calls) => "the conversation has tool calls",
+        _ => "the conversation offers tools",
+    })
 }
 
 /// One trace that was not kept.
@@ -186,7 +202,7 @@ pub fn curate<'a>(
 
 #[cfg(test)]
 mod tests {
-    use stillroom_core::{Message, Role};
+    use stillroom_core::Role;
 
     use super::*;
     use crate::word_problems::{WordProblem, WordProblems};

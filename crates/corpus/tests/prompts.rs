@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use stillroom_core::{ErrorKind, Message, Prompt, Role};
+use stillroom_corpus::curation::tool_use;
 use stillroom_corpus::decontamination::contamination;
 use stillroom_corpus::prompts::{DOCUMENT_BYTES, DataSet, Item, LINE_BYTES_MAX, Rows};
 use stillroom_corpus::verify::numeric_answer::NumericAnswer;
@@ -74,6 +75,38 @@ fn every_shape_of_a_row_is_read() {
     assert_eq!(prompt.target, assistant("16-3=13 eggs\n#### 1,300"));
     let text = rows(br#"{"text": "Once upon a time"}"#).expect("a good row").remove(0);
     assert_eq!(text, Item::Text { id: "rows-000001".into(), text: "Once upon a time".into() });
+}
+
+#[test]
+fn rows_with_tools_are_read_whole_and_say_so() {
+    let tool = r#"{"type": "function", "function": {"name": "f"}}"#;
+    let asked = r#"{"role": "user", "content": "Hi"}"#;
+    let called = r#"{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}"#;
+    let found = r#"{"role": "tool", "content": ""}"#;
+    let text = serde_json::to_string(&format!("[{tool}]")).expect("a string");
+    for (row, expected) in [
+        (format!(r#"{{"messages": [{asked}, {called}]}}"#), Some("the reply has tool calls")),
+        (format!(r#"{{"prompt": "Hi", "completion": [{called}]}}"#), Some("the reply has tool calls")),
+        (format!(r#"{{"messages": [{asked}, {called}, {found}]}}"#), Some("the conversation has tool calls")),
+        (format!(r#"{{"messages": [{asked}], "tools": [{tool}]}}"#), Some("the conversation offers tools")),
+        (format!(r#"{{"prompt": "Hi", "tools": {text}}}"#), Some("the conversation offers tools")),
+        (format!(r#"{{"prompt": "Hi", "functions": [{tool}]}}"#), Some("the conversation offers tools")),
+        (r#"{"prompt": "Hi", "tools": []}"#.to_owned(), None),
+        (r#"{"prompt": "Hi", "tools": null, "completion": "<tool_call>{}</tool_call>"}"#.to_owned(), None),
+    ] {
+        let prompt = one(&row);
+        assert_eq!(tool_use(&prompt), expected, "{row}");
+        assert_eq!(
+            prompt.messages[0].tools.len(),
+            usize::from(row.contains("s\": [{\"type\"") || row.contains(&text)),
+            "{row}"
+        );
+    }
+    let key = |row: String| rows(row.as_bytes()).expect("a row")[0].content_key();
+    let offers = key(format!(r#"{{"prompt": "Hi", "tools": [{tool}]}}"#));
+    assert_ne!(offers, key(r#"{"prompt": "Hi"}"#.to_owned()), "tools are a part of what is asked");
+    assert_eq!(reason(br#"{"prompt": "Hi", "tools": [1]}"#).1, "`tools` is no list of tools");
+    assert_eq!(reason(br#"{"prompt": "Hi", "tools": "none"}"#).1, "`tools` is no list of tools");
 }
 
 #[test]

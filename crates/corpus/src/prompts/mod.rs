@@ -3,6 +3,7 @@
 mod read;
 mod row;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -40,21 +41,27 @@ impl Item {
     /// Items that differ in nothing else are the same item.
     pub fn content_key(&self) -> String {
         match self {
-            Item::Prompt(prompt) => {
-                content_key(prompt.messages.iter().map(|Message { content, .. }| content))
-            }
-            Item::Text { text, .. } => content_key([text]),
+            Item::Prompt(prompt) => content_key(prompt.messages.iter().flat_map(words)),
+            Item::Text { text, .. } => content_key([text.as_str()]),
         }
     }
 }
 
-fn content_key<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+/// What a turn adds to a conversation: its content, and the tools that it offers and calls.
+fn words(message: &Message) -> Vec<Cow<'_, str>> {
+    let json = message.tools.iter().chain(&message.tool_calls).map(|value| Cow::Owned(value.to_string()));
+    std::iter::once(Cow::Borrowed(message.content.as_str())).chain(json).collect()
+}
+
+fn content_key(texts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let mut key = String::new();
-    for word in texts.into_iter().flat_map(|text| text.split_whitespace()) {
-        if !key.is_empty() {
-            key.push(' ');
+    for text in texts {
+        for word in text.as_ref().split_whitespace() {
+            if !key.is_empty() {
+                key.push(' ');
+            }
+            key.extend(word.chars().flat_map(char::to_lowercase));
         }
-        key.extend(word.chars().flat_map(char::to_lowercase));
     }
     key
 }

@@ -7,7 +7,8 @@
 //! | `question`, `answer` | a prompt; the worked answer is its target, what follows `####` its answer |
 //! | `text` | a text |
 //!
-//! `id` (text or whole number) and, for prompts, `answer` (text or number) may stand beside them.
+//! `id` (text or whole number) and, for prompts, `answer` (text or number) may stand beside them; so may `tools`, a list
+//! of JSON schemas or the same as text, for the rows with messages or a prompt.
 
 use serde_json::{Map, Value};
 use stillroom_core::{Message, Prompt, Role};
@@ -27,7 +28,7 @@ pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<It
     let id = read_id(&row)?.unwrap_or_else(default_id);
     if row.contains_key("messages") {
         let messages = read_messages(row.remove("messages"), "messages")?;
-        return prompt("messages", id, messages, None, read_answer(&row)?);
+        return prompt("messages", id, with_tools(messages, &mut row)?, None, read_answer(&row)?);
     }
     if let Some(value) = row.remove("prompt") {
         let messages = match value {
@@ -35,7 +36,7 @@ pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<It
             other => read_messages(Some(other), "prompt")?,
         };
         let target = read_completion(row.remove("completion"))?;
-        return prompt("prompt", id, messages, target, read_answer(&row)?);
+        return prompt("prompt", id, with_tools(messages, &mut row)?, target, read_answer(&row)?);
     }
     if row.contains_key("question") && row.contains_key("answer") {
         let question = text(row.remove("question"), "question")?;
@@ -65,7 +66,7 @@ fn prompt(
     match messages.last() {
         None => bad("without a question"),
         Some(last) if last.role == Role::Assistant => bad("not a question at its end"),
-        Some(last) if last.content.trim().is_empty() => bad("empty at its end"),
+        Some(last) if last.content.trim().is_empty() && last.role != Role::Tool => bad("empty at its end"),
         Some(_) => Ok(Item::Prompt(Prompt { id, messages, answer, target })),
     }
 }
@@ -96,6 +97,28 @@ fn read_messages(value: Option<Value>, field: &'static str) -> Result<Vec<Messag
             .collect(),
         _ => bad("no list of messages"),
     }
+}
+
+/// The conversation, whose first turn offers the row's tools. `functions`, the older name, is read as well.
+fn with_tools(mut messages: Vec<Message>, row: &mut Map<String, Value>) -> Result<Vec<Message>, RowProblem> {
+    for field in ["tools", "functions"] {
+        let bad = RowProblem::BadField { field, problem: "no list of tools" };
+        let value = match row.remove(field) {
+            Some(Value::String(text)) if !text.trim().is_empty() => serde_json::from_str(&text).ok(),
+            None | Some(Value::Null | Value::String(_)) => continue,
+            other => other,
+        };
+        let Some(Value::Array(tools)) = value else { return Err(bad) };
+        if !tools.iter().all(Value::is_object) {
+            return Err(bad);
+        }
+        if let Some(first) = messages.first_mut()
+            && !tools.is_empty()
+        {
+            first.tools = tools;
+        }
+    }
+    Ok(messages)
 }
 
 fn read_completion(value: Option<Value>) -> Result<Option<Message>, RowProblem> {
