@@ -53,7 +53,9 @@ impl Flow {
         let filters = &self.recipe.curate.filters;
         let traces = self.traces()?;
         let seen = traces.len() as u64;
-        let (traces, mut dropped) = self.voted_or_revised(traces)?;
+        let mut dropped = self.refused()?;
+        let (traces, outvoted) = self.voted_or_revised(traces)?;
+        dropped.extend(outvoted);
         let curated = curation::curate(traces, prompts, verifier.as_deref(), filters)?;
         dropped.extend(curated.dropped);
         let (kept, worse) = self.best(curated.kept)?;

@@ -10,7 +10,7 @@ use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
-use crate::recipe::{Candidates, Control, PromptSource};
+use crate::recipe::{Candidates, Control, PromptSource, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
 const FOLDER: &str = "corpus/prompts";
@@ -53,7 +53,11 @@ impl Flow {
             PromptSource::Chat { path } | PromptSource::Text { path } => self.source_digests(path)?,
         };
         let worked = recipe.teacher.is_none();
-        let settings = json!([1, recipe.prompts, recipe.evaluate.num_examples, worked, digests]);
+        let mut settings = vec![json!(1), json!(recipe.prompts), json!(recipe.evaluate.num_examples)];
+        settings.extend([json!(worked), json!(digests)]);
+        if recipe.curate.tool_calls == ToolCalls::Keep {
+            settings.push(json!(recipe.curate.tool_calls));
+        }
         self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
             let parts = match flow.recipe.prompts.source.clone() {
                 PromptSource::Task { .. } => flow.draw_problems(worked)?,
@@ -129,22 +133,34 @@ impl Flow {
         let n_train = self.recipe.prompts.num_examples.unwrap_or(usize::MAX);
         let wanted = [n_train, self.recipe.prompts.num_validation, self.recipe.evaluate.num_examples];
         let seeds = [self.recipe.prompts.seed, self.recipe.prompts.seed, HELD_OUT_ORDER];
-        let parts = [data.train, data.validation, data.held_out];
+        let mut parts = [data.train, data.validation, data.held_out];
+        self.refuse_tools(&mut parts)?;
         let mut taken = Vec::with_capacity(3);
         for ((mut items, n), (seed, split)) in
             parts.into_iter().zip(wanted).zip(seeds.into_iter().zip(Split::ALL))
         {
             if items.is_empty() {
-                return Err(Failure::new(Exit::BadData, format!("the data has nothing for {split}"))
-                    .code("no-data")
-                    .at(self.source.place(&["prompts", "path"]))
-                    .fix("give more rows, or put `validation.jsonl` and `test.jsonl` beside `train.jsonl`"));
+                return Err(self.nothing_for(split)?);
             }
             CounterRng::new(&[0x7061_7274, seed, split as u64]).shuffle(&mut items);
             items.truncate(n);
             taken.push(if as_text { texts(items) } else { self.only_prompts(items)? });
         }
         Ok(taken.try_into().unwrap_or_else(|_| unreachable!("three parts")))
+    }
+
+    fn nothing_for(&self, split: Split) -> Result<Failure> {
+        let failure = Failure::new(Exit::BadData, format!("the data has nothing for {split}"))
+            .code("no-data")
+            .at(self.source.place(&["prompts", "path"]));
+        Ok(match self.refused()?.len() {
+            0 => {
+                failure.fix("give more rows, or put `validation.jsonl` and `test.jsonl` beside `train.jsonl`")
+            }
+            n => failure
+                .detail(format!("{n} rows with tool calls were left out"))
+                .fix("give rows without tools, or write `tool_calls = \"keep\"` under `[curate]`"),
+        })
     }
 
     fn only_prompts(&self, items: Vec<Item>) -> Result<Part> {

@@ -26,6 +26,7 @@ mod release;
 mod report;
 mod revisions;
 mod teach;
+mod tools;
 pub(crate) mod train;
 pub(crate) mod trial;
 

@@ -229,6 +229,9 @@ impl Flow {
         let student: Training = self.read_json(&training_of(Contender::Student))?;
         let mut facts =
             CorpusFacts { supervised_tokens: student.supervised_tokens_per_epoch, ..CorpusFacts::default() };
+        for drop in self.refused()? {
+            *facts.rejected.entry(drop.step.as_str().to_owned()).or_default() += 1;
+        }
         if self.learns_text() {
             facts.train_prompts = self.texts_of(Split::Train)?.len() as u64;
             facts.validation_prompts = self.texts_of(Split::Validation)?.len() as u64;

@@ -228,6 +228,22 @@ impl Select {
     }
 }
 
+/// What becomes of rows that use tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToolCalls {
+    /// They are left out and counted.
+    Reject,
+    /// They are learned as the chat templates write them.
+    Keep,
+}
+
+impl ToolCalls {
+    fn is_reject(&self) -> bool {
+        *self == ToolCalls::Reject
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Curate {
     /// Drop traces whose answer the verifier rejects.
@@ -236,6 +252,9 @@ pub(crate) struct Curate {
     pub(crate) decontaminate: bool,
     #[serde(skip_serializing_if = "Select::is_all")]
     pub(crate) select: Select,
+    /// What becomes of rows that use tools.
+    #[serde(skip_serializing_if = "ToolCalls::is_reject")]
+    pub(crate) tool_calls: ToolCalls,
     #[serde(flatten)]
     pub(crate) filters: Filters,
 }

@@ -118,6 +118,7 @@ pub(super) struct RawCurate {
     pub(super) verify: Option<bool>,
     pub(super) decontaminate: Option<bool>,
     pub(super) select: Option<String>,
+    pub(super) tool_calls: Option<String>,
     pub(super) min_completion_tokens: Option<u32>,
     pub(super) max_completion_tokens: Option<u32>,
     pub(super) max_paragraph_chars: Option<usize>,

@@ -75,6 +75,8 @@ fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
         ("revised", Select::Revised),
     ];
     let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
+    let known = [("reject", ToolCalls::Reject), ("keep", ToolCalls::Keep)];
+    let tool_calls = at.choose(&key("tool_calls"), raw.tool_calls.as_deref().unwrap_or("reject"), &known)?;
     let mixing = raw.max_script_mixing.map(|share| at.number(&key("max_script_mixing"), share, 0.0..=1.0));
     let filters = Filters {
         min_completion_tokens: raw.min_completion_tokens,
@@ -90,7 +92,7 @@ fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
         return Err(at.bad(&key("min_completion_tokens"), cause).fix("exchange the two"));
     }
     let (verify, decontaminate) = (raw.verify.unwrap_or(true), raw.decontaminate.unwrap_or(true));
-    Ok(Curate { verify, decontaminate, select, filters })
+    Ok(Curate { verify, decontaminate, select, tool_calls, filters })
 }
 
 pub(super) struct Checker<'a> {
