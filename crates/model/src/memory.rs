@@ -236,7 +236,10 @@ mod tests {
     use stillroom_kernels::{Device, Divergence, HeadTerms, Term};
 
     use super::*;
-    use crate::{AdamW, Batch, Decoder, HiddenAlignment, LayerPair, LiveTeacher, Targets, TrainState};
+    use crate::{
+        AdamW, Batch, Decoder, Ensemble, HiddenAlignment, LayerPair, LiveTeacher, Targets, TrainState,
+        WeightedTeacher,
+    };
 
     fn config(family: Family) -> DecoderConfig {
         DecoderConfig {
@@ -333,6 +336,19 @@ mod tests {
                     predicted,
                     &teacher,
                 );
+                let (first, other) = (fresh.clone(), fresh.clone());
+                let others = [WeightedTeacher { decoder: &other, weight: 2.0 }];
+                let ensemble = Some(Ensemble { weight: 1.0, others: &others });
+                let live = Some(LiveTeacher::alone(&first, None).mixed(ensemble));
+                let targets = Targets { live, ..targets };
+                (0..2).for_each(|_| drop(fresh.losses(&batch, &targets, &[term])));
+                let all = NUMBER * (logits_chunk_rows(900).min(n) * 900) as u64;
+                let of_logits = all - logits_bytes(&config, n);
+                let of_both = live_teachers_bytes(&[&config; 2], &config, documents, sequence) - of_logits;
+                for (which, decoder) in [("first", &first), ("other", &other)] {
+                    let what = format!("the {which} of two, {family:?}, {documents} × {sequence}");
+                    assert_predicts(&what, of_both / 2, decoder);
+                }
                 let teacher = fresh.clone();
                 let live = Some(LiveTeacher::alone(&teacher, None));
                 let pairs = [0, 1, 2, 3].map(|layer| LayerPair { teacher: layer, student: layer });

@@ -39,20 +39,25 @@ impl Flow {
         let after: Vec<&str> = after.iter().map(String::as_str).collect();
         let recipe = &self.recipe;
         let start = json!([recipe.student, recipe.train.seed, self.start_digest()?]);
-        let settings = json!([1, self.teacher_digest()?, start, recipe.train.max_length]);
+        let settings = json!([1, self.teachers_digest()?, start, recipe.train.max_length]);
         let outputs: Vec<String> = self.contenders().into_iter().map(file).collect();
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
         self.stage(STAGE, &settings, &after, &outputs, Flow::write_divergences)
     }
 
     fn write_divergences(&mut self) -> Result<()> {
-        self.write_json(&file(Contender::Teacher), &self.none_from_oneself()?)?;
-        let teacher = self.teacher()?;
+        if !self.has_several_teachers() {
+            self.write_json(&file(Contender::Teacher), &self.none_from_oneself()?)?;
+        }
+        let teachers = self.teachers()?;
+        let (others, teacher) = (teachers.others(), &teachers.first);
+        let live = teachers.live(&others, None);
         let (config, tokenizer) = student_shape(&self.recipe, &self.source)?;
-        let students: Vec<Contender> =
-            self.contenders().into_iter().filter(|&contender| contender != Contender::Teacher).collect();
+        // From a mixture its first teacher is as far as it is.
+        let mut students = self.contenders();
+        students.retain(|&contender| contender != Contender::Teacher || !others.is_empty());
         let same = teacher.tokenizer.digest() == tokenizer.digest()
-            && teacher.decoder.config().vocab_size == config.vocab_size;
+            && live.vocabularies() == (config.vocab_size, config.vocab_size);
         if !same {
             let none: Measured<Vec<DocumentDivergence>> =
                 Measured::not_measured("teacher and student have different vocabularies");
@@ -66,7 +71,7 @@ impl Flow {
             let models = students.iter().map(|&student| self.model_of(student));
             let models: Vec<Rc<Model>> = models.collect::<Result<_>>()?;
             let decoders: Vec<&Decoder> = models.iter().map(|model| &model.decoder).collect();
-            let found = document_divergences(&teacher.decoder, &decoders, &texts)?;
+            let found = document_divergences(live, &decoders, &texts)?;
             for (&student, rows) in students.iter().zip(found) {
                 self.write_json(&file(student), &Measured::Value(rows))?;
             }

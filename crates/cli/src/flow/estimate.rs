@@ -29,6 +29,9 @@ const WATTS_PER_THREAD: f64 = 10.0;
 pub(crate) struct Estimate {
     pub(crate) recipe: String,
     pub(crate) teacher_parameters: Option<u64>,
+    /// Of the teachers that it is mixed with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) further_teachers_parameters: Vec<u64>,
     pub(crate) student_parameters: u64,
     pub(crate) stages: Vec<StageEstimate>,
     pub(crate) wall_s: f64,
@@ -63,6 +66,7 @@ pub(super) struct Sizes {
 pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Result<Estimate> {
     let threads = device.n_threads();
     let teacher = recipe.teacher.as_ref().map(|_| super::teacher_files(recipe, source)).transpose()?;
+    let further = super::teachers::further_files(recipe, source)?;
     let (student, tokenizer) = super::train::student_shape(recipe, source)?;
     let sizes = sizes(recipe, source, &tokenizer)?;
     let peak = device.fma_peak();
@@ -71,13 +75,16 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
         Student::Pretrained { .. } | Student::Pruned(_) => Some(super::train::base_files(recipe, source)?),
         _ => None,
     };
-    let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &student, base.as_ref())?;
+    let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &further, &student, base.as_ref())?;
     let base = base.as_ref().map(|files| &files.config);
-    let stages = stages(recipe, &sizes, [teacher_config, base], &student, peak, &memory);
+    let teachers: Vec<&DecoderConfig> =
+        teacher_config.into_iter().chain(further.iter().map(|files| &files.config)).collect();
+    let stages = stages(recipe, &sizes, (&teachers, base), &student, peak, &memory);
     let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
     Ok(Estimate {
         recipe: recipe.name.clone(),
         teacher_parameters: teacher_config.map(DecoderConfig::n_parameters),
+        further_teachers_parameters: further.iter().map(|files| files.config.n_parameters()).collect(),
         student_parameters: student.n_parameters(),
         peak_memory_bytes: stages.iter().map(|stage| stage.peak_memory_bytes).max().unwrap_or(0),
         disk_bytes: disk(recipe, &sizes, &student),
@@ -148,12 +155,17 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
 fn stages(
     recipe: &Recipe,
     sizes: &Sizes,
-    [teacher, base]: [Option<&DecoderConfig>; 2],
+    (teachers, base): (&[&DecoderConfig], Option<&DecoderConfig>),
     student: &DecoderConfig,
     peak: f64,
     memory: &Stages<'_>,
 ) -> Vec<StageEstimate> {
     let forward = |config: &DecoderConfig| 2.0 * config.n_parameters() as f64;
+    // What all teachers read, and what each writes its share of.
+    let read = teachers.iter().map(|config| forward(config)).sum::<f64>();
+    let shares = recipe.teacher.as_ref().map(|teacher| teacher.shares()).unwrap_or_default();
+    let write = teachers.iter().zip(shares).map(|(config, share)| share * forward(config)).sum::<f64>();
+    let teacher = teachers.first().copied();
     let seconds = |flops: f64, share: f64| flops / (peak * share);
     let of =
         |stage, tokens, wall_s, peak_memory_bytes| StageEstimate { stage, tokens, wall_s, peak_memory_bytes };
@@ -161,19 +173,19 @@ fn stages(
     let learned = (sizes.train_items + sizes.validation_items) * whole;
     let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
     let mut stages = Vec::new();
-    if let (Some(teacher), Some(config)) = (&recipe.teacher, teacher) {
+    if let (Some(teacher), Some(first)) = (&recipe.teacher, teacher) {
         let samples = f64::from(teacher.samples_per_prompt);
         let traces_only = recipe.evaluate.controls.contains(&Control::TracesOnly);
         if !text && (traces_only || !recipe.train.only_own_text()) {
-            let wall_s = seconds(samples * learned * forward(config), DECODE_SHARE);
+            let wall_s = seconds(samples * learned * write, DECODE_SHARE);
             stages.push(of("teach", samples * learned, wall_s, memory.teach()));
         }
         if recipe.cached_targets().is_some() {
-            let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
+            let wall_s = seconds(samples * learned * read, SCORE_SHARE);
             stages.push(of("logits", samples * learned, wall_s, memory.logits()));
         }
         if recipe.train.needs_likelihoods() {
-            let wall_s = seconds(samples * learned * forward(config), SCORE_SHARE);
+            let wall_s = seconds(samples * learned * forward(first), SCORE_SHARE);
             stages.push(of("logprobs", samples * learned, wall_s, memory.logits()));
         }
     }
@@ -187,9 +199,9 @@ fn stages(
     // Frozen weights need no gradient of their own.
     let passes = if recipe.train.lora.is_some() { 2.0 } else { 3.0 };
     let wall_s = seconds(passes * train * forward(student), TRAIN_SHARE);
-    // A live teacher reads all that the student reads, each time.
-    let live = teacher.filter(|_| recipe.targets().is_some_and(Logits::is_live));
-    let reading = live.map_or(0.0, |config| seconds(train * forward(config), SCORE_SHARE));
+    // Live teachers read all that the student reads, each time.
+    let live = recipe.targets().is_some_and(Logits::is_live);
+    let reading = if live { seconds(train * read, SCORE_SHARE) } else { 0.0 };
     let writing = seconds(own.written * forward(student), DECODE_SHARE);
     stages.push(of("train", train, wall_s + reading + writing, memory.training(true)));
     let wall_s = seconds(passes * given * forward(student), TRAIN_SHARE);
@@ -204,7 +216,7 @@ fn stages(
     let held_out = sizes.held_out_items * whole;
     let n_students = 2.0 + recipe.evaluate.controls.len() as f64;
     // Its own loss, and once for the divergences of all the others.
-    let of_teacher = teacher.map_or(0.0, |config| held_out * forward(config) * 2.0);
+    let of_teacher = teacher.map_or(0.0, |config| held_out * (forward(config) + read));
     let of_students = held_out * forward(student) * n_students * 2.0;
     let replies =
         if text { 0.0 } else { held_out * (forward(student) * n_students + teacher.map_or(0.0, forward)) };

@@ -14,13 +14,16 @@ use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, TeacherKi
 
 /// What the gate is asked about a recipe.
 pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
-    let teacher = match &recipe.teacher {
-        Some(teacher) => Some(subject(recipe, source, &teacher.model, teacher.path.as_deref())?),
-        None => None,
-    };
+    let mut teachers = Vec::new();
+    if let Some(teacher) = &recipe.teacher {
+        teachers.push(subject(recipe, source, &teacher.model, teacher.path.as_deref())?);
+        for further in &teacher.ensemble {
+            teachers.push(subject(recipe, source, &further.model, Some(&further.path))?);
+        }
+    }
     let student_base = match recipe.student.base() {
         None => None,
-        Some(Base { path: None, .. }) => teacher.clone(),
+        Some(Base { path: None, .. }) => teachers.first().cloned(),
         Some(Base { path: Some(path), model }) => {
             Some(subject(recipe, source, model.unwrap_or(path), Some(path))?)
         }
@@ -43,7 +46,7 @@ pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
         (id.clone(), declaration)
     });
     Ok(Question {
-        teachers: teacher.into_iter().collect(),
+        teachers,
         student_base,
         data,
         use_: Use::Outputs,

@@ -7,7 +7,7 @@ use stillroom_distill::examples::{attach_targets, check_cache};
 use stillroom_distill::{Example, TrainConfig};
 use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{self, Kept, LogitCacheInfo, LogitCacheRow};
-use stillroom_model::Spacing;
+use stillroom_model::{LiveTeacher, Spacing};
 use stillroom_store::PartStore;
 
 use crate::failure::Result;
@@ -28,7 +28,7 @@ impl Flow {
             return Ok(());
         };
         let tokenizer = self.student_tokenizer()?;
-        let settings = json!([1, self.teacher_digest()?, logits, teacher.seed, tokenizer.digest()]);
+        let settings = json!([1, self.teachers_digest()?, logits, teacher.seed, tokenizer.digest()]);
         let after: &[&str] = if self.learns_text() { &[data::STAGE] } else { &[data::STAGE, curate::STAGE] };
         self.stage(STAGE, &settings, after, &[FOLDER], |flow| {
             flow.write_logits(&tokenizer, logits, digest_of(&settings))
@@ -36,7 +36,9 @@ impl Flow {
     }
 
     fn write_logits(&mut self, tokenizer: &Tokenizer, logits: Logits, made_from: Digest) -> Result<()> {
-        let model = self.teacher()?;
+        let teachers = self.teachers()?;
+        let others = teachers.others();
+        let live = teachers.live(&others, None);
         let mut parts: Vec<Vec<Piece>> = Vec::new();
         for split in [Split::Validation, Split::Train] {
             let pieces = self.teacher_pieces(split, tokenizer)?;
@@ -49,9 +51,9 @@ impl Flow {
                 false => false,
             };
             if !kept {
-                let rows = self.distributions(&model, logits, pieces);
+                let rows = self.distributions(live, logits, pieces);
                 let mut bytes = Vec::new();
-                parquet_rows::write_logits(&mut bytes, &self.info(&model, logits), &rows)?;
+                parquet_rows::write_logits(&mut bytes, &self.info(&teachers.first, logits), &rows)?;
                 store.put(number as u32, &bytes)?;
                 self.event(json!({ "event": "part_written", "stage": STAGE, "part": number }))?;
             }
@@ -61,7 +63,7 @@ impl Flow {
         Ok(())
     }
 
-    fn distributions(&self, model: &Model, logits: Logits, pieces: &[Piece]) -> Vec<LogitCacheRow> {
+    fn distributions(&self, live: LiveTeacher<'_>, logits: Logits, pieces: &[Piece]) -> Vec<LogitCacheRow> {
         let ids: Vec<&[u32]> = pieces.iter().map(|piece| &piece.example.ids[..]).collect();
         let wanted: Vec<Vec<u32>> = pieces.iter().map(|piece| piece.example.wanted_positions()).collect();
         let rows: Vec<Vec<SparseRow>> = match logits {
@@ -70,10 +72,10 @@ impl Flow {
                 let keys: Vec<u64> =
                     pieces.iter().map(|piece| teach::key_of(&piece.id) ^ u64::from(piece.sample)).collect();
                 let seed = self.recipe.teacher.as_ref().map_or(0, |teacher| teacher.seed);
-                model.decoder.sampled_targets(&ids, &wanted, draws, spacing, temperature as f32, &keys, seed)
+                live.sampled_targets(&ids, &wanted, draws, spacing, temperature as f32, &keys, seed)
             }
             Logits::TopK { k, temperature, .. } => {
-                model.decoder.top_k_targets(&ids, &wanted, k as usize, temperature as f32)
+                live.top_k_targets(&ids, &wanted, k as usize, temperature as f32)
             }
             Logits::Live { .. } => unreachable!("of a live teacher nothing is stored"),
         };
@@ -98,7 +100,7 @@ impl Flow {
             tail,
             temperature: logits.temperature() as f32,
             tokenizer_digest: model.tokenizer.digest(),
-            teacher: self.recipe.teacher.as_ref().map(|teacher| teacher.model.clone()).unwrap_or_default(),
+            teacher: self.teachers_in_words(),
         }
     }
 

@@ -257,6 +257,9 @@ impl Flow {
     pub(crate) fn held_out_text(&self) -> &'static str {
         match (&self.recipe.teacher, self.learns_text()) {
             (_, true) => "the held-out texts",
+            (Some(_), _) if self.has_several_teachers() => {
+                "the first teacher's greedy replies to the held-out prompts, right or wrong"
+            }
             (None, _) => "the worked solutions of the held-out problems",
             (Some(_), _) => "the teacher's greedy replies to the held-out prompts, right or wrong",
         }

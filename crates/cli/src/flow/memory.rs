@@ -3,8 +3,8 @@
 use stillroom_formats::{DecoderConfig, ModelFiles};
 use stillroom_model::WeightStorage;
 use stillroom_model::memory::{
-    generation_bytes, hidden_alignment_bytes, importance_bytes, live_teacher_bytes, scoring_bytes,
-    training_bytes,
+    generation_bytes, hidden_alignment_bytes, importance_bytes, live_teachers_bytes, mixed_scoring_bytes,
+    scoring_bytes, training_bytes,
 };
 
 use super::estimate::Sizes;
@@ -25,6 +25,8 @@ pub(super) struct Stages<'a> {
     recipe: &'a Recipe,
     sizes: &'a Sizes,
     teacher: Option<(&'a DecoderConfig, Stored)>,
+    /// Teachers that it is mixed with.
+    further: Vec<(&'a DecoderConfig, Stored)>,
     student: &'a DecoderConfig,
     /// Where the student's weights are read from, and their bytes in the file.
     base: Option<(&'a DecoderConfig, u64)>,
@@ -35,6 +37,7 @@ impl<'a> Stages<'a> {
         recipe: &'a Recipe,
         sizes: &'a Sizes,
         teacher: Option<&'a ModelFiles>,
+        further: &'a [ModelFiles],
         student: &'a DecoderConfig,
         base: Option<&'a ModelFiles>,
     ) -> Result<Stages<'a>> {
@@ -46,7 +49,11 @@ impl<'a> Stages<'a> {
             Some(files) => Some((&files.config, Stored::of(&files.config, files.tensors.as_ref())?.in_file)),
             None => None,
         };
-        Ok(Stages { recipe, sizes, teacher, student, base })
+        let stored = |files: &'a ModelFiles| -> Result<_> {
+            Ok((&files.config, Stored::of(&files.config, files.tensors.as_ref())?))
+        };
+        let further = further.iter().map(stored).collect::<Result<_>>()?;
+        Ok(Stages { recipe, sizes, teacher, further, student, base })
     }
 
     /// The teacher writes.
@@ -56,13 +63,15 @@ impl<'a> Stages<'a> {
         };
         let requests = teach::PROMPTS_PER_PART * asked.samples_per_prompt as usize;
         let in_flight = asked.max_in_flight.min(requests);
-        PROGRAM_BYTES + self.texts() + stored.with(self.writing(config, in_flight, asked.max_tokens))
+        let writing = |config| self.writing(config, in_flight, asked.max_tokens);
+        let further = self.further.iter().map(|(config, stored)| stored.with(writing(config))).sum::<u64>();
+        PROGRAM_BYTES + self.texts() + stored.with(writing(config)) + further
     }
 
     /// The teacher reads what the student learns from.
     pub(super) fn logits(&self) -> u64 {
-        let most = self.teacher.map_or(0, |(config, stored)| stored.with(self.reading(config)));
-        PROGRAM_BYTES + self.texts() + most
+        let most = self.teacher.map_or(0, |(_, stored)| stored.with(self.teachers_reading()));
+        PROGRAM_BYTES + self.texts() + most + self.further_held()
     }
 
     /// The base reads some of what the student learns from, then part of it is copied.
@@ -105,8 +114,8 @@ impl<'a> Stages<'a> {
                         alignment.between(teacher.num_hidden_layers, self.student.num_hidden_layers);
                     hidden_alignment_bytes(teacher, between.layers.len(), documents, tokens)
                 });
-                let reading = live_teacher_bytes(teacher, self.student, documents, tokens);
-                stored.with(own + reading + aligned)
+                let reading = live_teachers_bytes(&self.teachers(), self.student, documents, tokens);
+                stored.with(own + reading + aligned) + self.further_held()
             }
             None => own,
         };
@@ -137,8 +146,23 @@ impl<'a> Stages<'a> {
         let Some((config, stored)) = self.teacher else { return PROGRAM_BYTES + self.texts() + students };
         let others = divergence::at_once(self.student).min(1 + self.recipe.evaluate.controls.len());
         let together =
-            stored.held + self.reading(config) + others as u64 * student.with(self.reading(self.student));
+            stored.held + self.teachers_reading() + others as u64 * student.with(self.reading(self.student));
+        let together = together + self.further_held();
         PROGRAM_BYTES + self.texts() + students.max(alone(config, stored)).max(together)
+    }
+
+    fn teachers(&self) -> Vec<&'a DecoderConfig> {
+        self.teacher.iter().chain(&self.further).map(|(config, _)| *config).collect()
+    }
+
+    /// The weights of all teachers but the first.
+    fn further_held(&self) -> u64 {
+        self.further.iter().map(|(_, stored)| stored.with(0)).sum()
+    }
+
+    /// All teachers read together.
+    fn teachers_reading(&self) -> u64 {
+        mixed_scoring_bytes(&self.teachers(), self.examples() as usize, self.documents().1)
     }
 
     /// Replies of up to `max_tokens`. A slot serves many of them, and keeps what the longest took: about twice

@@ -26,6 +26,7 @@ mod release;
 mod report;
 mod revisions;
 mod teach;
+pub(crate) mod teachers;
 mod tools;
 pub(crate) mod train;
 pub(crate) mod trial;
@@ -82,6 +83,8 @@ pub(crate) struct Flow {
     pub(crate) times: Vec<Timed>,
     events: EventLog,
     teacher: Option<Rc<Model>>,
+    /// Teachers beside it.
+    others: Vec<Rc<Model>>,
 }
 
 /// What a verb asks for.
@@ -109,6 +112,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
     hidden::aligned_layers(&recipe, &source)?;
+    teachers::check_tokenizers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
     let device = models::device(request.machine);
     if let Some(time) = request.trial {
@@ -126,6 +130,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         times: Vec::new(),
         events,
         teacher: None,
+        others: Vec::new(),
     };
     flow.open(&decision)?;
     let report = flow.go(request.until, &decision).map_err(|failure| {
@@ -266,9 +271,10 @@ impl Flow {
         Ok(teacher)
     }
 
-    /// Frees the teacher's memory.
+    /// Frees the memory of all teachers.
     pub(crate) fn forget_teacher(&mut self) {
         self.teacher = None;
+        self.others.clear();
     }
 
     pub(crate) fn teacher_files(&self) -> Result<ModelFiles> {

@@ -38,7 +38,7 @@ impl Flow {
         let recipe = &self.recipe;
         let start = json!([recipe.student, recipe.train.seed, self.start_digest()?]);
         let evaluate = json!([recipe.evaluate.own_text_examples, recipe.evaluate.max_tokens]);
-        let settings = json!([1, self.teacher_digest()?, start, recipe.train.max_length, evaluate]);
+        let settings = json!([1, self.teachers_digest()?, start, recipe.train.max_length, evaluate]);
         let outputs: Vec<String> = self.writers().into_iter().map(file).collect();
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
         self.stage(STAGE, &settings, &after, &outputs, Flow::write_own_texts)
@@ -50,16 +50,19 @@ impl Flow {
     }
 
     fn write_own_texts(&mut self) -> Result<()> {
-        let teacher = self.teacher()?;
+        let teachers = self.teachers()?;
+        let others = teachers.others();
         let (config, tokenizer) = student_shape(&self.recipe, &self.source)?;
-        let (width, other) = (config.vocab_size, teacher.decoder.config().vocab_size);
-        let n_ids = (width != other).then(|| tokenizer.vocab_size());
-        if teacher.tokenizer.digest() != tokenizer.digest() || n_ids.is_some_and(|n| n > width.min(other)) {
+        let (width, (least, most)) = (config.vocab_size, teachers.live(&others, None).vocabularies());
+        let n_ids = ((width, width) != (least, most)).then(|| tokenizer.vocab_size());
+        let live = teachers.live(&others, n_ids);
+        if teachers.first.tokenizer.digest() != tokenizer.digest()
+            || n_ids.is_some_and(|n| n > width.min(least))
+        {
             let none: Measured<Vec<OwnText>> =
                 Measured::not_measured("teacher and student have different vocabularies");
             return self.writers().into_iter().try_for_each(|writer| self.write_json(&file(writer), &none));
         }
-        let live = LiveTeacher::alone(&teacher.decoder, n_ids);
         for writer in self.writers() {
             let model = self.model_of(writer)?;
             let prompts = self.own_text_prompts(&model)?;
@@ -112,7 +115,7 @@ impl Flow {
         prompts: &[(String, GenerationRequest)],
     ) -> SamplingParams {
         let longest = prompts.iter().map(|(_, request)| request.prompt_ids.len()).max().unwrap_or(0);
-        let context = teacher.decoder.config().max_position_embeddings;
+        let context = teacher.max_positions();
         SamplingParams {
             max_tokens: self.recipe.evaluate.max_tokens.min(context.saturating_sub(longest)),
             temperature: 1.0,

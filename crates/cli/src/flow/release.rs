@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 use crate::flow::train::{ADAPTER, weights_of};
 use crate::flow::{Flow, data, report};
 use crate::models::with_adapter;
-use crate::recipe::{Base, Student, WeightType};
+use crate::recipe::{Base, Student, Teacher, WeightType};
 
 pub(crate) const STAGE: &str = "release";
 const FOLDER: &str = "release";
@@ -81,8 +81,9 @@ impl Flow {
             Some(teacher) => {
                 let _ = writeln!(
                     card,
-                    "Distilled from `{}` by the recipe `{}`.\n",
-                    teacher.model, self.recipe.name
+                    "Distilled from {} by the recipe `{}`.\n",
+                    named(teacher),
+                    self.recipe.name
                 );
             }
             None => {
@@ -123,10 +124,14 @@ impl Flow {
                 licence: licence.map_or(String::new(), |r| r.licence.clone()),
             }
         };
-        let teachers = match &self.recipe.teacher {
-            Some(teacher) => vec![record(Part::Teacher, &teacher.model, Some(self.teacher_digest()?))],
-            None => Vec::new(),
-        };
+        let mut teachers = Vec::new();
+        if let Some(teacher) = &self.recipe.teacher {
+            teachers.push(record(Part::Teacher, &teacher.model, Some(self.teacher_digest()?)));
+            for further in &teacher.ensemble {
+                let digest = super::weights_digest(&self.source.resolve_path(&further.path))?;
+                teachers.push(record(Part::Teacher, &further.model, Some(digest)));
+            }
+        }
         let student_base = match self.recipe.student.base() {
             None => None,
             Some(Base { path: None, .. }) => teachers.first().cloned(),
@@ -164,6 +169,16 @@ impl Flow {
             PromptSource::Chat { path } | PromptSource::Text { path } => path.clone(),
         }
     }
+}
+
+/// The teachers of a card: of several, each with its share.
+fn named(teacher: &Teacher) -> String {
+    if teacher.ensemble.is_empty() {
+        return format!("`{}`", teacher.model);
+    }
+    let with_share = |(model, share): (&str, f64)| format!("`{model}` ({:.1} %)", 100.0 * share);
+    let all: Vec<String> = teacher.models().zip(teacher.shares()).map(with_share).collect();
+    format!("a mixture of {}", all.join(", "))
 }
 
 /// What was measured, as a table.

@@ -71,7 +71,14 @@ impl Flow {
         } else {
             self.prompts_of(Split::HeldOut)?.len()
         };
-        let (task, task_description) = self.task_in_words();
+        let (task, mut task_description) = self.task_in_words();
+        if self.has_several_teachers() {
+            task_description.push_str(&format!(
+                " There are several teachers: {}. Divergences are from their mixture; all else that is said of the \
+                 teacher is said of the first one.",
+                self.teachers_in_words()
+            ));
+        }
         let prompts = if learns_text { empty } else { self.prompts_of(Split::HeldOut)? };
         Ok(Report {
             report_version: REPORT_VERSION,

@@ -27,8 +27,11 @@ impl Flow {
         }
         let settings = json!([
             1,
-            self.teacher_digest()?,
-            teacher.model,
+            self.teachers_digest()?,
+            match teacher.ensemble.is_empty() {
+                true => json!(teacher.model),
+                false => json!(teacher.models().collect::<Vec<_>>()),
+            },
             teacher.seed,
             teacher.samples_per_prompt,
             teacher.max_tokens,
@@ -43,7 +46,10 @@ impl Flow {
     fn write_traces(&mut self, made_from: Digest) -> Result<()> {
         let samples = self.recipe.teacher.as_ref().map_or(1, |teacher| teacher.samples_per_prompt);
         let (writer, parts) = (self.teacher_writer(FOLDER, STAGE), self.asked_of_all(samples)?);
-        let totals = self.write_parts(&writer, parts, made_from, Flow::teacher)?;
+        let totals = match self.has_several_teachers() {
+            true => self.write_parts_by(&writer, parts, made_from, Flow::ask_each)?,
+            false => self.write_parts(&writer, parts, made_from, Flow::teacher)?,
+        };
         self.write_json(
             "teach.json",
             &json!({
@@ -94,6 +100,17 @@ impl Flow {
         made_from: Digest,
         mut model: impl FnMut(&mut Flow) -> Result<Rc<Model>>,
     ) -> Result<Totals> {
+        self.write_parts_by(writer, parts, made_from, |flow, writer, asked| writer.ask(&*model(flow)?, asked))
+    }
+
+    /// [`Flow::write_parts`] by whoever answers what is asked.
+    pub(crate) fn write_parts_by(
+        &mut self,
+        writer: &Writer,
+        parts: Vec<Vec<Asked>>,
+        made_from: Digest,
+        mut ask: impl FnMut(&mut Flow, &Writer, &[Asked]) -> Result<Vec<Trace>>,
+    ) -> Result<Totals> {
         let mut store = PartStore::open(&self.run.dir(writer.folder)?, "parquet", made_from)?;
         let mut totals = Totals::default();
         for (number, asked) in parts.iter().enumerate() {
@@ -107,7 +124,7 @@ impl Flow {
             let traces = match kept {
                 Some(traces) => traces,
                 None => {
-                    let traces = writer.ask(&*model(self)?, asked)?;
+                    let traces = ask(self, writer, asked)?;
                     let mut bytes = Vec::new();
                     parquet_rows::write_traces(&mut bytes, &traces)?;
                     store.put(number, &bytes)?;
@@ -150,6 +167,7 @@ impl Flow {
 }
 
 /// How a model of this machine writes.
+#[derive(Clone)]
 pub(crate) struct Writer {
     pub(crate) folder: &'static str,
     pub(crate) stage: &'static str,
@@ -174,7 +192,7 @@ pub(crate) struct Asked {
 }
 
 impl Writer {
-    fn ask(&self, model: &Model, asked: &[Asked]) -> Result<Vec<Trace>> {
+    pub(super) fn ask(&self, model: &Model, asked: &[Asked]) -> Result<Vec<Trace>> {
         let request = |asked: &Asked| -> Result<GenerationRequest> {
             let prompt_ids = model.tokenizer.encode_chat(&asked.messages, true)?;
             Ok(GenerationRequest { prompt_ids, key: asked.key, sample: asked.sample })

@@ -23,6 +23,7 @@ use stillroom_net::hub::RepositoryId;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens, teacher_tokenizer};
+use crate::flow::teachers::further_files;
 use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{
@@ -112,7 +113,7 @@ impl Flow {
         if let Some(on_policy) = &mut config.on_policy {
             on_policy.stop_token_ids = student_shape(&self.recipe, &self.source)?.0.eos_token_ids;
         }
-        let teacher = live.then(|| self.teacher_digest()).transpose()?;
+        let teacher = live.then(|| self.teachers_digest()).transpose()?;
         // A run goes on with or without it: the bits are the same.
         let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
         let (student, seed) = (&self.recipe.student, self.recipe.train.seed);
@@ -165,8 +166,10 @@ impl Flow {
             false => self.examples(contender, split, tokenizer, &config, live),
         };
         let (train, validation) = (given(Split::Train)?, given(Split::Validation)?);
-        let teacher = if live { Some(self.teacher()?) } else { None };
-        let teacher = teacher.as_ref().map(|model| &model.decoder);
+        let teachers = if live { Some(self.teachers()?) } else { None };
+        let others = teachers.as_ref().map(|teachers| teachers.others()).unwrap_or_default();
+        let teacher = teachers.as_ref().map(|teachers| &teachers.first.decoder);
+        let ensemble = teachers.as_ref().and_then(|teachers| teachers.ensemble(&others));
         let prompts = RolloutPrompts { train: &train_prompts, validation: &validation_prompts };
         let prompts = config.on_policy.is_some().then_some(prompts);
         let matched = match config.needs_foreign_readings() {
@@ -174,7 +177,7 @@ impl Flow {
             false => None,
         };
         let (examples, validation, matched) = (&train[..], &validation[..], matched.as_ref());
-        let material = Material { examples, validation, prompts, matched, ensemble: None };
+        let material = Material { examples, validation, prompts, matched, ensemble };
         let supervision = Supervision { teacher, material };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
@@ -191,6 +194,9 @@ impl Flow {
             other => other?,
         };
         let mut loss = method(&config.losses, self.recipe.targets());
+        if self.has_several_teachers() && config.needs_distributions() {
+            loss.push_str(&format!("; the teacher is a mixture: {}", self.teachers_in_words()));
+        }
         loss.push_str(&hidden::in_words(config.hidden_alignment.as_ref()));
         if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
             loss.push_str(&format!("; {}", rollouts.in_words()));
@@ -510,7 +516,14 @@ pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(Decoder
         part => prune::kept_shape(part, base_files(recipe, source)?.config, source)?,
     };
     Decoder::check_config(&config)?;
+    // Else the release is the first to refuse it.
+    tokenizer.check_for(&config).map_err(|e| Failure::from(e).at(source.place(&["student"])))?;
     Ok((config, tokenizer))
+}
+
+/// Of the teachers' tables, for a message.
+fn sizes(tables: &[usize]) -> String {
+    tables.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ; how many the
@@ -524,10 +537,13 @@ pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usiz
         return Ok(Some(tokenizer.vocab_size()));
     }
     let same = teacher.tokenizer.as_ref().is_none_or(|its| its.digest() == tokenizer.digest());
-    let (width, other, n_ids) = (config.vocab_size, teacher.config.vocab_size, tokenizer.vocab_size());
-    if same && width == other {
+    let (width, n_ids) = (config.vocab_size, tokenizer.vocab_size());
+    let mut tables = vec![teacher.config.vocab_size];
+    tables.extend(further_files(recipe, source)?.iter().map(|files| files.config.vocab_size));
+    if same && tables.iter().all(|&table| table == width) {
         return Ok(None);
     }
+    let other = tables.iter().copied().min().unwrap_or(width);
     if same && targets.is_live() && n_ids <= width.min(other) {
         return Ok(Some(n_ids));
     }
@@ -535,9 +551,11 @@ pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usiz
         .code("wrong-vocabulary")
         .at(source.place(&["train", "loss_functions"]));
     Err(match same && n_ids <= width.min(other) {
-        true => failure.detail(format!("one tokenizer, but tables of {other} and {width} ids")).fix(
-            "take the teacher live, with `logits = { kind = \"live\" }`: the paddings are left out then",
-        ),
+        true => {
+            failure.detail(format!("one tokenizer, but tables of {} and {width} ids", sizes(&tables))).fix(
+                "take the teacher live, with `logits = { kind = \"live\" }`: the paddings are left out then",
+            )
+        }
         false => failure.fix("train on `hard_labels` only, or give the student the teacher's tokenizer"),
     })
 }

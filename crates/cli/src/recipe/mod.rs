@@ -4,6 +4,7 @@
 //! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
 //! directory keeps.
 
+mod ensemble;
 mod feedback;
 mod hidden;
 mod lora;
@@ -22,6 +23,7 @@ use stillroom_core::{Digest, Tail};
 use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
+pub(crate) use ensemble::{EnsembleTeacher, KEY as ENSEMBLE};
 pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
 pub(crate) use lora::{Lora, open as open_adapter};
@@ -123,6 +125,12 @@ pub(crate) struct Teacher {
     pub(crate) max_in_flight: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) logits: Option<Logits>,
+    /// Beside those of `ensemble`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) weight: Option<f64>,
+    /// Teachers that it is mixed with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ensemble: Vec<EnsembleTeacher>,
     #[serde(skip)]
     pub(crate) endpoints: Vec<String>,
 }

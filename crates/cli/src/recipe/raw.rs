@@ -57,6 +57,8 @@ pub(super) struct RawTeacher {
     pub(super) top_p: Option<f64>,
     pub(super) max_in_flight: Option<usize>,
     pub(super) logits: Option<RawLogits>,
+    pub(super) weight: Option<f64>,
+    pub(super) ensemble: Option<Vec<RawEnsembleTeacher>>,
     pub(super) endpoints: Option<Vec<RawEndpoint>>,
     pub(super) api_key: Option<String>,
     // Read by the licence gate's route only: endpoints are refused after it, so these are never used.
@@ -68,6 +70,14 @@ pub(super) struct RawTeacher {
     pub(super) _budget_usd: Option<f64>,
     #[serde(rename = "price")]
     pub(super) _price: Option<RawPrice>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEnsembleTeacher {
+    pub(super) model: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) weight: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

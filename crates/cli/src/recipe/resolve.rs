@@ -45,6 +45,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let hidden_alignment = hidden::alignment(&at, raw_hidden, &losses, &student, teacher.as_ref())?;
     let train = Train { lora, rollouts, hidden_alignment, ..train(&at, raw_train, losses, seed)? };
     across_tokenizers(&at, &train, teacher.as_ref())?;
+    ensemble::check_use(&at, teacher.as_ref(), &train)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     feedback::check_use(&at, feedback.as_ref(), &curate, &train, &prompts)?;
     let policy = policy(&at, raw.policy.unwrap_or_default())?;
@@ -168,7 +169,7 @@ impl Checker<'_> {
     }
 
     /// Secrets come from the environment, and only they do.
-    fn no_environment(&self, keys: &[&str], text: &str) -> Result<()> {
+    pub(super) fn no_environment(&self, keys: &[&str], text: &str) -> Result<()> {
         if !text.contains("${") {
             return Ok(());
         }
@@ -213,6 +214,7 @@ fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
     at.seed(&key("seed"), seed)?;
     let samples =
         at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
+    let (weight, ensemble) = ensemble::ensemble(at, kind, raw.weight, raw.ensemble)?;
     Ok(Teacher {
         kind,
         model,
@@ -224,6 +226,8 @@ fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
         top_p: at.number(&key("top_p"), raw.top_p.unwrap_or(1.0), 1e-6..=1.0)?,
         max_in_flight: at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(64), 1..=4096)?,
         logits: raw.logits.map(|l| logits(at, l)).transpose()?,
+        weight,
+        ensemble,
         endpoints: raw.endpoints.unwrap_or_default().into_iter().filter_map(|e| e.base_url).collect(),
     })
 }

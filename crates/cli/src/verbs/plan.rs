@@ -9,7 +9,7 @@ use stillroom_governance::{Decision, decide};
 use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
-use crate::flow::{gate, hidden, train};
+use crate::flow::{gate, hidden, teachers, train};
 use crate::recipe::Recipe;
 use crate::{models, terminal};
 
@@ -27,6 +27,7 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
     hidden::aligned_layers(&recipe, &source)?;
+    teachers::check_tokenizers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
     let estimate = estimate(&recipe, &source, &models::device(&args.machine))?;
     if args.json {
@@ -50,6 +51,9 @@ fn in_words(decision: &Decision, estimate: &Estimate) -> String {
     }
     if let Some(n) = estimate.teacher_parameters {
         let _ = writeln!(text, "Teacher     {n} parameters");
+        for n in &estimate.further_teachers_parameters {
+            let _ = writeln!(text, "            and {n} parameters");
+        }
     }
     let _ = writeln!(text, "Student     {} parameters", estimate.student_parameters);
     let _ = writeln!(text, "\n{:<24}{:>14}{:>12}{:>12}", "Stage", "tokens", "time", "memory");
