@@ -303,6 +303,8 @@ fn what_cannot_be_done_is_refused_with_its_exit_code() {
     let run = ["run", "tiny.toml", "--quiet", "--output", "impossible"];
     let with = |set: &'static str| [&run[..], &["--set", set]].concat();
     refused(&with("teacher.path=nowhere"), 74, "no-model");
+    // Not only when it is released.
+    refused(&with("student.architecture=qwen2"), 78, "wrong-tokenizer");
     let openai = [&with("teacher.kind=openai")[..], &["--set", "policy.egress=any"]].concat();
     refused(&openai, 78, "not-supported-yet");
     let lookalike = [

@@ -517,7 +517,12 @@ pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(Decoder
     };
     Decoder::check_config(&config)?;
     // Else the release is the first to refuse it.
-    tokenizer.check_for(&config).map_err(|e| Failure::from(e).at(source.place(&["student"])))?;
+    tokenizer.check_for(&config).map_err(|refused| {
+        Failure::new(Exit::BadRecipe, refused.to_string())
+            .code("wrong-tokenizer")
+            .at(source.place(&["student", "architecture"]))
+            .fix(refused.fix().unwrap_or_default())
+    })?;
     Ok((config, tokenizer))
 }
 
