@@ -30,13 +30,10 @@ pub(super) fn ensemble(
     weight: Option<f64>,
     raw: Option<Vec<RawEnsembleTeacher>>,
 ) -> Result<(Option<f64>, Vec<EnsembleTeacher>)> {
+    let weight = at.number(&WEIGHT, weight.unwrap_or(1.0), WEIGHTS)?;
     let raw = raw.unwrap_or_default();
     if raw.is_empty() {
-        if weight.is_some() {
-            return Err(at
-                .bad(&WEIGHT, "there is one teacher, and nothing to weigh it against")
-                .fix("remove `weight`, or add a table `[[teacher.ensemble]]`"));
-        }
+        // One teacher is the whole mixture, whatever it weighs.
         return Ok((None, Vec::new()));
     }
     if kind != TeacherKind::Local {
@@ -57,7 +54,7 @@ pub(super) fn ensemble(
         Ok(EnsembleTeacher { model, path, weight: at.number(&KEY, raw.weight.unwrap_or(1.0), WEIGHTS)? })
     };
     let others = raw.into_iter().map(further).collect::<Result<_>>()?;
-    Ok((Some(at.number(&WEIGHT, weight.unwrap_or(1.0), WEIGHTS)?), others))
+    Ok((Some(weight), others))
 }
 
 /// Refuses what can be learned from one teacher alone.
@@ -152,17 +149,13 @@ mod tests {
         assert_eq!(teacher.ensemble, expected);
         assert_eq!(teacher.shares(), [3.0 / 4.5, 1.0 / 4.5, 0.5 / 4.5]);
         assert_eq!(teacher.in_words(), "us:teacher (66.7 %) + us:other (22.2 %) + assets/third (11.1 %)");
-        let one = load(WHOLE, &["teacher.ensemble=[]", "teacher.weight=1"]);
-        assert!(one.expect_err("one teacher").to_string().contains("nothing to weigh it against"));
     }
 
     #[test]
     fn one_teacher_is_written_as_it_always_was() {
-        let one = WHOLE.split("[[teacher").next().unwrap().replace("weight = 3", "");
-        let one = one + "[prompts]\ntask = \"word_problems\"\nnum_examples = 100";
-        let recipe = load(&one, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let recipe = load(WHOLE, &["teacher.ensemble=[]"]).unwrap_or_else(|e| panic!("{e}"));
         let text = recipe.to_toml();
-        assert!(!text.contains("ensemble"), "{text}");
+        assert!(!text.contains("ensemble") && !text.contains("weight = 3"), "{text}");
         let teacher = recipe.teacher.unwrap();
         assert!(teacher.weight.is_none() && teacher.in_words() == "us:teacher");
     }
