@@ -215,7 +215,7 @@ mod tests {
         };
         for n in [0, 1, 3, DIGITS / 4 - 1, DIGITS / 4, 3000, 5000] {
             // All sizes of numbers, and equal ones.
-            let number = |next: u32| f32::from_bits(next % 0x7f80_0000 >> (next % 3));
+            let number = |next: u32| f32::from_bits((next % 0x7f80_0000) >> (next % 3));
             let mut values: Vec<[f32; 2]> = (0..n).map(|i| [number(next()), i as f32]).collect();
             let mut expected = values.clone();
             expected.sort_by(|[a, _], [b, _]| b.total_cmp(a));
