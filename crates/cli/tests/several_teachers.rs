@@ -128,7 +128,9 @@ fn stored_distributions_are_the_mixtures_and_a_killed_run_ends_with_the_same_bit
     let shop = shop();
     let cached = "teacher.logits={ kind = \"top_k\", k = 8 }";
     let args = |output: &'static str, threads: &'static str| {
-        ["train", "mixed.toml", "--quiet", "--output", output, "--threads", threads, "--set", cached]
+        let run = ["train", "mixed.toml", "--quiet", "--output", output, "--threads", threads];
+        [&run[..], &["--set", cached, "--set", "prompts.num_examples=20", "--set", "train.max_steps=8"]]
+            .concat()
     };
     shop.succeed(&args("whole", "2"));
     let (info, rows) = read_logits(parts(&shop, "whole/corpus/logits").remove(0)).expect("distributions");

@@ -193,15 +193,7 @@ impl Flow {
             }
             other => other?,
         };
-        let mut loss = method(&config.losses, self.recipe.targets());
-        if self.has_several_teachers() && config.needs_distributions() {
-            loss.push_str(&format!("; the teacher is a mixture: {}", self.teachers_in_words()));
-        }
-        loss.push_str(&hidden::in_words(config.hidden_alignment.as_ref()));
-        if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
-            loss.push_str(&format!("; {}", rollouts.in_words()));
-        }
-        loss.push_str(&adapted(&outcome.decoder));
+        let loss = self.method_in_words(&config, &outcome.decoder);
         let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
         let mut decoder = outcome.decoder;
@@ -218,6 +210,20 @@ impl Flow {
             remove_checkpoints(&folder)?;
         }
         Ok(())
+    }
+
+    /// What a model was trained on and how, for the report.
+    fn method_in_words(&self, config: &TrainConfig, trained: &Decoder) -> String {
+        let mut loss = method(&config.losses, self.recipe.targets());
+        if self.has_several_teachers() && config.needs_teacher() {
+            loss.push_str(&format!("; the teacher is a mixture: {}", self.teachers_in_words()));
+        }
+        loss.push_str(&hidden::in_words(config.hidden_alignment.as_ref()));
+        if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
+            loss.push_str(&format!("; {}", rollouts.in_words()));
+        }
+        loss.push_str(&adapted(trained));
+        loss
     }
 
     fn train_once(
