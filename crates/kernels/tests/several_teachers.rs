@@ -200,8 +200,9 @@ fn the_same_teacher_twice_is_that_teacher() {
     let mut setting = Setting::new(9, 60, &[0.3, 0.7]);
     setting.teachers[1] = Teacher { weight: 0.7, ..setting.teachers[0].clone() };
     let (alone, twice) = (setting.run(1, 0..9, false), setting.run(1, 0..9, true));
-    close(twice.0.divergence(0), alone.0.divergence(0), 1e-6);
-    close(twice.0.divergence(1), alone.0.divergence(1), 1e-6);
+    // A log p of 8 nats is known to 5e-7, and the mixture rounds it once more.
+    close(twice.0.divergence(0), alone.0.divergence(0), 3e-6);
+    close(twice.0.divergence(1), alone.0.divergence(1), 3e-6);
     close(&twice.1, &alone.1, 2e-6);
     close(&twice.2, &alone.2, 2e-6);
 }
