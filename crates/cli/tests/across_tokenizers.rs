@@ -32,11 +32,11 @@ num_validation = 16
 verify = false
 [train]
 learning_rate = 1e-2
-num_train_epochs = 3
+num_train_epochs = 2
 per_device_train_batch_size = 2
 max_length = 384
 save_steps = 4
-eval_steps = 4
+eval_steps = 16
 logging_steps = 1
 loss_functions = [{ function = "hard_labels" }, { function = "alm" }, { function = "gold" }]
 [evaluate]
