@@ -13,6 +13,7 @@
 //! Both times τ². With g = ∂φ/∂q, and for a sorted id g = sign(q − p) at its rank, the gradient is
 //! τ·(qⱼgⱼ − qⱼ·Σᵢ qᵢgᵢ). Ids of equal q have the mean of their ranks' signs.
 
+use crate::cpu::multiversion;
 use crate::divergence::{Kernel, Softmaxes};
 use crate::math::exp;
 
@@ -96,40 +97,43 @@ pub(crate) struct Sums {
     pub(crate) total: f64,
 }
 
-/// Sums of `uld`, or where `of_matched` is φ's kernel of `gold`. weight·qⱼgⱼ is added to `h` for every id j; `room`
-/// is for the rest of [`ForeignRow::n_room`] numbers.
-pub(crate) fn sums(
-    z: &[f32],
-    row: &ForeignRow<'_>,
-    of_matched: Option<Kernel>,
-    s: Softmaxes,
-    weight: f32,
-    h: &mut [f32],
-    room: &mut [f32],
-) -> Sums {
-    let matched = row.matched;
-    let (q, p) = (
-        |j: u32| exp(z[j as usize] * s.scale - s.student),
-        |i: u32| exp(row.logits[i as usize] * s.scale - s.teacher),
-    );
-    let Some(kernel) = of_matched else {
-        return sorted((0..z.len() as u32, q), (0..row.logits.len() as u32, p), weight, h, room);
-    };
-    let share = matched.matched_weight();
-    let (rest, others) = (matched.student_rest.iter().copied(), matched.teacher_rest.iter().copied());
-    let rest = sorted((rest, q), (others, p), weight * (1.0 - share) as f32, h, room);
-    let mut sums = Sums { loss: (1.0 - share) * rest.loss, total: (1.0 - share) * rest.total };
-    for &(j, i) in &matched.pairs {
-        let outcome =
-            kernel.outcome(row.logits[i as usize] * s.scale - s.teacher, z[j as usize] * s.scale - s.student);
-        sums.loss += share * f64::from(outcome.loss);
-        sums.total += share * f64::from(outcome.h);
-        h[j as usize] += weight * share as f32 * outcome.h;
+multiversion! {
+    /// Sums of `uld`, or where `of_matched` is φ's kernel of `gold`. weight·qⱼgⱼ is added to `h` for every id j; `room`
+    /// is for the rest of [`ForeignRow::n_room`] numbers.
+    pub(crate) fn sums(
+        z: &[f32],
+        row: &ForeignRow<'_>,
+        of_matched: Option<Kernel>,
+        s: Softmaxes,
+        weight: f32,
+        h: &mut [f32],
+        room: &mut [f32],
+    ) -> Sums {
+        let matched = row.matched;
+        let (q, p) = (
+            |j: u32| exp(z[j as usize] * s.scale - s.student),
+            |i: u32| exp(row.logits[i as usize] * s.scale - s.teacher),
+        );
+        let Some(kernel) = of_matched else {
+            return sorted((0..z.len() as u32, q), (0..row.logits.len() as u32, p), weight, h, room);
+        };
+        let share = matched.matched_weight();
+        let (rest, others) = (matched.student_rest.iter().copied(), matched.teacher_rest.iter().copied());
+        let rest = sorted((rest, q), (others, p), weight * (1.0 - share) as f32, h, room);
+        let mut sums = Sums { loss: (1.0 - share) * rest.loss, total: (1.0 - share) * rest.total };
+        for &(j, i) in &matched.pairs {
+            let outcome =
+                kernel.outcome(row.logits[i as usize] * s.scale - s.teacher, z[j as usize] * s.scale - s.student);
+            sums.loss += share * f64::from(outcome.loss);
+            sums.total += share * f64::from(outcome.h);
+            h[j as usize] += weight * share as f32 * outcome.h;
+        }
+        sums
     }
-    sums
 }
 
 /// Σ abs(p↓ − q↓) over some ids of each side, and weight·q·sign added to `h` for the student's.
+#[inline(always)]
 fn sorted(
     (student, q): (impl Iterator<Item = u32> + Clone, impl Fn(u32) -> f32),
     (teacher, p): (impl Iterator<Item = u32>, impl Fn(u32) -> f32),
@@ -198,6 +202,7 @@ fn sort_descending<T: Copy>(values: &mut [T], spare: &mut [T], number: impl Fn(&
 }
 
 /// Writes what `values` gives and tells how many there were.
+#[inline(always)]
 fn fill(room: &mut [f32], values: impl Iterator<Item = f32>) -> usize {
     room.iter_mut().zip(values).map(|(place, value)| *place = value).count()
 }
