@@ -103,7 +103,7 @@ impl Teacher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::Recipe;
+    use crate::recipe::load;
 
     const WHOLE: &str = r#"
         [student]
@@ -125,14 +125,6 @@ mod tests {
         task = "word_problems"
         num_examples = 100
     "#;
-
-    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("some.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
-        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
-    }
 
     #[test]
     fn teachers_have_weights_and_read_back_as_themselves() {

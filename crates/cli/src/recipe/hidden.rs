@@ -84,7 +84,7 @@ fn layers_kept(student: &Student, teacher: Option<&Teacher>) -> Option<Vec<[usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::Recipe;
+    use crate::recipe::load;
 
     const WHOLE: &str = r#"
         [student]
@@ -105,14 +105,6 @@ mod tests {
         owner = "us"
         licence = "Apache-2.0"
     "#;
-
-    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("some.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
-        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
-    }
 
     fn aligned(overrides: &[&str]) -> Option<HiddenAlignment> {
         let recipe = load(WHOLE, overrides).unwrap_or_else(|e| panic!("{e}"));

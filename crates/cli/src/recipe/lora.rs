@@ -169,18 +169,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::Recipe;
+    use crate::recipe::load;
 
     const PRETRAINED: &str = "[student]\nkind = \"pretrained\"\npath = \"base\"\n[prompts]\ntask = \"word_problems\"\nnum_examples = 9\n";
     const SCRATCH: &str = "kind = \"from_scratch\"\nhidden_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\nintermediate_size = 32\ntokenizer = \"base\"";
-
-    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("some.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
-        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
-    }
 
     #[test]
     fn an_adapter_has_pefts_settings_and_reads_back_as_itself() {

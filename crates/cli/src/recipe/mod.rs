@@ -462,3 +462,13 @@ impl Source {
         if beside.exists() { beside } else { PathBuf::from(named) }
     }
 }
+
+/// A recipe of this text, for tests.
+#[cfg(test)]
+fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("some.toml");
+    std::fs::write(&path, text).unwrap();
+    let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
+    Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
+}

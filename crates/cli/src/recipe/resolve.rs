@@ -631,6 +631,7 @@ fn release(at: &Checker<'_>, raw: RawRelease, recipe_name: &str) -> Result<Relea
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::load;
 
     const WHOLE: &str = r#"
         seed = 3
@@ -654,14 +655,6 @@ mod tests {
         owner = "us"
         licence = "Apache-2.0"
     "#;
-
-    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("some.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
-        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
-    }
 
     #[test]
     fn a_resolved_recipe_reads_back_as_itself() {

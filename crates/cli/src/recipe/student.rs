@@ -280,7 +280,7 @@ fn shape(at: &Checker<'_>, raw: RawStudent, teacher: Option<&Teacher>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::Recipe;
+    use crate::recipe::load;
 
     const PRUNED: &str = r#"
         [student]
@@ -295,14 +295,6 @@ mod tests {
         task = "word_problems"
         num_examples = 100
     "#;
-
-    fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("some.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
-        Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
-    }
 
     #[test]
     fn a_pruned_student_reads_back_as_itself_and_keeps_what_is_not_named() {
