@@ -2,7 +2,7 @@
 
 use stillroom_corpus::Split;
 use stillroom_distill::examples::{self, Reading};
-use stillroom_distill::{Example, read_in_own_tokens};
+use stillroom_distill::{Example, TrainConfig, read_in_own_tokens};
 use stillroom_formats::Tokenizer;
 
 use crate::failure::{Exit, Failure, Result};
@@ -42,21 +42,27 @@ impl Flow {
         pieces.iter().map(read).collect()
     }
 
-    /// Gives each example what a live teacher reads of it.
-    pub(crate) fn attach_readings(
+    /// Gives the examples of `pieces` what a teacher that reads them in its own tokens has to do with them, as the losses
+    /// want it.
+    pub(crate) fn attach_both_readings(
         &self,
         split: Split,
-        pieces: &mut [Piece],
+        pieces: Vec<Piece>,
         tokenizer: &Tokenizer,
-    ) -> Result<()> {
+        config: &TrainConfig,
+    ) -> Result<Vec<Example>> {
         let teacher = self.teacher_tokenizer()?;
-        let read = examples_of(self.read_by_teacher(split, pieces, tokenizer, &teacher)?);
-        let own = examples_of(pieces.to_vec());
-        let (own, read) =
-            (Reading { examples: &own, tokenizer }, Reading { examples: &read, tokenizer: &teacher });
-        let readings = read_in_own_tokens(own, read)?;
-        pieces.iter_mut().zip(readings).for_each(|(piece, reading)| piece.example.foreign = Some(reading));
-        Ok(())
+        let read = examples_of(self.read_by_teacher(split, &pieces, tokenizer, &teacher)?);
+        let read = Reading { examples: &read, tokenizer: &teacher };
+        let mut examples = examples_of(pieces);
+        if config.needs_foreign_readings() {
+            let readings = read_in_own_tokens(Reading { examples: &examples, tokenizer }, read)?;
+            examples.iter_mut().zip(readings).for_each(|(example, reading)| example.foreign = Some(reading));
+        }
+        if config.needs_chunks() {
+            self.attach_likelihoods(&mut examples, tokenizer, read)?;
+        }
+        Ok(examples)
     }
 }
 

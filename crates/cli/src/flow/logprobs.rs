@@ -3,14 +3,13 @@
 use serde_json::{Value, json};
 use stillroom_core::Digest;
 use stillroom_corpus::Split;
-use stillroom_distill::DistillError;
 use stillroom_distill::examples::{self, Reading, check_tokenizer};
+use stillroom_distill::{DistillError, Example};
 use stillroom_formats::Tokenizer;
 use stillroom_formats::parquet_rows::{self, LogprobInfo, LogprobRow};
 use stillroom_store::PartStore;
 
 use crate::failure::Result;
-use crate::flow::across::examples_of;
 use crate::flow::train::Piece;
 use crate::flow::{Flow, curate, data, digest_of};
 use crate::models::Model;
@@ -70,22 +69,18 @@ impl Flow {
     /// Gives each example what the teacher thinks of its bytes; scores of other tokens are an error, never silent.
     pub(crate) fn attach_likelihoods(
         &self,
-        split: Split,
-        pieces: &mut [Piece],
+        examples: &mut [Example],
         tokenizer: &Tokenizer,
+        read: Reading<'_>,
     ) -> Result<()> {
-        let teacher = self.teacher_tokenizer()?;
         let mut rows = Vec::new();
         for bytes in self.part_files(FOLDER)? {
             let (info, part) = parquet_rows::read_logprobs(bytes)?;
-            check_tokenizer(&info.tokenizer_digest, &teacher.digest())?;
+            check_tokenizer(&info.tokenizer_digest, &read.tokenizer.digest())?;
             rows.extend(part);
         }
-        let read = examples_of(self.read_by_teacher(split, pieces, tokenizer, &teacher)?);
-        let own = examples_of(pieces.to_vec());
-        let own = Reading { examples: &own, tokenizer };
-        let chunks = examples::likelihoods(own, Reading { examples: &read, tokenizer: &teacher }, rows)?;
-        pieces.iter_mut().zip(chunks).for_each(|(piece, chunks)| piece.example.chunks = Some(chunks));
+        let chunks = examples::likelihoods(Reading { examples, tokenizer }, read, rows)?;
+        examples.iter_mut().zip(chunks).for_each(|(example, chunks)| example.chunks = Some(chunks));
         Ok(())
     }
 }

@@ -274,14 +274,11 @@ impl Flow {
             }
             return Ok(examples::from_targets(&prompts, tokenizer)?);
         }
-        let mut pieces = self.teacher_pieces(split, tokenizer)?;
-        if config.needs_foreign_readings() {
-            self.attach_readings(split, &mut pieces, tokenizer)?;
-        }
-        if config.needs_chunks() {
-            self.attach_likelihoods(split, &mut pieces, tokenizer)?;
-        }
-        let mut examples = examples_of(pieces);
+        let pieces = self.teacher_pieces(split, tokenizer)?;
+        let mut examples = match config.needs_foreign_readings() || config.needs_chunks() {
+            true => self.attach_both_readings(split, pieces, tokenizer, config)?,
+            false => examples_of(pieces),
+        };
         if config.needs_teacher() && !live {
             self.attach_logits(&mut examples, config)?;
         }
