@@ -30,6 +30,9 @@ pub enum StoreError {
     /// A value that cannot be written as JSON, or is too large for one line.
     #[error("a value for {} cannot be recorded: {reason}", path.display())]
     Unrecordable { path: PathBuf, reason: String },
+    /// The ledger's database refused an operation.
+    #[error("cannot {operation} the ledger {}: {cause}", path.display())]
+    Ledger { operation: &'static str, path: PathBuf, cause: String },
     /// A stage plan that refers to itself or to nothing.
     #[error("stage `{stage}` comes after `{after}`, which is not planned before it")]
     PlanOrder { stage: String, after: String },
@@ -59,7 +62,7 @@ impl StoreError {
     /// The kind of failure, for the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            StoreError::Io { .. } | StoreError::DiskFull { .. } => ErrorKind::Io,
+            StoreError::Io { .. } | StoreError::DiskFull { .. } | StoreError::Ledger { .. } => ErrorKind::Io,
             StoreError::Locked { .. } => ErrorKind::TryLater,
             StoreError::UnsafePath { .. } | StoreError::Damaged { .. } | StoreError::DamagedLine { .. } => {
                 ErrorKind::BadData
@@ -87,6 +90,9 @@ impl StoreError {
             StoreError::UnsafePath { .. } => Some("use a relative path without `..`".into()),
             StoreError::Damaged { path, .. } | StoreError::DamagedLine { path, .. } => {
                 Some(format!("move `{}` away and run the same command again", path.display()))
+            }
+            StoreError::Ledger { .. } => {
+                Some("check that the disk is in order, then run the same command again".into())
             }
             StoreError::Unrecordable { .. } | StoreError::PlanOrder { .. } => None,
         }

@@ -1,4 +1,4 @@
-//! The run directory: atomic commits, locks, stages, events, numbered parts.
+//! The run directory: atomic commits, locks, stages, events, numbered parts, the ledger of calls.
 //!
 //! What carries a final name is complete. Everything is built under a temporary name (prefix
 //! `.partial-`) in the same directory, synced, renamed, and the parent directory is synced, so that
@@ -9,6 +9,7 @@ mod error;
 mod events;
 #[cfg(test)]
 mod faults;
+mod ledger;
 mod parts;
 mod paths;
 mod run_dir;
@@ -20,6 +21,7 @@ pub use disk::{
 };
 pub use error::StoreError;
 pub use events::{EVENT_BYTES_MAX, EventLog, EventReader};
+pub use ledger::{Call, Ending, Entry, Ledger, Outcome, RECEIPT_BYTES_MAX, Scribe, Settled, Totals};
 pub use parts::{PartStore, RejectedPart};
 pub use paths::{check_name, safe_join};
 pub use run_dir::RunDir;
