@@ -2,22 +2,24 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use stillroom_core::{Cleared, Reach};
 use ureq::http::{self, HeaderMap, HeaderName, HeaderValue};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Body, BodyReader};
 
 use crate::Result;
 use crate::error::{NetError, Phase, shown};
+use crate::retry_after;
+use crate::silence::{self, SilenceConnector};
 use crate::url::Address;
 
 /// Redirects followed for one request.
 pub const REDIRECTS_MAX: usize = 5;
 /// Bytes of a reply's headers.
 pub const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Longest wait that a server may ask for and be believed, in seconds.
-const RETRY_AFTER_S_MAX: u64 = 24 * 3600;
 
 /// Text that is sent and never shown.
 #[derive(Clone)]
@@ -44,6 +46,8 @@ pub struct ClientOptions {
     pub first_byte: Duration,
     /// Longest silence between two bytes, before the first one too.
     pub stall: Duration,
+    /// Connections that are kept open between requests.
+    pub idle_connections: usize,
 }
 
 impl Default for ClientOptions {
@@ -52,6 +56,7 @@ impl Default for ClientOptions {
             connect: Duration::from_secs(10),
             first_byte: Duration::from_secs(60),
             stall: Duration::from_secs(30),
+            idle_connections: 8,
         }
     }
 }
@@ -142,8 +147,12 @@ impl Client {
             .timeout_recv_response(Some(options.first_byte))
             .timeout_per_read(Some(options.stall))
             .timeout_per_write(Some(options.stall))
+            .max_idle_connections(options.idle_connections)
+            .max_idle_connections_per_host(options.idle_connections)
             .build();
-        Client { agent: Agent::new_with_config(config), cleared, options }
+        let connector = DefaultConnector::default().chain(SilenceConnector);
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        Client { agent, cleared, options }
     }
 
     /// Where this client may ask.
@@ -223,6 +232,7 @@ pub struct Response {
     body: BodyReader<'static>,
     place: String,
     options: ClientOptions,
+    silence: Option<Duration>,
     bytes: u64,
 }
 
@@ -252,6 +262,7 @@ impl Response {
             body: body.into_reader(),
             place,
             options,
+            silence: None,
             bytes: 0,
         })
     }
@@ -291,25 +302,37 @@ impl Response {
 
     /// The error of this status.
     pub fn status_error(&self) -> NetError {
-        let seconds = self.header("retry-after").and_then(|text| text.trim().parse::<u64>().ok());
+        let wait = self.retry_after();
         NetError::Status {
             place: self.place.clone(),
             status: self.status,
-            retry_after_s: seconds.map(|s| s.min(RETRY_AFTER_S_MAX)),
+            retry_after_s: wait.map(|wait| wait.as_secs_f64().ceil() as u64),
         }
+    }
+
+    /// How long the server asks to be left alone, counted from now.
+    pub fn retry_after(&self) -> Option<Duration> {
+        retry_after::wait(|name| self.header(name), SystemTime::now())
+    }
+
+    /// From here on, reads wait for bytes no longer than this; [`ClientOptions::stall`] before.
+    pub fn allow_silence(&mut self, limit: Duration) {
+        self.silence = Some(limit);
     }
 
     /// The next bytes of the body; 0 at its end. A body cut before its announced length is an error.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         loop {
-            match self.body.read(buffer) {
+            match silence::within(self.silence, || self.body.read(buffer)) {
                 Ok(n) => {
                     self.bytes += n as u64;
                     return Ok(n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    return Err(trouble(ureq::Error::from(error), &self.place, Phase::Body, self.options));
+                    let stall = self.silence.unwrap_or(self.options.stall);
+                    let options = ClientOptions { stall, ..self.options };
+                    return Err(trouble(ureq::Error::from(error), &self.place, Phase::Body, options));
                 }
             }
         }

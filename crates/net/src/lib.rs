@@ -12,6 +12,8 @@ mod client;
 mod content;
 mod error;
 pub mod hub;
+mod retry_after;
+mod silence;
 mod url;
 
 pub use client::{Client, ClientOptions, HEADER_BYTES_MAX, Method, REDIRECTS_MAX, Request, Response, Secret};

@@ -78,6 +78,7 @@ fn client(places: &[&str]) -> Client {
         connect: Duration::from_secs(5),
         first_byte: Duration::from_secs(5),
         stall: Duration::from_millis(400),
+        ..ClientOptions::default()
     };
     Client::new(Cleared::mint("test", reach), options)
 }
@@ -212,6 +213,61 @@ fn silence_is_not_waited_for_for_ever() {
     assert!(matches!(told, NetError::Timeout { phase: Phase::Body, .. }), "{told}");
     assert_eq!(told.kind(), ErrorKind::TryLater);
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_first_word_may_take_longer_than_the_next() {
+    // 600 ms before the first byte, then nothing: 400 ms are the client's own limit.
+    let server = Server::start(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+        std::thread::sleep(Duration::from_millis(600));
+        let _ = stream.write_all(b"a");
+        std::thread::sleep(Duration::from_secs(20));
+    });
+    let client = client(&[&server.url]);
+    let mut reply = get(&server, &client).unwrap();
+    let mut byte = [0; 8];
+    reply.allow_silence(Duration::from_secs(10));
+    assert_eq!(reply.read(&mut byte).unwrap(), 1);
+    reply.allow_silence(Duration::from_millis(150));
+    let started = Instant::now();
+    let silent = reply.read(&mut byte).unwrap_err();
+    assert!(matches!(silent, NetError::Timeout { phase: Phase::Body, .. }), "{silent}");
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn connections_are_kept_for_as_many_requests_as_are_wanted() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let connections = Arc::new(Mutex::new(0));
+    let count = connections.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            *count.lock().expect("the count") += 1;
+            std::thread::spawn(move || {
+                let mut stream = stream;
+                while read_request(&stream).is_some() {
+                    std::thread::sleep(Duration::from_millis(50));
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                }
+            });
+        }
+    });
+    let reach = Reach::of([url.as_str()]).expect("addresses");
+    let options = ClientOptions { idle_connections: 12, ..ClientOptions::default() };
+    let client = Client::new(Cleared::mint("test", reach), options);
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            for _ in 0..12 {
+                scope.spawn(|| {
+                    let reply = client.send(&Request::get(Address::parse(&url).unwrap())).unwrap();
+                    assert_eq!(reply.read_to_vec(9).unwrap(), b"ok");
+                });
+            }
+        });
+    }
+    assert!(*connections.lock().unwrap() <= 12, "{} connections", connections.lock().unwrap());
 }
 
 #[test]
