@@ -11,6 +11,7 @@ mod files;
 mod gguf;
 mod hf_dir;
 mod model_files;
+pub mod openai;
 pub mod parquet_rows;
 pub mod peft;
 pub mod safetensors_file;
