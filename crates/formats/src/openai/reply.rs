@@ -1,5 +1,6 @@
 //! What a teacher replied.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fault::ReplyFault;
@@ -8,7 +9,7 @@ use super::stream::Caps;
 use super::wire;
 
 /// A whole reply.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     pub id: Option<String>,
     pub model: Option<String>,
@@ -31,7 +32,8 @@ pub struct Reply {
 }
 
 /// Why a reply ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Finish {
     Stop,
     Length,
@@ -42,7 +44,7 @@ pub enum Finish {
 }
 
 /// What the server counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
@@ -51,7 +53,7 @@ pub struct Usage {
 }
 
 /// A token of a reply.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     pub token: String,
     pub bytes: Option<Vec<u8>>,
@@ -62,7 +64,7 @@ pub struct TokenLogprob {
 }
 
 /// A token of a prompt, or one that could have stood there.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IdLogprob {
     pub id: u32,
     pub logprob: f64,
