@@ -2,3 +2,22 @@
 //!
 //! Every call has a row in the ledger (`stillroom_store::Ledger`) before it is sent, and its receipt is durable before
 //! its reply is used, so that no reply is bought twice.
+
+mod ask;
+mod breaker;
+mod call;
+mod error;
+mod estimate;
+mod pace;
+mod schedule;
+mod session;
+mod settings;
+
+pub use ask::{Answer, Ask, Receipt};
+pub use error::TeacherError;
+pub use schedule::Stop;
+pub use session::{Counts, Finished, IN_FLIGHT_MAX, Teacher};
+pub use settings::{Budget, Endpoint, Patience, Price, Sampling};
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, TeacherError>;

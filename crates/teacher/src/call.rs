@@ -1,0 +1,187 @@
+//! One call: a request is sent, and what comes back is a reply or a fault.
+
+use std::time::{Duration, Instant};
+
+use stillroom_formats::openai::{self, Caps, Reply, ReplyFault, StreamReader};
+use stillroom_net::{Address, Client, NetError, Phase, Request, Response};
+
+use crate::settings::{Endpoint, Patience, Sampling};
+
+/// Bytes that a reply may have besides those for its tokens.
+const REPLY_BYTES: u64 = 1 << 20;
+/// Bytes of a token, and of what is said of one token's likelihood; generous.
+const TOKEN_BYTES: u64 = 512;
+/// Bytes of an error's body that are looked at.
+const ERROR_BYTES_MAX: u64 = 64 << 10;
+/// How long the end of a stream is waited for once the reply is whole.
+const END_SILENCE: Duration = Duration::from_millis(500);
+
+/// Names a call to the service, which may name it back.
+const REQUEST_ID: &str = "x-client-request-id";
+
+/// Why a call gave no reply.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fault {
+    /// In words that hold no secret and no control characters.
+    pub(crate) what: String,
+    pub(crate) status: Option<u16>,
+    pub(crate) kind: FaultKind,
+    /// How long the service asks to be left alone.
+    pub(crate) wait: Option<Duration>,
+    /// Whether the service may have worked, and so may bill it; with the pieces that came.
+    pub(crate) pieces: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    /// Another try may do.
+    Again,
+    /// It is too early; that is no try.
+    Postponed,
+    /// This request is refused as it stands.
+    Refused,
+    /// Every request would be.
+    Hopeless,
+}
+
+/// Sends a body to an endpoint and reads the reply.
+pub(crate) fn chat(
+    client: &Client,
+    endpoint: &Endpoint,
+    body: &[u8],
+    request_id: &str,
+    (sampling, patience): (&Sampling, &Patience),
+) -> Result<Reply, Fault> {
+    let address = under(&endpoint.base, "chat/completions").map_err(|e| of_net(&e, None))?;
+    let request = Request::post(address, "application/json", body)
+        .header("accept", "text/event-stream, application/json")
+        .header(REQUEST_ID, request_id)
+        .bearer(endpoint.key.as_ref());
+    let mut response = client.send(&request).map_err(|e| of_net(&e, None))?;
+    if !response.is_success() {
+        return Err(of_status(response));
+    }
+    if let Some(other) = response.header(REQUEST_ID).filter(|id| *id != request_id) {
+        let what = format!("the reply belongs to another request, `{}`", shown(other));
+        return Err(again(what, Some(response.status()), Some(0)));
+    }
+    let streams = response.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream"));
+    let bytes_max = reply_bytes_max(sampling);
+    if streams {
+        return streamed(&mut response, bytes_max, patience);
+    }
+    let status = Some(response.status());
+    response.allow_silence(Duration::from_secs_f64(patience.stall_timeout_s));
+    let whole = response.read_to_vec(bytes_max).map_err(|e| of_net(&e, Some(0)))?;
+    openai::read_reply(&whole).map_err(|fault| of_reply(&fault, status))
+}
+
+/// An address below an endpoint's.
+pub(crate) fn under(base: &Address, path: &str) -> Result<Address, NetError> {
+    let place = base.place();
+    Address::parse(&format!("{}/{path}", place.trim_end_matches('/')))
+}
+
+fn reply_bytes_max(sampling: &Sampling) -> u64 {
+    let alternatives = sampling.top_logprobs.map_or(0, |n| u64::from(n) + 1);
+    REPLY_BYTES + sampling.max_tokens as u64 * TOKEN_BYTES * (1 + alternatives)
+}
+
+fn streamed(response: &mut Response, bytes_max: u64, patience: &Patience) -> Result<Reply, Fault> {
+    let status = Some(response.status());
+    let mut reader = StreamReader::new(Caps { bytes_max: bytes_max as usize, ..Caps::default() });
+    let (first, stall) = (patience.first_token_timeout_s, patience.stall_timeout_s);
+    let (mut pieces, mut last) = (0, Instant::now());
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        // Signs of life (comments) may go on for ever; pieces of the reply are what is waited for.
+        let patience_s = if pieces == 0 { first } else { first.max(stall) };
+        let left = Duration::from_secs_f64(patience_s).saturating_sub(last.elapsed());
+        if left.is_zero() {
+            let what = format!("nothing of the reply for {patience_s} s");
+            return Err(again(what, status, Some(pieces)));
+        }
+        let silence = if pieces == 0 { left } else { left.min(Duration::from_secs_f64(stall)) };
+        response.allow_silence(silence);
+        let n = match response.read(&mut buffer) {
+            Ok(n) => n,
+            // A stream that was cut behind its end is whole.
+            Err(error) => return reader.finish().map_err(|_| of_net(&error, Some(pieces))),
+        };
+        if n == 0 {
+            return reader.finish().map_err(|fault| of_reply(&fault, status));
+        }
+        let progress = reader.feed(&buffer[..n]).map_err(|fault| of_reply(&fault, status))?;
+        if progress.pieces > pieces {
+            (pieces, last) = (progress.pieces, Instant::now());
+        }
+        if progress.ended {
+            drain(response, &mut buffer);
+            return reader.finish().map_err(|fault| of_reply(&fault, status));
+        }
+    }
+}
+
+/// Reads what little follows, so that the connection can be used again.
+fn drain(response: &mut Response, buffer: &mut [u8]) {
+    response.allow_silence(END_SILENCE);
+    for _ in 0..4 {
+        if !response.read(buffer).is_ok_and(|n| n > 0) {
+            return;
+        }
+    }
+}
+
+fn again(what: String, status: Option<u16>, pieces: Option<u64>) -> Fault {
+    Fault { what, status, kind: FaultKind::Again, wait: None, pieces }
+}
+
+/// A reply that came and cannot be used: the service has worked.
+fn of_reply(fault: &ReplyFault, status: Option<u16>) -> Fault {
+    let pieces = if let ReplyFault::Cut { pieces } = fault { *pieces } else { 0 };
+    again(fault.to_string(), status, Some(pieces))
+}
+
+/// `pieces` is what had come of the reply; `None` where not even a status had.
+fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
+    let kind = match error {
+        NetError::NotCleared { .. }
+        | NetError::Redirect { .. }
+        | NetError::BadAddress { .. }
+        | NetError::BadPath { .. }
+        | NetError::BadHeader { .. } => FaultKind::Hopeless,
+        _ => FaultKind::Again,
+    };
+    // Without a connection nothing was asked.
+    let asked = !matches!(
+        error,
+        NetError::Connect { .. }
+            | NetError::UnknownHost { .. }
+            | NetError::Tls { .. }
+            | NetError::Timeout { phase: Phase::Connect, .. }
+    );
+    let pieces = (kind == FaultKind::Again && asked).then_some(pieces.unwrap_or(0));
+    Fault { what: error.to_string(), status: None, kind, wait: None, pieces }
+}
+
+/// Of a status that is no success: the service did no work.
+fn of_status(response: Response) -> Fault {
+    let (status, wait, place) = (response.status(), response.retry_after(), response.place().to_owned());
+    let kind = match status {
+        429 => FaultKind::Postponed,
+        503 if wait.is_some() => FaultKind::Postponed,
+        400 | 413 | 414 | 415 | 422 => FaultKind::Refused,
+        300..=499 if !matches!(status, 408 | 409 | 425) => FaultKind::Hopeless,
+        _ => FaultKind::Again,
+    };
+    let said = response.read_to_vec(ERROR_BYTES_MAX).ok().and_then(|body| openai::read_error(&body));
+    let what = match said {
+        Some(said) => format!("`{place}` answers {status}: {said}"),
+        None => format!("`{place}` answers {status}"),
+    };
+    Fault { what, status: Some(status), kind, wait, pieces: None }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,622 @@
+//! Which request goes where and when. Knows no clock, thread or socket: time comes in, decisions go out.
+//!
+//! Times are milliseconds since the session began.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use stillroom_core::CounterRng;
+
+use crate::breaker::Breaker;
+use crate::pace::Pace;
+use crate::settings::{Budget, Endpoint, Patience};
+
+/// First wait before a request is tried again; doubles with each try, and half of it is left to chance.
+const BACKOFF_MS: u64 = 500;
+const BACKOFF_MS_MAX: u64 = 30_000;
+/// How often a request may be told to come back later.
+const POSTPONED_MAX: u32 = 200;
+/// Failed probes of every endpoint after which nobody is there; fewer where nobody has ever answered.
+const PROBES_MAX: u32 = 6;
+const FIRST_PROBES_MAX: u32 = 2;
+/// Requests that are refused as they stand, with none answered, after which it is the settings that are wrong.
+const REFUSED_MAX: u64 = 5;
+/// Names the draws of waits among others of the same seed.
+const WAITS: u64 = 0x0077_6169_7473;
+
+/// A request on its way through the schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Job<T> {
+    /// Its place in the order of requests.
+    pub(crate) index: u64,
+    pub(crate) what: T,
+    /// Tries that failed.
+    pub(crate) attempt: u32,
+    postponed: u32,
+    /// Estimate, for the allowance of tokens.
+    tokens: u64,
+    /// The last fault.
+    pub(crate) fault: Option<String>,
+}
+
+/// What to do now.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next<T> {
+    Send {
+        job: Job<T>,
+        endpoint: usize,
+    },
+    /// Nothing before that time, unless something else ends or arrives.
+    Wait(Option<u64>),
+    /// No more will be sent.
+    Stopped,
+}
+
+/// Why no more is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stop {
+    /// The budget is used up.
+    Budget(&'static str),
+    /// No endpoint answers.
+    NobodyThere { fault: String },
+    /// What would fail for every request: the key, the address, the model's name.
+    Hopeless { fault: String },
+    /// The caller has had enough.
+    Closed,
+}
+
+/// How a request that was sent ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Ended {
+    Answered {
+        usd: f64,
+        tokens: u64,
+    },
+    /// It may be tried again, by the count of attempts or without it.
+    Failed {
+        fault: String,
+        postponed: bool,
+        wait_ms: Option<u64>,
+        usd: f64,
+        tokens: u64,
+    },
+    /// This request is refused as it stands.
+    Refused {
+        fault: String,
+        usd: f64,
+    },
+    Hopeless {
+        fault: String,
+    },
+}
+
+/// What becomes of the request.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Fate {
+    Settled,
+    Again,
+    /// Too many tries.
+    GivenUp {
+        fault: String,
+    },
+}
+
+struct Line {
+    weight: f64,
+    max_in_flight: usize,
+    in_flight: usize,
+    served: u64,
+    requests: Option<Pace>,
+    tokens: Option<Pace>,
+    breaker: Breaker,
+}
+
+/// Requests that wait, and the endpoints that they wait for.
+pub(crate) struct Schedule<T> {
+    ready: VecDeque<Job<T>>,
+    delayed: BTreeMap<u64, Job<T>>,
+    due: BinaryHeap<Reverse<(u64, u64)>>,
+    lines: Vec<Line>,
+    budget: Budget,
+    max_attempts: u32,
+    seed: u64,
+    in_flight: usize,
+    spent_usd: f64,
+    spent_tokens: u64,
+    /// What was spent before this session.
+    before: (f64, u64),
+    settled: u64,
+    answered: u64,
+    refused: u64,
+    stop: Option<Stop>,
+}
+
+impl<T> Schedule<T> {
+    /// `spent_usd` and `spent_tokens` were spent before this session.
+    pub(crate) fn new(
+        endpoints: &[Endpoint],
+        budget: Budget,
+        patience: &Patience,
+        seed: u64,
+        (spent_usd, spent_tokens): (f64, u64),
+    ) -> Schedule<T> {
+        let line = |endpoint: &Endpoint| Line {
+            weight: endpoint.weight,
+            max_in_flight: endpoint.max_in_flight,
+            in_flight: 0,
+            served: 0,
+            requests: endpoint.requests_per_minute.map(Pace::per_minute),
+            tokens: endpoint.tokens_per_minute.map(Pace::per_minute),
+            breaker: Breaker::default(),
+        };
+        Schedule {
+            ready: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            due: BinaryHeap::new(),
+            lines: endpoints.iter().map(line).collect(),
+            budget,
+            max_attempts: patience.max_attempts,
+            seed,
+            in_flight: 0,
+            spent_usd,
+            spent_tokens,
+            before: (spent_usd, spent_tokens),
+            settled: 0,
+            answered: 0,
+            refused: 0,
+            stop: None,
+        }
+    }
+
+    /// A new request; `tokens` is what it may take of an allowance.
+    pub(crate) fn push(&mut self, index: u64, what: T, tokens: u64) {
+        self.ready.push_back(Job { index, what, attempt: 0, postponed: 0, tokens, fault: None });
+    }
+
+    /// Requests that could be sent if there were room.
+    pub(crate) fn n_ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn stop(&mut self, why: Stop) {
+        self.stop.get_or_insert(why);
+    }
+
+    pub(crate) fn stopped(&self) -> Option<&Stop> {
+        self.stop.as_ref()
+    }
+
+    pub(crate) fn next(&mut self, now_ms: u64) -> Next<T> {
+        self.release_due(now_ms);
+        let Some(tokens) = self.ready.front().map(|job| job.tokens) else {
+            return match self.stop {
+                Some(_) => Next::Stopped,
+                None => Next::Wait(self.due.peek().map(|Reverse((at, _))| *at)),
+            };
+        };
+        if self.stop.is_none() {
+            self.check_budget(now_ms);
+        }
+        if self.stop.is_some() {
+            return Next::Stopped;
+        }
+        if self.in_flight > 0 && self.would_exceed_budget() {
+            return Next::Wait(None);
+        }
+        match self.choose(tokens, now_ms) {
+            Err(at) => Next::Wait(at),
+            Ok(endpoint) => {
+                let line = &mut self.lines[endpoint];
+                line.in_flight += 1;
+                line.breaker.sent();
+                line.requests.iter_mut().for_each(|pace| pace.take(1.0));
+                line.tokens.iter_mut().for_each(|pace| pace.take(tokens as f64));
+                self.in_flight += 1;
+                let job = self.ready.pop_front().expect("there is one, see above");
+                Next::Send { job, endpoint }
+            }
+        }
+    }
+
+    fn release_due(&mut self, now_ms: u64) {
+        while let Some(&Reverse((at, index))) = self.due.peek()
+            && at <= now_ms
+        {
+            self.due.pop();
+            let job = self.delayed.remove(&index).expect("whatever is due is delayed");
+            self.ready.push_front(job);
+        }
+    }
+
+    fn check_budget(&mut self, now_ms: u64) {
+        let Budget { usd, tokens, seconds } = self.budget;
+        let over = [
+            (usd.is_some_and(|limit| self.spent_usd >= limit), "money"),
+            (tokens.is_some_and(|limit| self.spent_tokens >= limit), "tokens"),
+            (seconds.is_some_and(|limit| now_ms as f64 >= limit * 1000.0), "time"),
+        ];
+        if let Some((_, what)) = over.iter().find(|(is, _)| *is) {
+            self.stop(Stop::Budget(what));
+        }
+    }
+
+    /// Whether what is in flight will by its average use up what is left, so that it is better waited for.
+    fn would_exceed_budget(&self) -> bool {
+        let ended = self.settled.max(1) as f64;
+        let more = (self.in_flight + 1) as f64;
+        let exceeds = |limit: Option<f64>, spent: f64, before: f64| {
+            limit.is_some_and(|limit| spent + more * (spent - before) / ended > limit)
+        };
+        exceeds(self.budget.usd, self.spent_usd, self.before.0)
+            || exceeds(self.budget.tokens.map(|n| n as f64), self.spent_tokens as f64, self.before.1 as f64)
+    }
+
+    /// The endpoint with the most room for its weight, or when one may have room.
+    fn choose(&mut self, tokens: u64, now_ms: u64) -> Result<usize, Option<u64>> {
+        let mut best: Option<(f64, f64, usize)> = None;
+        let mut soonest: Option<u64> = None;
+        for (i, line) in self.lines.iter_mut().enumerate() {
+            if line.in_flight >= line.max_in_flight {
+                continue;
+            }
+            let Some(at) = line.ready_at(tokens, now_ms) else { continue };
+            if at > now_ms {
+                soonest = Some(soonest.map_or(at, |s| s.min(at)));
+                continue;
+            }
+            let load = (line.in_flight + 1) as f64 / line.weight;
+            let served = (line.served + 1) as f64 / line.weight;
+            if best.is_none_or(|(l, s, _)| (load, served) < (l, s)) {
+                best = Some((load, served, i));
+            }
+        }
+        best.map(|(_, _, i)| i).ok_or(soonest)
+    }
+
+    /// Takes note of how a request ended, and keeps it where it is to be tried again.
+    pub(crate) fn ended(&mut self, mut job: Job<T>, endpoint: usize, ended: &Ended, now_ms: u64) -> Fate {
+        self.in_flight -= 1;
+        let line = &mut self.lines[endpoint];
+        line.in_flight -= 1;
+        line.served += 1;
+        match ended {
+            Ended::Answered { usd, tokens } => {
+                line.breaker.answered();
+                line.correct(job.tokens, *tokens);
+                self.spend(*usd, *tokens);
+                self.answered += 1;
+                Fate::Settled
+            }
+            Ended::Refused { fault, usd } => {
+                line.breaker.answered();
+                self.spend(*usd, 0);
+                self.refused += 1;
+                if self.answered == 0 && self.refused >= REFUSED_MAX {
+                    self.stop(Stop::Hopeless { fault: fault.clone() });
+                }
+                Fate::Settled
+            }
+            Ended::Hopeless { fault } => {
+                self.stop(Stop::Hopeless { fault: fault.clone() });
+                Fate::Again
+            }
+            Ended::Failed { fault, postponed, wait_ms, usd, tokens } => {
+                line.breaker.failed(now_ms, wait_ms.unwrap_or(0));
+                line.correct(job.tokens, *tokens);
+                if *usd > 0.0 {
+                    self.spend(*usd, *tokens);
+                }
+                self.check_outage(fault);
+                job.fault = Some(fault.clone());
+                if *postponed {
+                    job.postponed += 1
+                } else {
+                    job.attempt += 1
+                }
+                if job.attempt >= self.max_attempts || job.postponed > POSTPONED_MAX {
+                    return Fate::GivenUp { fault: fault.clone() };
+                }
+                self.delay(job, wait_ms.unwrap_or(0), now_ms);
+                Fate::Again
+            }
+        }
+    }
+
+    fn spend(&mut self, usd: f64, tokens: u64) {
+        self.spent_usd += usd;
+        self.spent_tokens += tokens;
+        self.settled += 1;
+    }
+
+    fn check_outage(&mut self, fault: &str) {
+        let probes_max = if self.answered == 0 { FIRST_PROBES_MAX } else { PROBES_MAX };
+        if self.lines.iter().all(|line| line.breaker.failed_probes() >= probes_max) {
+            self.stop(Stop::NobodyThere { fault: fault.to_owned() });
+        }
+    }
+
+    /// Exponential backoff with jitter, and never before the server's own time.
+    fn delay(&mut self, job: Job<T>, wait_ms: u64, now_ms: u64) {
+        let tries = job.attempt + job.postponed;
+        let backoff = (BACKOFF_MS << (tries.saturating_sub(1)).min(16)).min(BACKOFF_MS_MAX);
+        let mut chance = CounterRng::new(&[WAITS, self.seed, job.index, tries.into()]);
+        let jittered = backoff / 2 + chance.below(backoff / 2 + 1);
+        // Those that were sent away together should not come back together.
+        let asked = wait_ms + if wait_ms > 0 { 1 + chance.below(wait_ms / 10 + 50) } else { 0 };
+        let at = now_ms + jittered.max(asked);
+        self.due.push(Reverse((at, job.index)));
+        self.delayed.insert(job.index, job);
+    }
+}
+
+impl Line {
+    /// When it can take a request of that many tokens; `None` where something must end first.
+    fn ready_at(&mut self, tokens: u64, now_ms: u64) -> Option<u64> {
+        let breaker = self.breaker.ready_at(now_ms)?;
+        let requests = self.requests.as_mut().map_or(now_ms, |pace| pace.ready_at(1.0, now_ms));
+        let tokens = self.tokens.as_mut().map_or(now_ms, |pace| pace.ready_at(tokens as f64, now_ms));
+        Some(breaker.max(requests).max(tokens))
+    }
+
+    fn correct(&mut self, estimate: u64, tokens: u64) {
+        self.tokens.iter_mut().for_each(|pace| pace.take(tokens as f64 - estimate as f64));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use stillroom_net::Address;
+
+    use super::*;
+
+    fn endpoint(weight: f64, max_in_flight: usize) -> Endpoint {
+        Endpoint {
+            base: Address::parse("http://127.0.0.1:1/v1").unwrap(),
+            key: None,
+            weight,
+            max_in_flight,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+        }
+    }
+
+    fn schedule(endpoints: &[Endpoint], budget: Budget) -> Schedule<u64> {
+        Schedule::new(endpoints, budget, &Patience::default(), 7, (0.0, 0))
+    }
+
+    fn answered(usd: f64) -> Ended {
+        Ended::Answered { usd, tokens: 10 }
+    }
+
+    fn failed(postponed: bool, wait_ms: Option<u64>) -> Ended {
+        Ended::Failed { fault: "x".into(), postponed, wait_ms, usd: 0.0, tokens: 0 }
+    }
+
+    fn send(schedule: &mut Schedule<u64>, now: u64) -> (Job<u64>, usize) {
+        match schedule.next(now) {
+            Next::Send { job, endpoint } => (job, endpoint),
+            other => panic!("{other:?} at {now}"),
+        }
+    }
+
+    #[test]
+    fn requests_are_shared_by_weight_and_never_above_what_an_endpoint_takes() {
+        let mut schedule = schedule(&[endpoint(3.0, 8), endpoint(1.0, 8)], Budget::default());
+        (0..400).for_each(|i| schedule.push(i, i, 10));
+        let mut served = [0, 0];
+        let mut flying: VecDeque<(Job<u64>, usize)> = VecDeque::new();
+        for now in 0..400 {
+            let (job, at) = send(&mut schedule, now);
+            served[at] += 1;
+            flying.push_back((job, at));
+            assert!(schedule.lines.iter().all(|line| line.in_flight <= 8));
+            if flying.len() == 8 {
+                let (job, at) = flying.pop_front().unwrap();
+                assert_eq!(schedule.ended(job, at, &answered(0.0), now), Fate::Settled);
+            }
+        }
+        assert!((280..=320).contains(&served[0]), "{served:?}");
+    }
+
+    #[test]
+    fn a_retry_waits_as_long_as_the_server_asks() {
+        let mut schedule = schedule(&[endpoint(1.0, 4)], Budget::default());
+        schedule.push(0, 0, 1);
+        let (job, at) = send(&mut schedule, 100);
+        assert_eq!(schedule.ended(job, at, &failed(true, Some(5_000)), 130), Fate::Again);
+        let Next::Wait(Some(due)) = schedule.next(140) else { panic!("it is not due") };
+        assert!((5_131..=5_800).contains(&due), "{due}");
+        let (job, _) = send(&mut schedule, due);
+        assert_eq!((job.attempt, job.postponed), (0, 1), "being told to come back is no try");
+    }
+
+    #[test]
+    fn tries_end_and_the_last_fault_is_told() {
+        let mut schedule = schedule(&[endpoint(1.0, 4)], Budget::default());
+        schedule.push(0, 0, 1);
+        schedule.push(1, 1, 1);
+        let (mut now, mut tries) = (0, 0);
+        loop {
+            match schedule.next(now) {
+                Next::Send { job, endpoint } if job.index == 1 => {
+                    schedule.ended(job, endpoint, &answered(0.0), now);
+                }
+                Next::Send { job, endpoint } => {
+                    tries += 1;
+                    if let Fate::GivenUp { fault } = schedule.ended(job, endpoint, &failed(false, None), now)
+                    {
+                        assert_eq!(fault, "x");
+                        break;
+                    }
+                }
+                Next::Wait(Some(at)) => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(tries, 8);
+    }
+
+    #[test]
+    fn a_budget_stops_what_was_not_sent() {
+        let mut schedule = schedule(&[endpoint(1.0, 4)], Budget { usd: Some(1.0), ..Budget::default() });
+        (0..100).for_each(|i| schedule.push(i, i, 1));
+        let mut now = 0;
+        let mut flying: VecDeque<(Job<u64>, usize)> = VecDeque::new();
+        loop {
+            now += 1;
+            match schedule.next(now) {
+                Next::Send { job, endpoint } => flying.push_back((job, endpoint)),
+                Next::Wait(_) => {
+                    let (job, at) = flying.pop_front().unwrap();
+                    schedule.ended(job, at, &answered(0.3), now);
+                }
+                Next::Stopped => break,
+            }
+        }
+        assert_eq!(schedule.stopped(), Some(&Stop::Budget("money")));
+        assert!(flying.is_empty() && schedule.spent_usd < 1.0 + 4.0 * 0.3, "{}", schedule.spent_usd);
+        assert!(schedule.spent_usd >= 1.0);
+    }
+
+    #[test]
+    fn a_time_limit_and_a_limit_of_tokens_stop_too() {
+        let mut timed = schedule(&[endpoint(1.0, 1)], Budget { seconds: Some(2.0), ..Budget::default() });
+        timed.push(0, 0, 1);
+        assert_eq!(timed.next(2_000), Next::Stopped);
+        let mut counted = schedule(&[endpoint(1.0, 1)], Budget { tokens: Some(10), ..Budget::default() });
+        (0..2).for_each(|i| counted.push(i, i, 1));
+        let (job, at) = send(&mut counted, 0);
+        counted.ended(job, at, &answered(0.0), 1);
+        assert_eq!(counted.next(2), Next::Stopped);
+        assert_eq!(counted.stopped(), Some(&Stop::Budget("tokens")));
+    }
+
+    #[test]
+    fn where_nobody_is_it_ends_soon_and_one_that_answers_is_enough() {
+        let mut schedule = schedule(&[endpoint(1.0, 4)], Budget::default());
+        (0..50).for_each(|i| schedule.push(i, i, 1));
+        let mut now = 0;
+        loop {
+            match schedule.next(now) {
+                Next::Send { job, endpoint } => {
+                    schedule.ended(job, endpoint, &failed(false, None), now);
+                }
+                Next::Wait(Some(at)) => now = at,
+                Next::Stopped => break,
+                Next::Wait(None) => panic!("nothing to wait for"),
+            }
+        }
+        assert!(matches!(schedule.stopped(), Some(Stop::NobodyThere { .. })));
+        assert!(now < 10_000, "{now} ms");
+
+        let mut schedule = super::tests::schedule(&[endpoint(1.0, 4), endpoint(1.0, 4)], Budget::default());
+        (0..200).for_each(|i| schedule.push(i, i, 1));
+        let (mut now, mut done) = (0, 0);
+        while done < 200 {
+            match schedule.next(now) {
+                Next::Send { job, endpoint: 0 } => {
+                    assert_eq!(schedule.ended(job, 0, &failed(false, None), now), Fate::Again);
+                }
+                Next::Send { job, endpoint } => {
+                    schedule.ended(job, endpoint, &answered(0.0), now);
+                    done += 1;
+                }
+                Next::Wait(Some(at)) => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_request_can_pass_stops_all() {
+        let mut schedule = schedule(&[endpoint(1.0, 9)], Budget::default());
+        (0..9).for_each(|i| schedule.push(i, i, 1));
+        let refused = Ended::Refused { fault: "no such model".into(), usd: 0.0 };
+        for _ in 0..REFUSED_MAX {
+            assert!(schedule.stopped().is_none());
+            let (job, at) = send(&mut schedule, 0);
+            schedule.ended(job, at, &refused, 0);
+        }
+        assert_eq!(schedule.next(0), Next::Stopped);
+        assert!(matches!(schedule.stopped(), Some(Stop::Hopeless { .. })));
+    }
+
+    #[test]
+    fn an_allowance_of_requests_is_kept() {
+        let limited = Endpoint { requests_per_minute: Some(120.0), ..endpoint(1.0, 100) };
+        let mut schedule = schedule(&[limited], Budget::default());
+        (0..100).for_each(|i| schedule.push(i, i, 1));
+        let (mut now, mut sent) = (0, Vec::new());
+        while sent.len() < 100 {
+            match schedule.next(now) {
+                Next::Send { job, endpoint } => {
+                    sent.push(now);
+                    schedule.ended(job, endpoint, &answered(0.0), now);
+                }
+                Next::Wait(Some(at)) => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((48_000..=50_000).contains(sent.last().unwrap()), "{:?}", sent.last());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever fails and however long it takes: each request is settled or given up once, never while it is
+        /// in flight, and never tried again before its time.
+        #[test]
+        fn every_request_meets_one_fate(
+            seed in any::<u64>(),
+            n in 1u64..60,
+            slots in 1usize..9,
+            fail_share in 0.0f64..0.6,
+            postponed_share in 0.0f64..1.0,
+        ) {
+            let mut schedule = schedule(&[endpoint(2.0, slots), endpoint(1.0, slots)], Budget::default());
+            (0..n).for_each(|i| schedule.push(i, i, 5));
+            let mut chance = CounterRng::new(&[seed]);
+            let mut flying: Vec<(u64, Job<u64>, usize)> = Vec::new();
+            let mut not_before: BTreeMap<u64, u64> = BTreeMap::new();
+            let (mut fates, mut now) = (BTreeSet::new(), 0u64);
+            while (fates.len() as u64) < n {
+                match schedule.next(now) {
+                    Next::Send { job, endpoint } => {
+                        prop_assert!(flying.iter().all(|(_, other, _)| other.index != job.index));
+                        prop_assert!(not_before.get(&job.index).is_none_or(|at| *at <= now));
+                        flying.push((now + chance.below(3_000), job, endpoint));
+                        continue;
+                    }
+                    Next::Stopped => {
+                        let nobody = matches!(schedule.stopped(), Some(Stop::NobodyThere { .. }));
+                        prop_assert!(nobody);
+                        break;
+                    }
+                    Next::Wait(at) => {
+                        let lands = flying.iter().map(|(t, ..)| *t).min();
+                        let next = lands.into_iter().chain(at).min();
+                        prop_assert!(next.is_some(), "nothing would ever happen again");
+                        now = now.max(next.unwrap());
+                    }
+                }
+                while let Some(i) = flying.iter().position(|(t, ..)| *t <= now) {
+                    let (_, job, endpoint) = flying.swap_remove(i);
+                    let index = job.index;
+                    let ended = if chance.uniform() < fail_share {
+                        let wait = chance.below(2_000);
+                        not_before.insert(index, now + wait);
+                        failed(chance.uniform() < postponed_share, Some(wait))
+                    } else {
+                        answered(0.0)
+                    };
+                    if schedule.ended(job, endpoint, &ended, now) != Fate::Again {
+                        prop_assert!(fates.insert(index));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! A session: threads that send what the schedule gives them, and the ledger between them and every reply.
+//!
+//! The caller's thread reads what is to be asked and takes the answers in the same order; threads of the session's own
+//! send. A call's row is durable before it is sent. Its receipt is durable, in one commit with the next call's row,
+//! before anybody sees the answer.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use stillroom_core::{Cleared, Digest};
+use stillroom_formats::openai::{Finish, Reply};
+use stillroom_net::{Client, ClientOptions};
+use stillroom_store::{Call, Ending, Entry, Ledger, Outcome, Scribe, Settled};
+
+use crate::TeacherError;
+use crate::ask::{Answer, Ask, Receipt};
+use crate::call::{self, Fault, FaultKind};
+use crate::estimate::Estimator;
+use crate::schedule::{Ended, Fate, Job, Next, Schedule, Stop};
+use crate::settings::{Budget, Endpoint, Patience, Price, Sampling};
+
+/// Threads of one session.
+pub const IN_FLIGHT_MAX: usize = 1024;
+/// Answers that may wait for one before them.
+const WINDOW: u64 = 2048;
+/// How long a thread waits at most before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who is asked, and how.
+#[derive(Clone, Debug)]
+pub struct Teacher {
+    /// As the licence gate saw it; sent as `model` unless `served_as` says otherwise.
+    pub model: String,
+    pub served_as: Option<String>,
+    pub endpoints: Vec<Endpoint>,
+    pub sampling: Sampling,
+    pub price: Price,
+    pub budget: Budget,
+    pub patience: Patience,
+    pub stream: bool,
+    /// Of waits and of nothing else.
+    pub seed: u64,
+    /// The stage that the calls are counted under.
+    pub stage: &'static str,
+}
+
+/// How a session ended, where no error ended it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Finished {
+    /// Everything was answered, refused or given up.
+    All,
+    /// It stopped before.
+    Stopped(Stop),
+}
+
+/// What the caller hears while a session runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Answers handed over, those from the ledger included.
+    pub answers: u64,
+    /// Answers that were in the ledger.
+    pub kept: u64,
+    pub calls: u64,
+    pub failed_calls: u64,
+    pub usd: f64,
+}
+
+/// An answer that is durable, on its way to the caller.
+struct Arrived {
+    index: u64,
+    answer: Answer,
+}
+
+enum News {
+    Arrived(Box<Arrived>),
+    Broken(TeacherError),
+}
+
+struct Shared<'a> {
+    teacher: &'a Teacher,
+    client: Client,
+    scribe: Scribe,
+    schedule: Mutex<Schedule<Arc<Asked>>>,
+    wake: Condvar,
+    estimator: Mutex<Estimator>,
+    started: Instant,
+    next_call: AtomicU64,
+    calls: AtomicU64,
+    failed_calls: AtomicU64,
+}
+
+struct Asked {
+    ask: Ask,
+    request: Digest,
+}
+
+/// A call that has ended and is not yet in the ledger.
+struct Unwritten {
+    entry: Entry,
+    answer: Option<Arrived>,
+}
+
+impl Teacher {
+    /// Asks everything, and hands over the answers in the order of `asks`.
+    ///
+    /// `Cleared` is the gate's leave; it has to cover every endpoint. What `deliver` gets is durable in the ledger.
+    /// When a budget stops the session, what came before is delivered, and what was bought beyond stays in the ledger.
+    pub fn answer_all<E: From<TeacherError>>(
+        &self,
+        cleared: Cleared,
+        ledger: &Ledger,
+        asks: &mut dyn Iterator<Item = Result<Ask, E>>,
+        deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+    ) -> Result<Finished, E> {
+        let totals = ledger.totals(None).map_err(TeacherError::from)?;
+        let spent = (totals.usd, totals.prompt_tokens + totals.completion_tokens);
+        let n_threads = self.endpoints.iter().map(|e| e.max_in_flight).sum::<usize>().clamp(1, IN_FLIGHT_MAX);
+        let shared = Shared {
+            teacher: self,
+            client: Client::new(cleared, self.client_options(n_threads)),
+            scribe: ledger.scribe(),
+            schedule: Mutex::new(Schedule::new(
+                &self.endpoints,
+                self.budget,
+                &self.patience,
+                self.seed,
+                spent,
+            )),
+            wake: Condvar::new(),
+            estimator: Mutex::new(Estimator::new(self.sampling.max_tokens as u64)),
+            started: Instant::now(),
+            next_call: AtomicU64::new(ledger.next_call()),
+            calls: AtomicU64::new(0),
+            failed_calls: AtomicU64::new(0),
+        };
+        let (sender, news) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..n_threads {
+                let (shared, sender) = (&shared, sender.clone());
+                let worker = thread::Builder::new().name("teacher".into()).stack_size(512 << 10);
+                let spawned = worker.spawn_scoped(scope, move || shared.work(&sender));
+                if let Err(error) = spawned {
+                    shared.close();
+                    return Err(TeacherError::Thread(error).into());
+                }
+            }
+            drop(sender);
+            let outcome =
+                Desk { shared: &shared, ledger, counts: Counts::default() }.run(asks, deliver, &news);
+            shared.close();
+            outcome
+        })
+    }
+
+    fn client_options(&self, idle_connections: usize) -> ClientOptions {
+        let seconds = Duration::from_secs_f64;
+        let first = seconds(self.patience.first_token_timeout_s);
+        ClientOptions {
+            connect: seconds(self.patience.connect_timeout_s),
+            first_byte: first,
+            stall: first.max(seconds(self.patience.stall_timeout_s)),
+            idle_connections,
+        }
+    }
+
+    fn served_model(&self) -> &str {
+        self.served_as.as_deref().unwrap_or(&self.model)
+    }
+}
+
+/// The caller's side: what is still to be asked, and answers in their order.
+struct Desk<'a> {
+    shared: &'a Shared<'a>,
+    ledger: &'a Ledger,
+    counts: Counts,
+}
+
+impl Desk<'_> {
+    fn run<E: From<TeacherError>>(
+        &mut self,
+        asks: &mut dyn Iterator<Item = Result<Ask, E>>,
+        deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+        news: &mpsc::Receiver<News>,
+    ) -> Result<Finished, E> {
+        // Asked and not yet handed over, in their order; the answer once it is there.
+        let mut open: BTreeMap<u64, (Arc<Asked>, Option<Answer>)> = BTreeMap::new();
+        let (mut next_index, mut outstanding, mut exhausted) = (0, 0u64, false);
+        let full = 4 * self.shared.teacher.endpoints.iter().map(|e| e.max_in_flight).sum::<usize>();
+        loop {
+            while !exhausted && (open.len() as u64) < WINDOW.max(full as u64) && self.has_room(full) {
+                let Some(ask) = asks.next().transpose()? else {
+                    exhausted = true;
+                    break;
+                };
+                let (asked, answer) = self.look_up(ask)?;
+                if answer.is_none() {
+                    self.shared.push(next_index, &asked);
+                    outstanding += 1;
+                }
+                open.insert(next_index, (asked, answer));
+                next_index += 1;
+                if open.first_key_value().is_some_and(|(_, (_, answer))| answer.is_some()) {
+                    break;
+                }
+            }
+            while let Some(first) = open.first_entry()
+                && first.get().1.is_some()
+            {
+                let (asked, answer) = first.remove();
+                self.hand_over(&asked, answer.expect("it was looked at"), deliver)?;
+            }
+            if exhausted && open.is_empty() {
+                return Ok(Finished::All);
+            }
+            if outstanding == 0 && !exhausted && self.has_room(full) {
+                continue;
+            }
+            match news.recv() {
+                Ok(News::Arrived(arrived)) => {
+                    outstanding -= 1;
+                    if let Some(slot) = open.get_mut(&arrived.index) {
+                        slot.1 = Some(arrived.answer);
+                    }
+                }
+                Ok(News::Broken(error)) => return Err(error.into()),
+                // Every thread has ended: the schedule has stopped.
+                Err(mpsc::RecvError) => return Ok(Finished::Stopped(self.shared.why_stopped())),
+            }
+        }
+    }
+
+    fn has_room(&self, full: usize) -> bool {
+        let schedule = self.shared.lock();
+        schedule.stopped().is_none() && schedule.n_ready() < full
+    }
+
+    fn look_up(&mut self, ask: Ask) -> Result<(Arc<Asked>, Option<Answer>), TeacherError> {
+        let teacher = self.shared.teacher;
+        let request = ask.digest(teacher.served_model(), &teacher.sampling);
+        let answer = self.ledger.settled(&request)?.map(|settled| answer_of(settled, &ask.id)).transpose()?;
+        self.counts.kept += u64::from(answer.is_some());
+        Ok((Arc::new(Asked { ask, request }), answer))
+    }
+
+    fn hand_over<E>(
+        &mut self,
+        asked: &Asked,
+        answer: Answer,
+        deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.counts.answers += 1;
+        self.counts.calls = self.shared.calls.load(Ordering::Relaxed);
+        self.counts.failed_calls = self.shared.failed_calls.load(Ordering::Relaxed);
+        if let Answer::Reply(receipt) = &answer {
+            self.counts.usd += receipt.usd;
+        }
+        deliver(asked.ask.clone(), answer, self.counts)
+    }
+}
+
+/// What the ledger has of a request.
+fn answer_of(settled: Settled, prompt: &str) -> Result<Answer, TeacherError> {
+    if settled.ending == Ending::Refused {
+        return Ok(Answer::Refused { fault: settled.fault.unwrap_or_default() });
+    }
+    let receipt: Receipt = serde_json::from_slice(&settled.receipt).map_err(|error| {
+        TeacherError::DamagedReceipt { prompt: prompt.to_owned(), cause: error.to_string() }
+    })?;
+    Ok(Answer::Reply(Box::new(receipt)))
+}
+
+impl Shared<'_> {
+    fn lock(&self) -> MutexGuard<'_, Schedule<Arc<Asked>>> {
+        self.schedule.lock().expect("no thread panics while it holds the schedule")
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn push(&self, index: u64, asked: &Arc<Asked>) {
+        let tokens = self.estimator().of_request(&asked.ask);
+        self.lock().push(index, Arc::clone(asked), tokens);
+        self.wake.notify_one();
+    }
+
+    fn estimator(&self) -> MutexGuard<'_, Estimator> {
+        self.estimator.lock().expect("no thread panics while it estimates")
+    }
+
+    fn close(&self) {
+        self.lock().stop(Stop::Closed);
+        self.wake.notify_all();
+    }
+
+    fn why_stopped(&self) -> Stop {
+        self.lock().stopped().cloned().unwrap_or(Stop::Closed)
+    }
+
+    /// One thread's day.
+    fn work(&self, news: &mpsc::Sender<News>) {
+        let mut unwritten: Option<Unwritten> = None;
+        loop {
+            match self.take(unwritten.is_some()) {
+                Next::Send { job, endpoint } => {
+                    let call = self.call_of(&job, endpoint);
+                    let number = call.call;
+                    if !self.write(unwritten.take(), Some(Entry::Begin(call)), news) {
+                        return;
+                    }
+                    unwritten = Some(self.send(job, endpoint, number));
+                }
+                // Nothing to do: what is not written yet is not kept waiting.
+                Next::Wait(_) | Next::Stopped if unwritten.is_some() => {
+                    if !self.write(unwritten.take(), None, news) {
+                        return;
+                    }
+                }
+                Next::Wait(_) => {}
+                Next::Stopped => return,
+            }
+        }
+    }
+
+    /// The next request, or nothing: at once where something has to be written, else after a wait.
+    fn take(&self, at_once: bool) -> Next<Arc<Asked>> {
+        let mut schedule = self.lock();
+        let next = schedule.next(self.now_ms());
+        let Next::Wait(until) = next else { return next };
+        if !at_once {
+            let wait = until.map_or(LOOK_AGAIN, |at| {
+                Duration::from_millis(at.saturating_sub(self.now_ms()).max(1)).min(LOOK_AGAIN)
+            });
+            drop(
+                self.wake.wait_timeout(schedule, wait).expect("no thread panics while it holds the schedule"),
+            );
+        }
+        Next::Wait(until)
+    }
+
+    /// Makes the end of one call and the beginning of the next durable, then hands the answer over.
+    fn write(&self, ended: Option<Unwritten>, begin: Option<Entry>, news: &mpsc::Sender<News>) -> bool {
+        let (end, answer) = ended.map_or((None, None), |u| (Some(u.entry), u.answer));
+        if let Err(error) = self.scribe.commit(end.into_iter().chain(begin).collect()) {
+            self.close();
+            let _ = news.send(News::Broken(error.into()));
+            return false;
+        }
+        match answer {
+            Some(arrived) => news.send(News::Arrived(Box::new(arrived))).is_ok(),
+            None => true,
+        }
+    }
+
+    fn call_of(&self, job: &Job<Arc<Asked>>, endpoint: usize) -> Call {
+        Call {
+            call: self.next_call.fetch_add(1, Ordering::Relaxed),
+            request: job.what.request,
+            prompt: job.what.ask.id.clone(),
+            sample: job.what.ask.sample,
+            attempt: job.attempt,
+            stage: self.teacher.stage,
+            teacher: self.teacher.model.clone(),
+            endpoint: self.teacher.endpoints[endpoint].base.place(),
+            sent_unix_ms: unix_ms(),
+        }
+    }
+
+    fn send(&self, job: Job<Arc<Asked>>, endpoint: usize, call: u64) -> Unwritten {
+        let teacher = self.teacher;
+        let ask = &job.what.ask;
+        let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
+        let request_id = format!("{}-{call}", &job.what.request.to_string()[..32]);
+        let how = (&teacher.sampling, &teacher.patience);
+        let got = call::chat(&self.client, &teacher.endpoints[endpoint], &body, &request_id, how);
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let (outcome, ended, answer) = match got {
+            Ok(reply) => self.of_reply(call, ask, reply),
+            Err(fault) => {
+                self.failed_calls.fetch_add(1, Ordering::Relaxed);
+                self.of_fault(call, ask, fault)
+            }
+        };
+        let index = job.index;
+        let (fate, stopped) = {
+            let mut schedule = self.lock();
+            let fate = schedule.ended(job, endpoint, &ended, self.now_ms());
+            (fate, schedule.stopped().is_some())
+        };
+        // This thread looks for more itself; another may have waited for what has just ended.
+        if stopped {
+            self.wake.notify_all()
+        } else {
+            self.wake.notify_one()
+        }
+        let answer = match fate {
+            Fate::GivenUp { fault } => Some(Answer::GivenUp { fault }),
+            Fate::Settled => answer,
+            Fate::Again => None,
+        };
+        let answer = answer.map(|answer| Arrived { index, answer });
+        Unwritten { entry: Entry::End(outcome), answer }
+    }
+
+    fn of_reply(&self, call: u64, ask: &Ask, reply: Reply) -> (Outcome, Ended, Option<Answer>) {
+        let receipt = self.receipt(ask, reply);
+        let filtered = receipt.reply.finish == Finish::ContentFilter;
+        let fault = filtered.then(|| "the service filtered the reply".to_owned());
+        let outcome = Outcome {
+            call,
+            ending: if filtered { Ending::Refused } else { Ending::Done },
+            ended_unix_ms: unix_ms(),
+            status: Some(200),
+            fault: fault.clone(),
+            model: receipt.reply.model.as_deref().map(|name| name.chars().take(256).collect()),
+            prompt_tokens: Some(receipt.prompt_tokens),
+            completion_tokens: Some(receipt.completion_tokens),
+            usd: receipt.usd,
+            estimated: receipt.estimated,
+            receipt: Some(serde_json::to_vec(&receipt).expect("a receipt is plain data")),
+        };
+        let (usd, tokens) = (receipt.usd, receipt.prompt_tokens + receipt.completion_tokens);
+        match fault {
+            Some(fault) => {
+                let answer = Answer::Refused { fault: fault.clone() };
+                (outcome, Ended::Refused { fault, usd }, Some(answer))
+            }
+            None => (outcome, Ended::Answered { usd, tokens }, Some(Answer::Reply(Box::new(receipt)))),
+        }
+    }
+
+    fn receipt(&self, ask: &Ask, reply: Reply) -> Receipt {
+        let mut estimator = self.estimator();
+        let (prompt_tokens, cached, completion_tokens, estimated) = match reply.usage {
+            Some(usage) => {
+                estimator.learn(ask, usage.prompt_tokens, usage.completion_tokens);
+                let cached = usage.cached_prompt_tokens.unwrap_or(0);
+                (usage.prompt_tokens, cached, usage.completion_tokens, false)
+            }
+            None => {
+                let written = reply.content.len() + reply.reasoning_content.as_ref().map_or(0, String::len);
+                (estimator.prompt_tokens(ask), 0, estimator.completion_tokens(written, reply.pieces), true)
+            }
+        };
+        let usd = self.teacher.price.of(prompt_tokens, cached, completion_tokens);
+        Receipt { reply, prompt_tokens, completion_tokens, usd, estimated }
+    }
+
+    fn of_fault(&self, call: u64, ask: &Ask, fault: Fault) -> (Outcome, Ended, Option<Answer>) {
+        let tokens = fault.pieces.map(|pieces| self.estimator().of_fault(ask, pieces));
+        let usd = tokens.map_or(0.0, |(prompt, completion)| self.teacher.price.of(prompt, 0, completion));
+        let ending = if fault.kind == FaultKind::Refused { Ending::Refused } else { Ending::Failed };
+        let what = fault.what;
+        let outcome = Outcome {
+            call,
+            ending,
+            ended_unix_ms: unix_ms(),
+            status: fault.status,
+            fault: Some(what.clone()),
+            model: None,
+            prompt_tokens: tokens.map(|(prompt, _)| prompt),
+            completion_tokens: tokens.map(|(_, completion)| completion),
+            usd,
+            estimated: tokens.is_some(),
+            receipt: None,
+        };
+        match fault.kind {
+            FaultKind::Refused => {
+                let answer = Answer::Refused { fault: what.clone() };
+                (outcome, Ended::Refused { fault: what, usd }, Some(answer))
+            }
+            FaultKind::Hopeless => (outcome, Ended::Hopeless { fault: what }, None),
+            FaultKind::Again | FaultKind::Postponed => {
+                let ended = Ended::Failed {
+                    fault: what,
+                    postponed: fault.kind == FaultKind::Postponed,
+                    wait_ms: fault.wait.map(|wait| wait.as_millis() as u64 + 1),
+                    usd,
+                    tokens: tokens.map_or(0, |(prompt, completion)| prompt + completion),
+                };
+                (outcome, ended, None)
+            }
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
