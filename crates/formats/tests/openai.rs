@@ -271,6 +271,9 @@ fn streams_that_contradict_themselves_are_faults() {
     let one =
         json!({"id": "s", "choices": [{"index": 1, "delta": {"content": "a"}, "finish_reason": "stop"}]});
     assert_eq!(of(&[one]), Err(ReplyFault::WrongIndex { index: 1 }));
+    let damaged = json!({"id": "s", "object": "chat.completion.chunk", "created": 1});
+    assert_eq!(of(&[text("a"), damaged, end("stop")]), Err(ReplyFault::NoChoice), "a word may be missing");
+    assert_eq!(of(&[text("a"), json!({"type": "ping"}), end("stop")]).expect("a reply").content, "a");
     let failed = json!({"error": {"message": "out of memory\u{1b}[2J", "code": 500}});
     let Err(ReplyFault::ErrorObject(error)) = of(&[text("a"), failed]) else { panic!("an error") };
     assert_eq!((error.message.as_str(), error.code.as_deref()), ("out of memory\\u{1b}[2J", Some("500")));

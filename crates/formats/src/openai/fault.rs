@@ -21,8 +21,8 @@ pub enum ReplyFault {
     /// JSON, but not what the interface promises.
     #[error("the reply has another shape than a completion: {what}")]
     Shape { what: String },
-    /// No choice at all.
-    #[error("the reply has no choices")]
+    /// No choice at all, or a chunk of a reply without any.
+    #[error("the reply, or a part of it, has no choices")]
     NoChoice,
     /// Choices, but none of index 0.
     #[error("the reply has choice {index}, which was not asked for, and no choice 0")]

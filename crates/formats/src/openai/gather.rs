@@ -88,6 +88,10 @@ impl Gathering {
         if let (None, Some(error)) = (&body.choices, body.message.or(body.detail)) {
             return Err(ReplyFault::ErrorObject(ErrorObject::of(error)));
         }
+        // A chunk that lost its text must not pass for one that has none.
+        if body.id.is_some() && body.choices.is_none() && body.usage.is_none() {
+            return Err(ReplyFault::NoChoice);
+        }
         self.take_names(body.id, body.model)?;
         if let Some(usage) = body.usage {
             self.usage = usage_of(&usage)?.or(self.usage);
