@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::Mutex;
-use std::time::{Instant, SystemTime};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use stillroom_core::Digest;
@@ -44,9 +44,13 @@ pub(crate) struct Arrival {
     pub(crate) early: bool,
 }
 
+/// How long open requests are waited for.
+const SETTLES: Duration = Duration::from_secs(5);
+
 pub(crate) struct Log {
     started: Instant,
     inner: Mutex<Inner>,
+    left: Condvar,
 }
 
 #[derive(Default)]
@@ -68,11 +72,18 @@ struct Known {
 impl Log {
     pub(crate) fn new(path: Option<&Path>) -> io::Result<Log> {
         let file = path.map(File::create).transpose()?.map(BufWriter::new);
-        Ok(Log { started: Instant::now(), inner: Mutex::new(Inner { file, ..Inner::default() }) })
+        let inner = Mutex::new(Inner { file, ..Inner::default() });
+        Ok(Log { started: Instant::now(), inner, left: Condvar::new() })
     }
 
     pub(crate) fn stats(&self) -> Stats {
         self.with(|inner| inner.stats.clone())
+    }
+
+    /// Waits until what was answered is on record too: a client has its reply a moment earlier.
+    pub(crate) fn settle(&self) {
+        let inner = self.inner.lock().expect("the log");
+        drop(self.left.wait_timeout_while(inner, SETTLES, |inner| inner.concurrent > 0).expect("the log"));
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
@@ -139,6 +150,7 @@ impl Log {
             }
             inner.entries.push(entry);
         });
+        self.left.notify_all();
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {

@@ -179,12 +179,15 @@ impl FakeTeacher {
         format!("http://{}/v1", self.address)
     }
 
+    /// Waits for requests that are being answered, for a few seconds.
     pub(crate) fn stats(&self) -> Stats {
+        self.shared.log.settle();
         self.shared.log.stats()
     }
 
     /// Every request for text so far, in the order of their ends.
     pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.shared.log.settle();
         self.shared.log.entries()
     }
 
