@@ -5,6 +5,7 @@
 //! - [`verify`]: is a reply right, and if not, why.
 //! - [`curation`]: which traces a student may learn from.
 //! - [`filters`]: what a trace may look like.
+//! - [`near_duplicates`]: texts that say nearly the same as one before, by their [`shingles`].
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`decontamination`]: what training and held-out texts share.
 
@@ -12,11 +13,14 @@ pub mod curation;
 pub mod decontamination;
 mod error;
 pub mod filters;
+pub mod near_duplicates;
 pub mod prompts;
 pub mod selection;
+pub mod shingles;
 mod split;
 pub mod verify;
 pub mod word_problems;
+mod words;
 
 pub use error::{CorpusError, RowProblem};
 pub use split::Split;
