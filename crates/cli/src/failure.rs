@@ -216,6 +216,12 @@ impl From<stillroom_governance::GovernanceError> for Failure {
     }
 }
 
+impl From<stillroom_teacher::TeacherError> for Failure {
+    fn from(error: stillroom_teacher::TeacherError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
 /// Only stdout is written without a path.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {

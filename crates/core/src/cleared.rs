@@ -192,6 +192,12 @@ impl Reach {
         })
     }
 
+    /// The first place that is not this machine.
+    pub fn beyond_loopback(&self) -> Option<String> {
+        let origin = self.origins.iter().find(|origin| !origin.is_loopback()).map(Origin::to_string);
+        origin.or_else(|| self.domains.iter().next().map(|domain| format!("https://*.{domain}")))
+    }
+
     /// Whether nothing can be reached.
     pub fn is_empty(&self) -> bool {
         self.origins.is_empty() && self.domains.is_empty()

@@ -58,7 +58,7 @@ pub struct Throughput {
 pub struct Measurement {
     /// How the model is named: an ID, or how it came about.
     pub model: String,
-    pub parameters: u64,
+    pub parameters: Measured<u64>,
     pub training: Option<TrainingFacts>,
     /// In the order of the held-out prompts.
     pub grades: Measured<Vec<Grade>>,
@@ -106,7 +106,7 @@ impl Measurement {
         };
         ModelScore {
             model: self.model.clone(),
-            parameters: self.parameters,
+            parameters: self.parameters.clone(),
             training: self.training.clone(),
             graded: self.grades.value().map(|grades| grades.len() as u64),
             correct,

@@ -25,7 +25,7 @@ pub struct TrainingFacts {
 #[serde(from = "ScoreWire", into = "ScoreWire")]
 pub struct ModelScore {
     pub model: String,
-    pub parameters: u64,
+    pub parameters: Measured<u64>,
     pub training: Option<TrainingFacts>,
     /// Replies graded, and how many of them are right.
     pub graded: Option<u64>,
@@ -49,7 +49,9 @@ pub struct ModelScore {
 #[derive(Clone, Serialize, Deserialize)]
 struct ScoreWire {
     model: String,
-    parameters: u64,
+    parameters: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parameters_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     training: Option<TrainingFacts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +100,7 @@ fn join<T>(value: Option<T>, reason: Option<String>) -> Measured<T> {
 
 impl From<ModelScore> for ScoreWire {
     fn from(score: ModelScore) -> ScoreWire {
+        let (parameters, parameters_reason) = split(score.parameters);
         let (accuracy, accuracy_reason) = split(score.accuracy);
         let (accuracy_ci95, accuracy_ci95_reason) = split(score.accuracy_ci95);
         let (nll_nats_per_token, nll_nats_per_token_reason) = split(score.nll_nats_per_token);
@@ -108,7 +111,8 @@ impl From<ModelScore> for ScoreWire {
         let (joules_per_correct, joules_per_correct_reason) = split(score.joules_per_correct);
         ScoreWire {
             model: score.model,
-            parameters: score.parameters,
+            parameters,
+            parameters_reason,
             training: score.training,
             graded: score.graded,
             correct: score.correct,
@@ -136,7 +140,7 @@ impl From<ScoreWire> for ModelScore {
     fn from(wire: ScoreWire) -> ModelScore {
         ModelScore {
             model: wire.model,
-            parameters: wire.parameters,
+            parameters: join(wire.parameters, wire.parameters_reason),
             training: wire.training,
             graded: wire.graded,
             correct: wire.correct,

@@ -193,9 +193,16 @@ fn failed_checks(report: &Report) -> String {
     .into()
 }
 
+/// How many parameters a model has, for a line.
+pub(crate) fn size(parameters: &crate::Measured<u64>) -> String {
+    parameters.value().map_or_else(|| "unknown".to_owned(), |&n| compact(n))
+}
+
 /// ` with 1/8 of its parameters`, or nothing where the sizes are not known.
 fn size_phrase(report: &Report) -> String {
-    let parameters = |contender| report.models.get(&contender).map(|score| score.parameters as f64);
+    let parameters = |contender| {
+        report.models.get(&contender).and_then(|score| score.parameters.value().map(|&n| n as f64))
+    };
     let (Some(teacher), Some(student)) = (parameters(Contender::Teacher), parameters(Contender::Student))
     else {
         return String::new();

@@ -8,7 +8,7 @@ use crate::error::{GovernanceError, Result};
 /// `policy.egress`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Egress {
-    /// Nothing leaves this process.
+    /// Nothing leaves this machine: only its own loopback may be asked.
     #[default]
     Local,
     /// These places only.
@@ -21,7 +21,7 @@ impl Egress {
     /// The first place of `reach` that the policy does not allow.
     pub fn refuses(&self, reach: &Reach) -> Option<String> {
         match self {
-            Egress::Local => Reach::default().lacks(reach),
+            Egress::Local => reach.beyond_loopback(),
             Egress::Listed(listed) => listed.lacks(reach),
             Egress::Any => None,
         }

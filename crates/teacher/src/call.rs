@@ -57,7 +57,7 @@ pub(crate) fn chat(
         .header("accept", "text/event-stream, application/json")
         .header(REQUEST_ID, request_id)
         .bearer(endpoint.key.as_ref());
-    let mut response = client.send(&request).map_err(|e| of_net(&e, None))?;
+    let response = client.send(&request).map_err(|e| of_net(&e, None))?;
     if !response.is_success() {
         return Err(of_status(response));
     }
@@ -65,8 +65,21 @@ pub(crate) fn chat(
         let what = format!("the reply belongs to another request, `{}`", shown(other));
         return Err(again(what, Some(response.status()), Some(0)));
     }
+    read(response, patience, reply_bytes_max(sampling)).and_then(checked)
+}
+
+/// A reply of which a part came twice is not what the teacher wrote.
+fn checked(reply: Reply) -> Result<Reply, Fault> {
+    let counted = reply.usage.is_some_and(|usage| usage.completion_tokens > 0);
+    if counted && reply.has_more_pieces_than_tokens() {
+        let what = format!("{} pieces came, more than the tokens that were counted", reply.pieces);
+        return Err(again(what, Some(200), Some(reply.pieces)));
+    }
+    Ok(reply)
+}
+
+fn read(mut response: Response, patience: &Patience, bytes_max: u64) -> Result<Reply, Fault> {
     let streams = response.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream"));
-    let bytes_max = reply_bytes_max(sampling);
     if streams {
         return streamed(&mut response, bytes_max, patience);
     }

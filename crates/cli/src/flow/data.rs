@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{CounterRng, Prompt};
-use stillroom_corpus::prompts::{DataSet, Item};
+use stillroom_corpus::prompts::{DataSet, Item, Rows};
 use stillroom_corpus::word_problems::{self, WordProblem};
 use stillroom_corpus::{Split, Verifier, verify};
 use stillroom_store::digest_file;
@@ -55,6 +55,9 @@ impl Flow {
         let worked = recipe.teacher.is_none();
         let mut settings = vec![json!(1), json!(recipe.prompts), json!(recipe.evaluate.num_examples)];
         settings.extend([json!(worked), json!(digests)]);
+        if recipe.student.is_nobody() {
+            settings.push(json!("nothing is held out"));
+        }
         if recipe.curate.tool_calls == ToolCalls::Keep {
             settings.push(json!(recipe.curate.tool_calls));
         }
@@ -107,11 +110,11 @@ impl Flow {
     }
 
     fn draw_problems(&mut self, worked: bool) -> Result<[Part; 3]> {
-        let prompts = &self.recipe.prompts;
+        let (prompts, alone) = (&self.recipe.prompts, self.recipe.student.is_nobody());
         let wanted = [
             (Split::Train, prompts.num_examples.unwrap_or(0)),
-            (Split::Validation, prompts.num_validation),
-            (Split::HeldOut, self.recipe.evaluate.num_examples),
+            (Split::Validation, if alone { 0 } else { prompts.num_validation }),
+            (Split::HeldOut, if alone { 0 } else { self.recipe.evaluate.num_examples }),
         ];
         let problems = wanted.map(|(split, n)| {
             // Held-out problems are the same under every seed.
@@ -127,7 +130,25 @@ impl Flow {
         Ok(problems.map(|part| Part::Prompts(part.iter().map(prompt).collect())))
     }
 
+    /// Where nobody is trained, nothing is held out: every row is to be answered, in the order of the file.
+    fn read_all(&mut self, path: &str) -> Result<[Part; 3]> {
+        let root = self.source.resolve_path(path);
+        let file = if root.is_dir() { root.join("train.jsonl") } else { root };
+        let items = Rows::open(&file)?.collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut parts = [items, Vec::new(), Vec::new()];
+        self.refuse_tools(&mut parts)?;
+        let [mut items, ..] = parts;
+        items.truncate(self.recipe.prompts.num_examples.unwrap_or(usize::MAX));
+        if items.is_empty() {
+            return Err(self.nothing_for(Split::Train)?);
+        }
+        Ok([self.only_prompts(items)?, Part::Prompts(Vec::new()), Part::Prompts(Vec::new())])
+    }
+
     fn read_data(&mut self, path: &str) -> Result<[Part; 3]> {
+        if self.recipe.student.is_nobody() {
+            return self.read_all(path);
+        }
         let as_text = self.learns_text();
         let data = DataSet::open(&self.source.resolve_path(path))?;
         let n_train = self.recipe.prompts.num_examples.unwrap_or(usize::MAX);

@@ -5,10 +5,11 @@ use serde::Serialize;
 use stillroom_corpus::Split;
 use stillroom_corpus::prompts::{DataSet, Item};
 use stillroom_corpus::word_problems;
-use stillroom_formats::{DecoderConfig, Tokenizer};
+use stillroom_formats::{DecoderConfig, ModelFiles, Tokenizer};
 use stillroom_kernels::Device;
 
 use super::memory::Stages;
+use super::wire_estimate::OverWire;
 use crate::failure::Result;
 use crate::recipe::{Control, Logits, Lora, PromptSource, Recipe, Source, Student, WeightType};
 
@@ -21,6 +22,8 @@ const ITEMS: usize = 64;
 /// Distinct ids of a position's random samples, and bytes that each takes.
 const UNIQUE_SHARE: f64 = 0.25;
 pub(super) const BYTES_PER_ID: f64 = 4.0;
+/// Bytes of a token, where no tokenizer is at hand.
+const BYTES_PER_TOKEN: usize = 4;
 /// Watts of one busy thread, where nothing measures them.
 const WATTS_PER_THREAD: f64 = 10.0;
 
@@ -32,7 +35,8 @@ pub(crate) struct Estimate {
     /// Of the teachers that it is mixed with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) further_teachers_parameters: Vec<u64>,
-    pub(crate) student_parameters: u64,
+    /// None where nobody is taught.
+    pub(crate) student_parameters: Option<u64>,
     pub(crate) stages: Vec<StageEstimate>,
     pub(crate) wall_s: f64,
     pub(crate) peak_memory_bytes: u64,
@@ -64,11 +68,14 @@ pub(super) struct Sizes {
 }
 
 pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Result<Estimate> {
+    if recipe.student.is_nobody() {
+        return teaching_alone(recipe, source, device);
+    }
     let threads = device.n_threads();
-    let teacher = recipe.teacher.as_ref().map(|_| super::teacher_files(recipe, source)).transpose()?;
+    let teacher = local_teacher(recipe, source)?;
     let further = super::teachers::further_files(recipe, source)?;
     let (student, tokenizer) = super::train::student_shape(recipe, source)?;
-    let sizes = sizes(recipe, source, &tokenizer)?;
+    let sizes = sizes(recipe, source, Some(&tokenizer))?;
     let peak = device.fma_peak();
     let teacher_config = teacher.as_ref().map(|files| &files.config);
     let base = match &recipe.student {
@@ -79,16 +86,55 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     let base = base.as_ref().map(|files| &files.config);
     let teachers: Vec<&DecoderConfig> =
         teacher_config.into_iter().chain(further.iter().map(|files| &files.config)).collect();
-    let stages = stages(recipe, &sizes, (&teachers, base), &student, peak, &memory);
+    let mut stages = stages(recipe, &sizes, (&teachers, base), &student, peak, &memory);
+    let over_wire = OverWire::of(recipe, &sizes);
+    stages.splice(0..0, over_wire.iter().flat_map(OverWire::stages));
     let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
     Ok(Estimate {
         recipe: recipe.name.clone(),
         teacher_parameters: teacher_config.map(DecoderConfig::n_parameters),
         further_teachers_parameters: further.iter().map(|files| files.config.n_parameters()).collect(),
-        student_parameters: student.n_parameters(),
+        student_parameters: Some(student.n_parameters()),
         peak_memory_bytes: stages.iter().map(|stage| stage.peak_memory_bytes).max().unwrap_or(0),
         disk_bytes: disk(recipe, &sizes, &student),
-        money_usd: 0.0,
+        money_usd: over_wire.as_ref().map_or(0.0, OverWire::usd),
+        energy_joules: wall_s * WATTS_PER_THREAD * threads as f64,
+        break_even_requests: over_wire.as_ref().and_then(OverWire::break_even_requests),
+        assumes: assumptions(recipe, &sizes, peak, threads),
+        wall_s,
+        stages,
+    })
+}
+
+/// The teacher's files, if it is on this machine.
+fn local_teacher(recipe: &Recipe, source: &Source) -> Result<Option<ModelFiles>> {
+    let local = recipe.teacher.as_ref().filter(|teacher| teacher.wire.is_none());
+    local.map(|_| super::teacher_files(recipe, source)).transpose()
+}
+
+/// Of a recipe that trains nobody: its teacher's text.
+fn teaching_alone(recipe: &Recipe, source: &Source, device: &Device) -> Result<Estimate> {
+    let teacher = local_teacher(recipe, source)?;
+    let tokenizer = teacher.as_ref().and_then(|files| files.tokenizer.as_ref());
+    let sizes = sizes(recipe, source, tokenizer)?;
+    let (peak, threads) = (device.fma_peak(), device.n_threads());
+    let over_wire = OverWire::of(recipe, &sizes);
+    let mut stages: Vec<StageEstimate> = over_wire.iter().flat_map(OverWire::stages).collect();
+    if let Some(files) = &teacher {
+        let tokens = (sizes.prompt_tokens + sizes.reply_tokens) * asked(recipe, &sizes);
+        let wall_s = tokens * 2.0 * files.config.n_parameters() as f64 / (peak * DECODE_SHARE);
+        let peak_memory_bytes = 4 * files.config.n_parameters();
+        stages.push(StageEstimate { stage: "teach", tokens, wall_s, peak_memory_bytes });
+    }
+    let wall_s = stages.iter().map(|stage| stage.wall_s).sum::<f64>();
+    Ok(Estimate {
+        recipe: recipe.name.clone(),
+        teacher_parameters: teacher.as_ref().map(|files| files.config.n_parameters()),
+        further_teachers_parameters: Vec::new(),
+        student_parameters: None,
+        peak_memory_bytes: stages.iter().map(|stage| stage.peak_memory_bytes).max().unwrap_or(0),
+        disk_bytes: over_wire.as_ref().map_or(0, OverWire::disk_bytes),
+        money_usd: over_wire.as_ref().map_or(0.0, OverWire::usd),
         energy_joules: wall_s * WATTS_PER_THREAD * threads as f64,
         break_even_requests: None,
         assumes: assumptions(recipe, &sizes, peak, threads),
@@ -97,7 +143,19 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     })
 }
 
-fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Sizes> {
+/// Replies that the teacher is asked for before training.
+pub(super) fn asked(recipe: &Recipe, sizes: &Sizes) -> f64 {
+    let samples = recipe.teacher.as_ref().map_or(1.0, |teacher| f64::from(teacher.samples_per_prompt));
+    samples * (sizes.train_items + sizes.validation_items)
+}
+
+fn sizes(recipe: &Recipe, source: &Source, tokenizer: Option<&Tokenizer>) -> Result<Sizes> {
+    let n_tokens = |text: &str| -> Result<usize> {
+        Ok(match tokenizer {
+            Some(tokenizer) => tokenizer.encode_plain(text)?.len(),
+            None => text.len().div_ceil(BYTES_PER_TOKEN),
+        })
+    };
     let cap = |n: usize| recipe.prompts.num_examples.map_or(n, |wanted| wanted.min(n)) as f64;
     let mean = |lengths: Vec<usize>| lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
     let held_out = recipe.evaluate.num_examples;
@@ -108,6 +166,11 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
             let (mut prompts, mut replies) = (Vec::new(), Vec::new());
             for problem in &problems {
                 let messages = problem.prompt().messages;
+                let Some(tokenizer) = tokenizer else {
+                    prompts.push(n_tokens(&messages.iter().map(|m| m.content.as_str()).collect::<String>())?);
+                    replies.push(n_tokens(&problem.worked().content)?);
+                    continue;
+                };
                 let whole = tokenizer.encode_supervised(&messages, &problem.worked())?;
                 let supervised = whole.supervised.iter().filter(|&&s| s).count();
                 prompts.push(whole.ids.len() - supervised);
@@ -127,12 +190,12 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: &Tokenizer) -> Result<Size
             let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
             let length = |item: &Item| -> Result<usize> {
                 Ok(match item {
-                    Item::Text { text, .. } => tokenizer.encode_plain(text)?.len(),
+                    Item::Text { text, .. } => n_tokens(text)?,
                     Item::Prompt(prompt) => {
                         let turns = prompt.messages.iter().chain(prompt.target.iter().filter(|_| text));
                         let mut n = 0;
                         for turn in turns {
-                            n += tokenizer.encode_plain(&turn.content)?.len();
+                            n += n_tokens(&turn.content)?;
                         }
                         n
                     }
@@ -317,7 +380,9 @@ fn assumptions(recipe: &Recipe, sizes: &Sizes, peak: f64, threads: usize) -> Vec
     if recipe.train.rollouts.is_some() {
         assumes.push("texts of the student's own as long as the teacher's replies".to_owned());
     }
-    if recipe.teacher.is_some() {
+    if let Some(over_wire) = OverWire::of(recipe, sizes) {
+        assumes.extend(over_wire.assumptions());
+    } else if recipe.teacher.is_some() {
         assumes
             .push("the teacher runs on this machine and costs nothing, so there is no break-even".to_owned());
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stillroom_core::Reach;
+use stillroom_core::{Cleared, Reach};
 use stillroom_governance::{
     Decision, Declaration, Egress, GovernanceError, Question, Subject, Use, Verdict, decide,
     digest_of_weights,
@@ -50,7 +50,7 @@ pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
         student_base,
         data,
         use_: Use::Outputs,
-        endpoints: recipe.teacher.iter().flat_map(|t| t.endpoints.iter().cloned()).collect(),
+        endpoints: endpoints(recipe).map(str::to_owned).collect(),
         student_name: Some(recipe.release.name.clone()),
         declared: declared.collect(),
         accepted: recipe.policy.accept.clone(),
@@ -95,8 +95,7 @@ pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<De
 pub(crate) fn supported(recipe: &Recipe, source: &Source) -> Result<()> {
     let Some(teacher) = &recipe.teacher else { return Ok(()) };
     let kind = match teacher.kind {
-        TeacherKind::Local => return Ok(()),
-        TeacherKind::Openai => "openai",
+        TeacherKind::Local | TeacherKind::Openai => return Ok(()),
         TeacherKind::Cache => "cache",
         TeacherKind::Batch => "batch",
     };
@@ -127,29 +126,49 @@ fn check_command(recipe: &Recipe) -> String {
     }
 }
 
-/// Whether `policy.egress` covers every address of the teacher. Addresses are compared as origins
-/// (scheme, host, port), never as text: `https://api.x` does not let `https://api.x.evil` through.
-pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
-    let Some(teacher) = &recipe.teacher else { return Ok(()) };
-    let reach = |key: &[&str], addresses: &[String]| {
-        Reach::of(addresses.iter().map(String::as_str)).map_err(|fault| {
-            Failure::new(Exit::BadRecipe, fault.to_string())
-                .code("bad-address")
-                .at(source.place(key))
-                .fix("write it as `https://host` or `http://127.0.0.1:PORT`")
-        })
-    };
-    let policy = match recipe.policy.egress {
+/// Addresses of the teacher, where it is behind some.
+fn endpoints(recipe: &Recipe) -> impl Iterator<Item = &str> {
+    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
+    wire.flat_map(|wire| &wire.endpoints).map(|endpoint| endpoint.base_url.as_str())
+}
+
+/// Addresses are compared as origins (scheme, host, port), never as text: `https://api.x` does not let
+/// `https://api.x.evil` through.
+fn reach<'a>(source: &Source, key: &[&str], addresses: impl Iterator<Item = &'a str>) -> Result<Reach> {
+    Reach::of(addresses).map_err(|fault| {
+        Failure::new(Exit::BadRecipe, fault.to_string())
+            .code("bad-address")
+            .at(source.place(key))
+            .fix("write it as `https://host` or `http://127.0.0.1:PORT`")
+    })
+}
+
+fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
+    Ok(match recipe.policy.egress {
         recipe::Egress::Local => Egress::Local,
-        recipe::Egress::Listed => Egress::Listed(reach(&["policy", "listed"], &recipe.policy.listed)?),
+        recipe::Egress::Listed => {
+            let listed = recipe.policy.listed.iter().map(String::as_str);
+            Egress::Listed(reach(source, &["policy", "listed"], listed)?)
+        }
         recipe::Egress::Any => Egress::Any,
-    };
-    let outside = policy.refuses(&reach(&["teacher", "endpoints"], &teacher.endpoints)?);
-    match outside {
+    })
+}
+
+/// Whether `policy.egress` covers every address of the teacher.
+pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
+    let asked = reach(source, &["teacher", "endpoints"], endpoints(recipe))?;
+    match policy(recipe, source)?.refuses(&asked) {
         None => Ok(()),
         Some(url) => Err(Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
             .code("egress")
             .at(source.place(&["policy", "egress"]))
             .fix("list the address in `policy.listed` with `egress = \"listed\"`, or use local weights")),
     }
+}
+
+/// Leave to ask the teacher's endpoints, after verdict and policy.
+pub(super) fn clear(recipe: &Recipe, source: &Source, decision: &Decision) -> Result<Cleared> {
+    let asked = reach(source, &["teacher", "endpoints"], endpoints(recipe))?;
+    let subject = recipe.teacher.as_ref().map_or("", |teacher| teacher.model.as_str());
+    Ok(decision.clear(subject, &policy(recipe, source)?, asked)?)
 }

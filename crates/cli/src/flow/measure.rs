@@ -18,7 +18,7 @@ use stillroom_model::{GenerationRequest, SamplingParams};
 use crate::failure::{Failure, Result};
 use crate::flow::teach::{generate_all, key_of, trace_of};
 use crate::flow::train::{Piece, Training, stage_of, trace_pieces, training_of, weights_of};
-use crate::flow::{Flow, data, divergence};
+use crate::flow::{Flow, data, divergence, wire};
 use crate::models::{self, Model};
 
 /// Replies written at once.
@@ -124,10 +124,50 @@ impl Flow {
         if contender != Contender::Teacher {
             self.forget_teacher();
         }
+        if contender == Contender::Teacher && self.is_over_wire() {
+            return self.measure_over_wire();
+        }
         let model = self.model_of(contender)?;
         let mut measurement = Measurement {
+            parameters: Measured::Value(model.decoder.n_parameters()),
+            ..self.unmeasured(contender)?
+        };
+        let verifier = self.verifier();
+        if !self.learns_text() && (verifier.is_some() || contender == Contender::Teacher) {
+            let prompts = self.prompts_of(Split::HeldOut)?;
+            let replies = self.reply(contender, &model, &prompts, &mut measurement)?;
+            self.grade(contender, &prompts, &replies, &mut measurement)?;
+        }
+        self.progress.update(&format!("{}: held-out loss", contender.label()));
+        let documents = self.held_out_documents(&model.tokenizer)?;
+        let texts = held_out_texts(&documents, &model.tokenizer);
+        measurement.losses = Measured::Value(document_losses(&model.decoder, &texts)?);
+        self.write_json(&file(contender), &measurement)
+    }
+
+    /// A teacher behind endpoints: what it answers is graded; what it thinks of a text cannot be asked.
+    fn measure_over_wire(&mut self) -> Result<()> {
+        let contender = Contender::Teacher;
+        let not_here = "the teacher is behind an endpoint";
+        let mut measurement = self.unmeasured(contender)?;
+        measurement.losses = Measured::not_measured(not_here);
+        measurement.joules = Measured::not_measured(not_here);
+        if !self.learns_text() {
+            let prompts = self.prompts_of(Split::HeldOut)?;
+            let wire::WireReplies { traces, usd, seconds } =
+                self.replies_over_wire("measure-teacher", &prompts)?;
+            let tokens = traces.iter().map(|trace| u64::from(trace.completion_tokens)).sum();
+            measurement.generation = Measured::Value(Throughput { tokens, seconds });
+            measurement.usd = Measured::Value(usd);
+            self.grade(contender, &prompts, &traces, &mut measurement)?;
+        }
+        self.write_json(&file(contender), &measurement)
+    }
+
+    fn unmeasured(&self, contender: Contender) -> Result<Measurement> {
+        Ok(Measurement {
             model: self.name_of(contender),
-            parameters: model.decoder.n_parameters(),
+            parameters: Measured::not_measured("the model is not on this machine"),
             training: self.training_facts(contender)?,
             grades: Measured::not_measured("the recipe has no verifier"),
             losses: Measured::not_measured("nothing was held out"),
@@ -138,29 +178,30 @@ impl Flow {
             generation: Measured::not_measured("no reply was asked for"),
             joules: Measured::not_measured("no reply was asked for"),
             usd: Measured::not_measured("the model ran on this machine, which has no price"),
-        };
-        let verifier = self.verifier();
-        if !self.learns_text() && (verifier.is_some() || contender == Contender::Teacher) {
-            let prompts = self.prompts_of(Split::HeldOut)?;
-            let replies = self.reply(contender, &model, &prompts, &mut measurement)?;
-            if let Some(verifier) = verifier {
-                let messages: Vec<Message> = replies.iter().map(Trace::reply).collect();
-                let mut judge = |prompt: &Prompt, reply: &Message| {
-                    let verdict = verifier.verify(prompt, reply);
-                    (verdict.correct, verdict.reason)
-                };
-                let grades: Vec<Grade> = grade_replies(&prompts, &messages, &mut judge)?;
-                measurement.grades = Measured::Value(grades);
-            }
-            let mut bytes = Vec::new();
-            parquet_rows::write_traces(&mut bytes, &replies)?;
-            self.run.write(&format!("{}/replies.parquet", folder(contender)), &bytes)?;
+        })
+    }
+
+    /// Lets the verifier, where there is one, judge replies, and writes them down.
+    fn grade(
+        &self,
+        contender: Contender,
+        prompts: &[Prompt],
+        replies: &[Trace],
+        measurement: &mut Measurement,
+    ) -> Result<()> {
+        if let Some(verifier) = self.verifier() {
+            let messages: Vec<Message> = replies.iter().map(Trace::reply).collect();
+            let mut judge = |prompt: &Prompt, reply: &Message| {
+                let verdict = verifier.verify(prompt, reply);
+                (verdict.correct, verdict.reason)
+            };
+            let grades: Vec<Grade> = grade_replies(prompts, &messages, &mut judge)?;
+            measurement.grades = Measured::Value(grades);
         }
-        self.progress.update(&format!("{}: held-out loss", contender.label()));
-        let documents = self.held_out_documents(&model.tokenizer)?;
-        let texts = held_out_texts(&documents, &model.tokenizer);
-        measurement.losses = Measured::Value(document_losses(&model.decoder, &texts)?);
-        self.write_json(&file(contender), &measurement)
+        let mut bytes = Vec::new();
+        parquet_rows::write_traces(&mut bytes, replies)?;
+        self.run.write(&format!("{}/replies.parquet", folder(contender)), &bytes)?;
+        Ok(())
     }
 
     pub(crate) fn model_of(&mut self, contender: Contender) -> Result<Rc<Model>> {

@@ -30,6 +30,8 @@ pub(crate) mod teachers;
 mod tools;
 pub(crate) mod train;
 pub(crate) mod trial;
+mod wire;
+mod wire_estimate;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -64,6 +66,18 @@ pub(crate) enum Until {
     Release,
 }
 
+impl Until {
+    fn verb(self) -> &'static str {
+        match self {
+            Until::Teach => "teach",
+            Until::Curate => "curate",
+            Until::Train => "train",
+            Until::Evaluate => "evaluate",
+            Until::Release => "run",
+        }
+    }
+}
+
 /// A stage that was gone through, for the report.
 #[derive(Clone, Debug)]
 pub(crate) struct Timed {
@@ -81,6 +95,7 @@ pub(crate) struct Flow {
     pub(crate) device: Arc<Device>,
     pub(crate) trial: bool,
     pub(crate) times: Vec<Timed>,
+    decision: Decision,
     events: EventLog,
     teacher: Option<Rc<Model>>,
     /// Teachers beside it.
@@ -111,6 +126,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     let decision = gate::pass(&recipe, &source, &output)?;
     gate::egress(&recipe, &source)?;
     gate::supported(&recipe, &source)?;
+    check_student(&recipe, request.until)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
@@ -128,16 +144,27 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         device,
         trial: request.trial.is_some(),
         times: Vec::new(),
+        decision: decision.clone(),
         events,
         teacher: None,
         others: Vec::new(),
     };
     flow.open(&decision)?;
     let report = flow.go(request.until, &decision).map_err(|failure| {
-        let again = format!("stillroom run {} --output {}", flow.source.path.display(), output.display());
+        let (verb, recipe) = (request.until.verb(), flow.source.path.display());
+        let again = format!("stillroom {verb} {recipe} --output {}", output.display());
         failure.next(format!("{again}    (continues where it stopped)"))
     })?;
     Ok(Reached { output, report })
+}
+
+/// A recipe of a teacher alone goes no further than its text.
+fn check_student(recipe: &Recipe, until: Until) -> Result<()> {
+    if !recipe.student.is_nobody() || until <= Until::Curate {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::BadRecipe, "the recipe has nobody to teach")
+        .fix("add a table `[student]` with a `kind`; without one, `stillroom teach` and `curate` work"))
 }
 
 /// `--output`, else the recipe's, else `runs/NAME`.
@@ -281,8 +308,12 @@ impl Flow {
         teacher_files(&self.recipe, &self.source)
     }
 
-    /// Digest of the teacher's weights.
+    /// Digest of the teacher's weights, or of what names one behind endpoints.
     pub(crate) fn teacher_digest(&self) -> Result<Digest> {
+        if let Some((teacher, wire)) = self.recipe.teacher.as_ref().and_then(|t| Some((t, t.wire.as_ref()?)))
+        {
+            return Ok(digest_of(&Flow::wire_identity(teacher, wire)));
+        }
         let path =
             self.recipe.teacher.as_ref().and_then(|teacher| teacher.path.as_deref()).unwrap_or_default();
         weights_digest(&self.source.resolve_path(path))

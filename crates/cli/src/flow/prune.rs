@@ -21,7 +21,7 @@ const FACTS: &str = "training/pruning.json";
 /// The shape of a student that keeps part of a base with `config`.
 pub(crate) fn kept_shape(student: &Student, config: DecoderConfig, source: &Source) -> Result<DecoderConfig> {
     let kept = match student {
-        Student::FromScratch(_) | Student::Pretrained { .. } => Ok(config),
+        Student::Nobody | Student::FromScratch(_) | Student::Pretrained { .. } => Ok(config),
         Student::FromLayers { layers, .. } => with_layers(config, layers),
         Student::Pruned(pruned) => {
             let to = pruned.width(Width::of(&config));

@@ -132,7 +132,8 @@ impl Flow {
 
     /// Whether the teacher, if there is one, reads text in the student's tokens.
     fn one_tokenizer(&self) -> Result<bool> {
-        if self.recipe.teacher.is_none() {
+        // What no loss is measured of shares none.
+        if self.recipe.teacher.is_none() || self.is_over_wire() {
             return Ok(true);
         }
         let student = self.student_tokenizer()?.digest();
@@ -256,7 +257,7 @@ impl Flow {
                 traces.iter().filter(|t| t.reasoning_content.is_some()).count() as u64;
             facts.rejected = curation.dropped;
             facts.heldout_overlaps = curation.heldout_overlaps;
-            facts.teacher_usd = Some(0.0);
+            facts.teacher_usd = Some(self.teacher_usd()?);
         }
         Ok(facts)
     }
@@ -339,7 +340,7 @@ impl Flow {
             ("student".to_owned(), super::weights_digest(&self.run.path(&weights_of(Contender::Student))?)?),
         ]);
         digests.extend(super::binary_digest().map(|digest| ("binary".to_owned(), digest)));
-        if self.recipe.teacher.is_some() {
+        if self.recipe.teacher.is_some() && !self.is_over_wire() {
             digests.insert("teacher".to_owned(), self.teacher_digest()?);
         }
         for (name, stage) in [("data", data::STAGE), ("traces", teach::STAGE), ("logits", logits::STAGE)] {

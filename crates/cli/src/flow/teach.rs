@@ -5,16 +5,17 @@ use std::rc::Rc;
 use serde_json::json;
 use stillroom_core::{Digest, FinishReason, Message, Prompt, Trace};
 use stillroom_corpus::Split;
+use stillroom_formats::openai::split_reasoning;
 use stillroom_formats::parquet_rows;
 use stillroom_model::{Generation, GenerationRequest, SamplingParams};
 use stillroom_store::PartStore;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, data, digest_of};
+use crate::flow::{Flow, data, digest_of, wire};
 use crate::models::Model;
 
 pub(crate) const STAGE: &str = "teach";
-const FOLDER: &str = "corpus/traces";
+pub(super) const FOLDER: &str = "corpus/traces";
 /// Prompts of one part: what a kill can cost at most.
 pub(crate) const PROMPTS_PER_PART: usize = 256;
 
@@ -24,6 +25,21 @@ impl Flow {
         let Some(teacher) = self.recipe.teacher.clone() else { return Ok(()) };
         if !self.asks_for_traces() {
             return Ok(());
+        }
+        if let Some(wire) = &teacher.wire {
+            let settings = json!([
+                1,
+                Flow::wire_identity(&teacher, wire),
+                teacher.seed,
+                teacher.samples_per_prompt,
+                teacher.max_tokens,
+                teacher.temperature,
+                teacher.top_p,
+            ]);
+            let outputs = [FOLDER, "teach.json", wire::UNANSWERED];
+            return self.stage(STAGE, &settings, &[data::STAGE], &outputs, |flow| {
+                flow.write_traces_over_wire(digest_of(&settings))
+            });
         }
         let settings = json!([
             1,
@@ -275,7 +291,7 @@ pub(crate) fn trace_of(
     request: &GenerationRequest,
     generation: &Generation,
 ) -> Trace {
-    let (reasoning_content, content) = parse_reply(&model.tokenizer.decode_text(&generation.token_ids));
+    let (reasoning_content, content) = split_reasoning(&model.tokenizer.decode_text(&generation.token_ids));
     Trace {
         id: id.to_owned(),
         sample: request.sample,
@@ -290,18 +306,6 @@ pub(crate) fn trace_of(
     }
 }
 
-/// Reasoning and answer of a reply's text. What precedes `</think>` is reasoning.
-fn parse_reply(text: &str) -> (Option<String>, String) {
-    match text.split_once("</think>") {
-        None => (None, text.trim().to_owned()),
-        Some((reasoning, content)) => {
-            let reasoning = reasoning.trim_start();
-            let reasoning = reasoning.strip_prefix("<think>").unwrap_or(reasoning).trim();
-            ((!reasoning.is_empty()).then(|| reasoning.to_owned()), content.trim().to_owned())
-        }
-    }
-}
-
 /// Whether a reply ended by itself.
 pub(crate) fn is_whole(trace: &Trace) -> bool {
     trace.finish_reason == FinishReason::Stop
@@ -310,16 +314,6 @@ pub(crate) fn is_whole(trace: &Trace) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reasoning_and_answer_are_told_apart() {
-        let of = |text: &str| parse_reply(text);
-        assert_eq!(of("<think>\nSo 1 + 1 = 2\n</think>\n\n2"), (Some("So 1 + 1 = 2".into()), "2".into()));
-        assert_eq!(of("already open</think>2"), (Some("already open".into()), "2".into()));
-        assert_eq!(of(" 2\n"), (None, "2".into()));
-        assert_eq!(of("<think></think>2"), (None, "2".into()));
-        assert_eq!(of("<think>never closed"), (None, "<think>never closed".into()));
-    }
 
     #[test]
     fn keys_are_those_of_the_id() {

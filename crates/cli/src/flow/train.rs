@@ -418,6 +418,7 @@ impl Flow {
         let device = Arc::clone(&self.device);
         let tokenizer = self.student_tokenizer()?;
         let decoder = match &self.recipe.student {
+            Student::Nobody => unreachable!("a recipe without a student was refused before"),
             Student::FromScratch(shape) => {
                 let config = scratch_config(&self.recipe, &self.source, shape, &tokenizer)?;
                 Decoder::check_config(&config)?;

@@ -13,6 +13,7 @@ mod raw;
 mod resolve;
 mod source;
 mod student;
+mod wire;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
+pub(crate) use wire::{Endpoint, Wire, variable_of};
 
 use crate::failure::Result;
 
@@ -58,6 +60,8 @@ pub(crate) struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Student {
+    /// Nobody learns: the recipe is about the teacher's text.
+    Nobody,
     /// Random weights.
     FromScratch(Shape),
     /// Chosen layers of another model, by default the teacher's.
@@ -131,8 +135,9 @@ pub(crate) struct Teacher {
     /// Teachers that it is mixed with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ensemble: Vec<EnsembleTeacher>,
-    #[serde(skip)]
-    pub(crate) endpoints: Vec<String>,
+    /// Where it is reached, if it is not on this machine.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) wire: Option<Wire>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -451,7 +456,14 @@ impl Recipe {
 
     /// The recipe as TOML, every default written out.
     pub(crate) fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a resolved recipe has only types that TOML knows")
+        let mut table =
+            toml::Table::try_from(self).expect("a resolved recipe has only types that TOML knows");
+        if self.student.is_nobody() {
+            for unused in ["student", "train", "evaluate", "release"] {
+                table.remove(unused);
+            }
+        }
+        toml::to_string(&table).expect("a table is TOML")
     }
 }
 

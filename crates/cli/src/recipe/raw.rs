@@ -61,15 +61,20 @@ pub(super) struct RawTeacher {
     pub(super) ensemble: Option<Vec<RawEnsembleTeacher>>,
     pub(super) endpoints: Option<Vec<RawEndpoint>>,
     pub(super) api_key: Option<String>,
-    // Read by the licence gate's route only: endpoints are refused after it, so these are never used.
-    #[serde(rename = "stall_timeout_s")]
-    pub(super) _stall_timeout_s: Option<f64>,
-    #[serde(rename = "max_attempts")]
-    pub(super) _max_attempts: Option<u32>,
-    #[serde(rename = "budget_usd")]
-    pub(super) _budget_usd: Option<f64>,
-    #[serde(rename = "price")]
-    pub(super) _price: Option<RawPrice>,
+    pub(super) served_model_name: Option<String>,
+    pub(super) stream: Option<bool>,
+    pub(super) send_seed: Option<bool>,
+    pub(super) top_logprobs: Option<usize>,
+    pub(super) return_token_ids: Option<bool>,
+    pub(super) extra_body: Option<serde_json::Map<String, serde_json::Value>>,
+    pub(super) connect_timeout_s: Option<f64>,
+    pub(super) first_token_timeout_s: Option<f64>,
+    pub(super) stall_timeout_s: Option<f64>,
+    pub(super) max_attempts: Option<usize>,
+    pub(super) budget_usd: Option<f64>,
+    pub(super) budget_tokens: Option<u64>,
+    pub(super) budget_s: Option<f64>,
+    pub(super) price: Option<RawPrice>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -95,19 +100,21 @@ pub(super) struct RawLogits {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawEndpoint {
     pub(super) base_url: Option<String>,
-    #[serde(rename = "weight")]
-    pub(super) _weight: Option<f64>,
-    #[serde(rename = "max_in_flight")]
-    pub(super) _max_in_flight: Option<u32>,
+    pub(super) weight: Option<f64>,
+    pub(super) max_in_flight: Option<usize>,
+    pub(super) requests_per_minute: Option<f64>,
+    pub(super) tokens_per_minute: Option<f64>,
+    pub(super) api_key: Option<String>,
+    pub(super) owner: Option<String>,
+    pub(super) jurisdiction: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawPrice {
-    #[serde(rename = "input_usd_per_mtok")]
-    pub(super) _input_usd_per_mtok: Option<f64>,
-    #[serde(rename = "output_usd_per_mtok")]
-    pub(super) _output_usd_per_mtok: Option<f64>,
+    pub(super) input_usd_per_mtok: Option<f64>,
+    pub(super) output_usd_per_mtok: Option<f64>,
+    pub(super) cached_input_usd_per_mtok: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

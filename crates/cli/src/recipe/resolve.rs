@@ -30,7 +30,12 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     let name = raw.name.unwrap_or(stem);
     at.name(&["name"], &name)?;
     let teacher = raw.teacher.map(|t| teacher(&at, t, seed)).transpose()?;
-    let student = student::student(&at, raw.student, teacher.as_ref())?;
+    // A recipe that only says who is asked what trains nobody, and holds nothing out.
+    let trains = raw.student.is_some() || raw.train.is_some() || raw.evaluate.is_some();
+    let student = match trains || teacher.is_none() {
+        true => student::student(&at, raw.student, teacher.as_ref())?,
+        false => Student::Nobody,
+    };
     let prompts = prompts(&at, raw.prompts, seed)?;
     let curate = curate(&at, raw.curate.unwrap_or_default())?;
     let feedback = match raw.feedback {
@@ -192,9 +197,9 @@ fn quoted_list(names: &[&str]) -> String {
     names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
+fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> {
     let key = |name: &'static str| ["teacher", name];
-    let kind = at.need(&key("kind"), raw.kind, "write `kind = \"local\"`")?;
+    let kind = at.need(&key("kind"), raw.kind.take(), "write `kind = \"local\"`")?;
     let kinds = [
         ("local", TeacherKind::Local),
         ("openai", TeacherKind::Openai),
@@ -202,19 +207,22 @@ fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
         ("batch", TeacherKind::Batch),
     ];
     let kind = at.choose(&key("kind"), &kind, &kinds)?;
-    let path = at.path(&key("path"), raw.path)?;
+    let path = at.path(&key("path"), raw.path.clone())?;
     if kind == TeacherKind::Local && path.is_none() {
         return Err(at.missing(&key("path"), "name the teacher's directory or `.gguf` file"));
     }
-    let model = raw.model.or_else(|| path.clone());
+    let model = raw.model.take().or_else(|| path.clone());
     let model = at.need(&key("model"), model, "name the model; the licence gate decides on it")?;
     at.no_environment(&key("model"), &model)?;
-    secret(at, raw.api_key.as_deref())?;
+    let wire = wire::wire(at, kind, &mut raw)?;
     let seed = raw.seed.unwrap_or(seed);
     at.seed(&key("seed"), seed)?;
     let samples =
         at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
     let (weight, ensemble) = ensemble::ensemble(at, kind, raw.weight, raw.ensemble)?;
+    let in_flight = raw.max_in_flight.unwrap_or(if wire.is_some() { wire::IN_FLIGHT } else { 64 });
+    let logits = raw.logits.map(|l| logits(at, l)).transpose()?;
+    wire::check_use(at, wire.as_ref(), logits)?;
     Ok(Teacher {
         kind,
         model,
@@ -224,26 +232,12 @@ fn teacher(at: &Checker<'_>, raw: RawTeacher, seed: u64) -> Result<Teacher> {
         max_tokens: at.count(&key("max_tokens"), raw.max_tokens.unwrap_or(512), 1..=SIZE_MAX)?,
         temperature: at.number(&key("temperature"), raw.temperature.unwrap_or(0.7), 0.0..=100.0)?,
         top_p: at.number(&key("top_p"), raw.top_p.unwrap_or(1.0), 1e-6..=1.0)?,
-        max_in_flight: at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(64), 1..=4096)?,
-        logits: raw.logits.map(|l| logits(at, l)).transpose()?,
+        max_in_flight: at.count(&key("max_in_flight"), in_flight, 1..=4096)?,
+        logits,
         weight,
         ensemble,
-        endpoints: raw.endpoints.unwrap_or_default().into_iter().filter_map(|e| e.base_url).collect(),
+        wire,
     })
-}
-
-/// An API key is the name of an environment variable, never the key itself.
-fn secret(at: &Checker<'_>, text: Option<&str>) -> Result<()> {
-    let Some(text) = text else { return Ok(()) };
-    let variable = text.strip_prefix("${").and_then(|t| t.strip_suffix('}'));
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if variable.is_some_and(|v| !v.is_empty() && v.chars().all(plain)) {
-        return Ok(());
-    }
-    Err(at
-        .bad(&["teacher", "api_key"], "a secret does not belong in a recipe")
-        .code("secret-in-recipe")
-        .fix("put it in the environment and write `api_key = \"${TEACHER_KEY}\"`"))
 }
 
 fn logits(at: &Checker<'_>, raw: RawLogits) -> Result<Logits> {

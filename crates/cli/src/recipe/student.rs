@@ -68,7 +68,7 @@ impl Student {
     /// None for random weights.
     pub(crate) fn base(&self) -> Option<Base<'_>> {
         match self {
-            Student::FromScratch(_) => None,
+            Student::Nobody | Student::FromScratch(_) => None,
             Student::FromLayers { model, path, .. } | Student::Pruned(Pruned { model, path, .. }) => {
                 Some(Base { path: path.as_deref(), model: model.as_deref() })
             }
@@ -76,6 +76,10 @@ impl Student {
                 Some(Base { path: Some(path), model: model.as_deref() })
             }
         }
+    }
+
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self, Student::Nobody)
     }
 
     pub(crate) fn is_pruned(&self) -> bool {

@@ -55,7 +55,9 @@ fn in_words(decision: &Decision, estimate: &Estimate) -> String {
             let _ = writeln!(text, "            and {n} parameters");
         }
     }
-    let _ = writeln!(text, "Student     {} parameters", estimate.student_parameters);
+    if let Some(n) = estimate.student_parameters {
+        let _ = writeln!(text, "Student     {n} parameters");
+    }
     let _ = writeln!(text, "\n{:<24}{:>14}{:>12}{:>12}", "Stage", "tokens", "time", "memory");
     for stage in &estimate.stages {
         let (wall, memory) = (time(stage.wall_s), bytes(stage.peak_memory_bytes));
@@ -66,6 +68,9 @@ fn in_words(decision: &Decision, estimate: &Estimate) -> String {
     let _ = writeln!(text, "\nMemory      {memory} at most");
     let _ = writeln!(text, "Disk        {}", bytes(estimate.disk_bytes));
     let _ = writeln!(text, "Money       {:.2} USD", estimate.money_usd);
+    if let Some(n) = estimate.break_even_requests {
+        let _ = writeln!(text, "Break-even  {n} requests");
+    }
     let _ = writeln!(text, "Energy      {:.0} kJ", estimate.energy_joules / 1000.0);
     text.push_str("\nThis assumes\n");
     for assumption in &estimate.assumes {

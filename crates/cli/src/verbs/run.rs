@@ -94,7 +94,7 @@ fn summary(report: &Report) -> String {
             text,
             "{:<26}{:>12}{accuracy:>10}{interval:>18}{:>16}{:>12}",
             contender.label(),
-            score.parameters,
+            score.parameters.value().map_or("–".to_owned(), u64::to_string),
             number(score.nll_nats_per_token.value()),
             number(score.kl_to_teacher.value()),
         );

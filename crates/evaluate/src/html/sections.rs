@@ -170,8 +170,8 @@ fn tiles(header: &mut Markup, report: &Report) {
     }
     if let Some(score) = student {
         let teacher = report.models.get(&Contender::Teacher);
-        let note = teacher.map(|t| format!("teacher {}", words::compact(t.parameters))).unwrap_or_default();
-        tiles.push(("Student's parameters", words::compact(score.parameters), note));
+        let note = teacher.map(|t| format!("teacher {}", words::size(&t.parameters))).unwrap_or_default();
+        tiles.push(("Student's parameters", words::size(&score.parameters), note));
         if let Some(kl) = score.kl_to_teacher.value().filter(|_| tiles.len() < 5) {
             tiles.push(("KL to the teacher", words::significant(*kl), "nats per token".into()));
         }
@@ -196,7 +196,7 @@ fn accuracy(main: &mut Markup, report: &Report) {
             let interval = score.accuracy_ci95.value().copied();
             Some(Bar {
                 label: contender.label(),
-                detail: format!("{} parameters", words::compact(score.parameters)),
+                detail: format!("{} parameters", words::size(&score.parameters)),
                 class: contender.key(),
                 value,
                 interval,
@@ -305,7 +305,7 @@ fn figure_rows() -> Vec<FigureRow> {
         measured.and_then(|value| Measured::Value(words::significant(*value)))
     }
     vec![
-        ("Parameters", "", |s| Measured::Value(words::compact(s.parameters))),
+        ("Parameters", "", |s| s.parameters.and_then(|n| Measured::Value(words::compact(*n)))),
         ("Accuracy", "95 % interval", |s| {
             s.accuracy.and_then(|accuracy| {
                 let interval = s.accuracy_ci95.value().map(|i| words::percent_interval(*i));

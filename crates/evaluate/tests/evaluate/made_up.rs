@@ -40,7 +40,7 @@ pub(crate) fn measurement(
     });
     Measurement {
         model: model.into(),
-        parameters,
+        parameters: Measured::Value(parameters),
         training: None,
         grades: Measured::Value(grades.collect()),
         losses: Measured::Value(losses.collect()),

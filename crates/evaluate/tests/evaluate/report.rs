@@ -172,7 +172,7 @@ fn the_verdict_claims_what_intervals_allow_and_nothing_else() {
     assert!(failed.verdict().headline.contains("held-out loss did not fall"));
 
     let mut eighth = report.clone();
-    eighth.models.get_mut(&Contender::Teacher).unwrap().parameters = 412_160 * 8 + 1_000;
+    eighth.models.get_mut(&Contender::Teacher).unwrap().parameters = Measured::Value(412_160 * 8 + 1_000);
     assert!(eighth.verdict().headline.contains("with 1/8 of its parameters"));
 
     let mut text_only = report;

@@ -1,0 +1,417 @@
+//! Teachers behind endpoints: what is asked goes through the ledger, and what is answered into parts as everywhere.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use stillroom_core::{CounterRng, Digest, FinishReason, Prompt, Trace};
+use stillroom_corpus::Split;
+use stillroom_formats::openai::Finish;
+use stillroom_formats::parquet_rows;
+use stillroom_net::{Address, Secret};
+use stillroom_store::{Ledger, PartStore, Totals};
+use stillroom_teacher::{
+    Answer, Ask, Budget, Counts, Endpoint, Finished, Patience, Price, Receipt, Sampling, Stop, TeacherError,
+};
+
+use super::teach::{self, key_of};
+use super::{Flow, gate};
+use crate::failure::{Exit, Failure, Result};
+use crate::recipe::{Teacher, Wire, variable_of};
+use crate::terminal::Progress;
+
+pub(crate) const LEDGER: &str = "ledger.sqlite";
+/// What was asked and never answered, with the reason.
+pub(super) const UNANSWERED: &str = "corpus/unanswered.jsonl";
+/// Rows of one part of traces.
+const ROWS_PER_PART: usize = 4096;
+/// How often progress is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// Names seeds of replies among other draws.
+const REPLY: u64 = 0x0072_6570_6c79;
+/// Seeds that every service takes.
+const SEED_MASK: u64 = 0x7fff_ffff;
+
+/// A prompt that will get no reply.
+#[derive(Debug, Serialize)]
+struct Unanswered {
+    id: String,
+    sample: u32,
+    fault: String,
+}
+
+/// Greedy replies to held-out prompts, with what they took.
+pub(super) struct WireReplies {
+    /// In the order of the prompts; those that the teacher refused are empty.
+    pub(super) traces: Vec<Trace>,
+    pub(super) usd: f64,
+    pub(super) seconds: f64,
+}
+
+impl Flow {
+    /// Whether the teacher is behind endpoints.
+    pub(crate) fn is_over_wire(&self) -> bool {
+        self.recipe.teacher.as_ref().is_some_and(|teacher| teacher.wire.is_some())
+    }
+
+    /// What the replies of a teacher behind endpoints depend on besides prompts: who it is, and how it is asked to write.
+    pub(super) fn wire_identity(teacher: &Teacher, wire: &Wire) -> Value {
+        json!([
+            "over the wire",
+            teacher.model,
+            wire.served_model_name,
+            wire.send_seed,
+            wire.top_logprobs,
+            wire.return_token_ids,
+            wire.extra_body,
+        ])
+    }
+
+    /// Lets the teacher answer every prompt of training and validation.
+    pub(super) fn write_traces_over_wire(&mut self, made_from: Digest) -> Result<()> {
+        let teacher = self.recipe.teacher.clone().expect("a stage of a teacher");
+        // Validation first: its rows stay where they are when the number of examples grows.
+        let mut prompts = self.prompts_of(Split::Validation)?;
+        prompts.extend(self.prompts_of(Split::Train)?);
+        let n_asked = prompts.len() as u64 * u64::from(teacher.samples_per_prompt);
+        let ledger = self.ledger(&teacher)?;
+        let session = self.session(&teacher, teach::STAGE, &sampling(&teacher))?;
+        let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
+        let mut asks = prompts.iter().flat_map(|prompt| {
+            let ask = |sample| Ok(ask_of(prompt, sample, teacher.seed));
+            (0..teacher.samples_per_prompt).map(ask)
+        });
+        let dir = self.run.dir(teach::FOLDER)?;
+        let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &teacher.model);
+        let mut shown = Shown::new(&mut self.progress, teach::STAGE, n_asked);
+        let finished = session.answer_all(cleared, &ledger, &mut asks, &mut |ask, answer, counts| {
+            shown.counts(counts);
+            parts.take(ask, answer)
+        })?;
+        let totals = ledger.totals(Some(teach::STAGE))?;
+        self.check_finished(finished, &totals, parts.given_up.as_ref())?;
+        let (rows, unanswered) = parts.close()?;
+        self.write_lines(UNANSWERED, &unanswered)?;
+        self.write_json("teach.json", &summary(rows, unanswered.len() as u64, &totals))
+    }
+
+    /// Greedy replies to held-out prompts, counted under the stage that measures the teacher.
+    pub(super) fn replies_over_wire(
+        &mut self,
+        stage: &'static str,
+        prompts: &[Prompt],
+    ) -> Result<WireReplies> {
+        let teacher = self.recipe.teacher.clone().expect("a teacher is measured");
+        let ledger = self.ledger(&teacher)?;
+        let greedy = Sampling {
+            max_tokens: self.recipe.evaluate.max_tokens,
+            temperature: 0.0,
+            top_p: 1.0,
+            ..sampling(&teacher)
+        };
+        let session = self.session(&teacher, stage, &greedy)?;
+        let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
+        let mut asks = prompts.iter().map(|prompt| Ok(ask_of(prompt, 0, teacher.seed)));
+        let (mut traces, mut usd, mut given_up) = (Vec::with_capacity(prompts.len()), 0.0, None);
+        let started = Instant::now();
+        let mut shown = Shown::new(&mut self.progress, stage, prompts.len() as u64);
+        let finished = session.answer_all(cleared, &ledger, &mut asks, &mut |ask, answer, counts| {
+            shown.counts(counts);
+            let trace = match answer {
+                Answer::Reply(receipt) => trace_of(ask, &receipt, &teacher.model),
+                Answer::Refused { .. } => no_reply(ask, &teacher.model),
+                Answer::GivenUp { fault } => {
+                    given_up.get_or_insert((ask.id.clone(), fault));
+                    no_reply(ask, &teacher.model)
+                }
+            };
+            usd += trace.usd;
+            traces.push(trace);
+            Ok::<(), Failure>(())
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.check_finished(finished, &ledger.totals(Some(stage))?, given_up.as_ref())?;
+        Ok(WireReplies { traces, usd, seconds })
+    }
+
+    /// What the teacher's text has cost.
+    pub(super) fn teacher_usd(&self) -> Result<f64> {
+        let summary: Value = self.read_json("teach.json")?;
+        Ok(summary["usd"].as_f64().unwrap_or(0.0))
+    }
+
+    /// The ledger of this run. What a kill left open is counted at the price of a longest reply, until replies say more.
+    fn ledger(&mut self, teacher: &Teacher) -> Result<Ledger> {
+        let longest =
+            teacher.wire.as_ref().map_or(0.0, |wire| price(wire).of(0, 0, teacher.max_tokens as u64));
+        let ledger = Ledger::open(&self.run.path(LEDGER)?, longest)?;
+        if ledger.newly_unknown() > 0 {
+            self.event(json!({ "event": "calls_unknown", "calls": ledger.newly_unknown() }))?;
+            self.progress.line(&format!(
+                "ledger: {} calls were on their way when an earlier run ended; they may have been billed",
+                ledger.newly_unknown()
+            ));
+        }
+        Ok(ledger)
+    }
+
+    fn session(
+        &self,
+        teacher: &Teacher,
+        stage: &'static str,
+        sampling: &Sampling,
+    ) -> Result<stillroom_teacher::Teacher> {
+        let wire = teacher.wire.as_ref().expect("a teacher behind endpoints");
+        let endpoint = |endpoint: &crate::recipe::Endpoint| -> Result<Endpoint> {
+            let key = endpoint.api_key.as_deref().or(wire.api_key.as_deref());
+            Ok(Endpoint {
+                base: Address::parse(&endpoint.base_url).map_err(TeacherError::from)?,
+                key: key.map(|key| self.secret(key)).transpose()?,
+                weight: endpoint.weight,
+                max_in_flight: endpoint.max_in_flight,
+                requests_per_minute: endpoint.requests_per_minute,
+                tokens_per_minute: endpoint.tokens_per_minute,
+            })
+        };
+        Ok(stillroom_teacher::Teacher {
+            model: teacher.model.clone(),
+            served_as: wire.served_model_name.clone(),
+            endpoints: wire.endpoints.iter().map(endpoint).collect::<Result<_>>()?,
+            sampling: sampling.clone(),
+            price: price(wire),
+            budget: Budget { usd: wire.budget_usd, tokens: wire.budget_tokens, seconds: wire.budget_s },
+            patience: Patience {
+                connect_timeout_s: wire.connect_timeout_s,
+                first_token_timeout_s: wire.first_token_timeout_s,
+                stall_timeout_s: wire.stall_timeout_s,
+                max_attempts: wire.max_attempts,
+            },
+            stream: wire.stream,
+            seed: teacher.seed,
+            stage,
+        })
+    }
+
+    /// What stands in the environment under the name in `${NAME}`.
+    fn secret(&self, named: &str) -> Result<Secret> {
+        let name = variable_of(named).unwrap_or_default();
+        match std::env::var(name).map(|text| text.trim().to_owned()) {
+            Ok(text) if !text.is_empty() => Ok(Secret::new(text)),
+            _ => Err(Failure::new(Exit::BadRecipe, format!("the environment has no `{name}`"))
+                .code("no-key")
+                .at(self.source.place(&["teacher", "api_key"]))
+                .fix(format!("set it before the command: `export {name}=…`"))),
+        }
+    }
+
+    /// Whether everything was answered; else why not, and what can be done.
+    fn check_finished(
+        &self,
+        finished: Finished,
+        totals: &Totals,
+        given_up: Option<&(String, String)>,
+    ) -> Result<()> {
+        let spent = format!(
+            "{} calls so far, {} replies, {} failed, ${:.4} spent; all of it is in `{LEDGER}` and is not bought again",
+            totals.calls, totals.done, totals.failed, totals.usd
+        );
+        let failure = match (finished, given_up) {
+            (Finished::All, None) => return Ok(()),
+            (Finished::All, Some((id, fault))) => {
+                let cause = format!("some prompts have no reply, the first is `{id}`: {fault}");
+                Failure::new(Exit::TryLater, cause)
+                    .code("no-reply")
+                    .fix("run the same command again: only those are asked; or raise `teacher.max_attempts`")
+            }
+            (Finished::Stopped(Stop::Budget(what)), _) => {
+                let key = match what {
+                    "money" => "budget_usd",
+                    "tokens" => "budget_tokens",
+                    _ => "budget_s",
+                };
+                Failure::new(Exit::TryLater, format!("the budget of {what} is used up"))
+                    .code("budget")
+                    .at(self.source.place(&["teacher", key]))
+                    .fix(format!("raise `teacher.{key}` and run the same command again"))
+            }
+            (Finished::Stopped(Stop::NobodyThere { fault }), _) => {
+                Failure::new(Exit::TryLater, format!("no endpoint answers: {fault}"))
+                    .code("nobody-there")
+                    .at(self.source.place(&["teacher", "endpoints"]))
+                    .fix("check that the server runs and `base_url` is right, then run the same command again")
+            }
+            (Finished::Stopped(Stop::Hopeless { fault }), _) => Failure::new(Exit::Failed, fault)
+                .code("teacher-refuses")
+                .at(self.source.place(&["teacher", "endpoints"]))
+                .fix("check `api_key`, `base_url` and the model's name; every request would be refused like this"),
+            (Finished::Stopped(Stop::Closed), _) => {
+                Failure::new(Exit::Failed, "the session with the teacher was closed")
+            }
+        };
+        Err(failure.detail(spent))
+    }
+}
+
+/// Shows how far a session is, not more often than can be read.
+struct Shown<'a> {
+    progress: &'a mut Progress,
+    stage: &'static str,
+    of: u64,
+    last: Instant,
+}
+
+impl<'a> Shown<'a> {
+    fn new(progress: &'a mut Progress, stage: &'static str, of: u64) -> Shown<'a> {
+        Shown { progress, stage, of, last: Instant::now() }
+    }
+
+    fn counts(&mut self, counts: Counts) {
+        if self.last.elapsed() < SHOW_EVERY && counts.answers < self.of {
+            return;
+        }
+        self.last = Instant::now();
+        let Counts { answers, kept, failed_calls, usd, .. } = counts;
+        self.progress.update(&format!(
+            "{}: {answers} of {} replies, {kept} of them kept from before, {failed_calls} failed calls, ${usd:.4}",
+            self.stage, self.of
+        ));
+    }
+}
+
+/// Answers in their order become parts of traces.
+struct TraceParts<'a> {
+    store: PartStore,
+    teacher: &'a str,
+    number: u32,
+    /// Asked in this part, answered or not.
+    asked: usize,
+    traces: Vec<Trace>,
+    rows: u64,
+    unanswered: Vec<Unanswered>,
+    /// The first of those that were tried too often; nothing is written from there on.
+    given_up: Option<(String, String)>,
+}
+
+impl<'a> TraceParts<'a> {
+    fn open(store: PartStore, teacher: &'a str) -> TraceParts<'a> {
+        TraceParts {
+            store,
+            teacher,
+            number: 0,
+            asked: 0,
+            traces: Vec::new(),
+            rows: 0,
+            unanswered: Vec::new(),
+            given_up: None,
+        }
+    }
+
+    fn take(&mut self, ask: Ask, answer: Answer) -> Result<()> {
+        match answer {
+            _ if self.given_up.is_some() => {}
+            Answer::Reply(receipt) => self.traces.push(trace_of(ask, &receipt, self.teacher)),
+            Answer::Refused { fault } => {
+                self.unanswered.push(Unanswered { id: ask.id, sample: ask.sample, fault });
+            }
+            Answer::GivenUp { fault } => self.given_up = Some((ask.id, fault)),
+        }
+        self.asked += 1;
+        if self.asked == ROWS_PER_PART && self.given_up.is_none() { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let mut bytes = Vec::new();
+        parquet_rows::write_traces(&mut bytes, &self.traces)?;
+        let is_there = self.store.contains(self.number) && self.store.read(self.number)? == bytes;
+        if !is_there {
+            self.store.put(self.number, &bytes)?;
+        }
+        self.rows += self.traces.len() as u64;
+        self.number += 1;
+        self.asked = 0;
+        self.traces.clear();
+        Ok(())
+    }
+
+    /// Rows, and what has none.
+    fn close(mut self) -> Result<(u64, Vec<Unanswered>)> {
+        if self.asked > 0 {
+            self.write()?;
+        }
+        self.store.seal(self.number)?;
+        Ok((self.rows, self.unanswered))
+    }
+}
+
+fn summary(rows: u64, unanswered: u64, totals: &Totals) -> Value {
+    json!({
+        "rows": rows,
+        "calls": totals.calls,
+        "failed_calls": totals.failed,
+        "refused_calls": totals.refused,
+        "unknown_calls": totals.unknown,
+        "unanswered": unanswered,
+        "usd": totals.usd,
+        "estimated_usd": totals.estimated_usd,
+        "prompt_tokens": totals.prompt_tokens,
+        "completion_tokens": totals.completion_tokens,
+    })
+}
+
+fn sampling(teacher: &Teacher) -> Sampling {
+    let wire = teacher.wire.as_ref().expect("a teacher behind endpoints");
+    Sampling {
+        max_tokens: teacher.max_tokens,
+        temperature: teacher.temperature,
+        top_p: teacher.top_p,
+        send_seed: wire.send_seed,
+        top_logprobs: wire.top_logprobs,
+        return_token_ids: wire.return_token_ids,
+        extra: wire.extra_body.clone(),
+    }
+}
+
+fn price(wire: &Wire) -> Price {
+    Price {
+        input_usd_per_mtok: wire.price.input_usd_per_mtok,
+        output_usd_per_mtok: wire.price.output_usd_per_mtok,
+        cached_input_usd_per_mtok: wire.price.cached_input_usd_per_mtok,
+    }
+}
+
+fn ask_of(prompt: &Prompt, sample: u32, seed: u64) -> Ask {
+    let seed = CounterRng::new(&[REPLY, seed, key_of(&prompt.id), sample.into()]).next_u64() & SEED_MASK;
+    Ask { id: prompt.id.clone(), sample, messages: prompt.messages.clone(), seed }
+}
+
+fn trace_of(ask: Ask, receipt: &Receipt, teacher: &str) -> Trace {
+    let reply = &receipt.reply;
+    Trace {
+        id: ask.id,
+        sample: ask.sample,
+        messages: ask.messages,
+        reasoning_content: reply.reasoning_content.clone(),
+        content: reply.content.clone(),
+        finish_reason: if reply.finish == Finish::Length { FinishReason::Length } else { FinishReason::Stop },
+        prompt_tokens: u32::try_from(receipt.prompt_tokens).unwrap_or(u32::MAX),
+        completion_tokens: u32::try_from(receipt.completion_tokens).unwrap_or(u32::MAX),
+        teacher: teacher.to_owned(),
+        usd: receipt.usd,
+    }
+}
+
+/// What stands for a reply that the teacher refused: an empty one, which no verifier takes for right.
+fn no_reply(ask: Ask, teacher: &str) -> Trace {
+    Trace {
+        id: ask.id,
+        sample: ask.sample,
+        messages: ask.messages,
+        reasoning_content: None,
+        content: String::new(),
+        finish_reason: FinishReason::Stop,
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        teacher: teacher.to_owned(),
+        usd: 0.0,
+    }
+}

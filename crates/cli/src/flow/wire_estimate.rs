@@ -1,0 +1,84 @@
+//! What a teacher behind endpoints takes: money, and time at a pace that nobody has measured yet.
+
+use super::estimate::{Sizes, StageEstimate, asked};
+use crate::recipe::{Recipe, Wire};
+
+/// Tokens that one request receives in a second: what hosted services give, and what a plan can be wrong about.
+const TOKENS_PER_SECOND: f64 = 50.0;
+/// Memory of a session: its threads, and the answers that wait for one before them.
+const SESSION_BYTES: u64 = 128 << 20;
+/// Bytes of the ledger and of traces for a token of a reply, both together.
+const BYTES_PER_TOKEN: f64 = 12.0;
+
+pub(super) struct OverWire<'a> {
+    wire: &'a Wire,
+    /// Replies that are asked for, to learn from and to measure the teacher by.
+    asked: f64,
+    measured: f64,
+    prompt_tokens: f64,
+    reply_tokens: f64,
+    in_flight: f64,
+}
+
+impl OverWire<'_> {
+    /// Nothing for a teacher on this machine.
+    pub(super) fn of<'a>(recipe: &'a Recipe, sizes: &Sizes) -> Option<OverWire<'a>> {
+        let wire = recipe.teacher.as_ref()?.wire.as_ref()?;
+        Some(OverWire {
+            wire,
+            asked: asked(recipe, sizes),
+            measured: if recipe.student.is_nobody() { 0.0 } else { sizes.held_out_items },
+            prompt_tokens: sizes.prompt_tokens,
+            reply_tokens: sizes.reply_tokens,
+            in_flight: wire.endpoints.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>() as f64,
+        })
+    }
+
+    pub(super) fn stages(&self) -> Vec<StageEstimate> {
+        let of = |stage, replies: f64| StageEstimate {
+            stage,
+            tokens: replies * (self.prompt_tokens + self.reply_tokens),
+            wall_s: replies * self.reply_tokens / TOKENS_PER_SECOND / self.in_flight.min(replies.max(1.0)),
+            peak_memory_bytes: SESSION_BYTES,
+        };
+        let measured = (self.measured > 0.0).then(|| of("measure-teacher", self.measured));
+        std::iter::once(of("teach", self.asked)).chain(measured).collect()
+    }
+
+    fn usd_per_request(&self) -> f64 {
+        let price = &self.wire.price;
+        (self.prompt_tokens * price.input_usd_per_mtok + self.reply_tokens * price.output_usd_per_mtok) / 1e6
+    }
+
+    pub(super) fn usd(&self) -> f64 {
+        (self.asked + self.measured) * self.usd_per_request()
+    }
+
+    /// Requests for which the teacher would cost what making the student costs.
+    pub(super) fn break_even_requests(&self) -> Option<u64> {
+        (self.usd_per_request() > 0.0).then(|| (self.asked + self.measured).ceil() as u64)
+    }
+
+    pub(super) fn disk_bytes(&self) -> u64 {
+        ((self.asked + self.measured) * (self.prompt_tokens + self.reply_tokens) * BYTES_PER_TOKEN) as u64
+    }
+
+    pub(super) fn assumptions(&self) -> Vec<String> {
+        let mut assumes = vec![format!(
+            "the teacher writes {TOKENS_PER_SECOND:.0} tokens a second for each of {:.0} requests at once; its pace is not \
+             known before it is asked",
+            self.in_flight
+        )];
+        let price = &self.wire.price;
+        assumes.push(if self.usd_per_request() > 0.0 {
+            format!(
+                "${} per million tokens read and ${} written, no faults, and a student that costs nothing to run: then it \
+                 has paid for itself after as many requests as its teacher was asked",
+                price.input_usd_per_mtok, price.output_usd_per_mtok
+            )
+        } else {
+            "a teacher that costs nothing, since `teacher.price` is not given".to_owned()
+        });
+        assumes
+    }
+}

@@ -1,0 +1,193 @@
+//! Keys of `[teacher]` for a teacher behind endpoints: where, how patiently, and for how much.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::raw::{RawEndpoint, RawPrice, RawTeacher};
+use super::resolve::Checker;
+use super::{Logits, TeacherKind};
+use crate::failure::Result;
+
+const ENDPOINTS: [&str; 2] = ["teacher", "endpoints"];
+const ENDPOINTS_MAX: usize = 64;
+/// Requests on their way at once, over all endpoints.
+pub(super) const IN_FLIGHT: usize = 8;
+const IN_FLIGHT_MAX: usize = 1024;
+const SECONDS: std::ops::RangeInclusive<f64> = 0.01..=86_400.0;
+const MONEY: std::ops::RangeInclusive<f64> = 0.0..=1e9;
+const RATES: std::ops::RangeInclusive<f64> = 1e-3..=1e12;
+/// Alternatives to a token that an interface gives at most.
+const TOP_LOGPROBS_MAX: usize = 1000;
+
+/// A teacher behind endpoints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Wire {
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// The name of an environment variable, `${NAME}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api_key: Option<String>,
+    /// What is sent as `model` in place of the ID that the gate sees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) served_model_name: Option<String>,
+    pub(crate) stream: bool,
+    pub(crate) send_seed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) top_logprobs: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) return_token_ids: bool,
+    /// Further fields of every request.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(crate) extra_body: Map<String, Value>,
+    pub(crate) connect_timeout_s: f64,
+    pub(crate) first_token_timeout_s: f64,
+    pub(crate) stall_timeout_s: f64,
+    pub(crate) max_attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_usd: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_s: Option<f64>,
+    pub(crate) price: Price,
+}
+
+/// One address that answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Endpoint {
+    pub(crate) base_url: String,
+    pub(crate) weight: f64,
+    pub(crate) max_in_flight: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests_per_minute: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens_per_minute: Option<f64>,
+    /// In place of the teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api_key: Option<String>,
+    /// Who runs it, for the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<String>,
+    /// Whose law it is under, for the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) jurisdiction: Option<String>,
+}
+
+/// US dollars per million tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Price {
+    pub(crate) input_usd_per_mtok: f64,
+    pub(crate) output_usd_per_mtok: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cached_input_usd_per_mtok: Option<f64>,
+}
+
+/// What the keys say, where the kind has endpoints; other kinds have none of them.
+pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) -> Result<Option<Wire>> {
+    if kind != TeacherKind::Openai {
+        return Ok(None);
+    }
+    if raw.path.is_some() {
+        return Err(at
+            .bad(&["teacher", "path"], "a teacher behind endpoints has no weights here")
+            .fix("remove `path`, or write `kind = \"local\"`"));
+    }
+    let key = |name: &'static str| ["teacher", name];
+    let seconds = |name: &'static str, given: Option<f64>, default: f64| {
+        at.number(&key(name), given.unwrap_or(default), SECONDS)
+    };
+    let patience = stillroom_teacher::Patience::default();
+    let in_flight =
+        at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(IN_FLIGHT), 1..=IN_FLIGHT_MAX)?;
+    secret(at, &key("api_key"), raw.api_key.as_deref())?;
+    let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
+    let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
+    Ok(Some(Wire {
+        endpoints: endpoints(at, raw.endpoints.take(), in_flight)?,
+        api_key: raw.api_key.clone(),
+        served_model_name: raw.served_model_name.clone(),
+        stream: raw.stream.unwrap_or(true),
+        send_seed: raw.send_seed.unwrap_or(true),
+        top_logprobs: top_logprobs.transpose()?.map(|n| n as u32),
+        return_token_ids: raw.return_token_ids.unwrap_or(false),
+        extra_body: raw.extra_body.take().unwrap_or_default(),
+        connect_timeout_s: seconds("connect_timeout_s", raw.connect_timeout_s, patience.connect_timeout_s)?,
+        first_token_timeout_s: seconds(
+            "first_token_timeout_s",
+            raw.first_token_timeout_s,
+            patience.first_token_timeout_s.max(raw.stall_timeout_s.unwrap_or(0.0)),
+        )?,
+        stall_timeout_s: seconds("stall_timeout_s", raw.stall_timeout_s, patience.stall_timeout_s)?,
+        max_attempts: at.count(&key("max_attempts"), attempts, 1..=1000)? as u32,
+        budget_usd: raw.budget_usd.map(|usd| at.number(&key("budget_usd"), usd, MONEY)).transpose()?,
+        budget_tokens: raw.budget_tokens,
+        budget_s: raw.budget_s.map(|s| at.number(&key("budget_s"), s, 0.0..=1e9)).transpose()?,
+        price: price(at, raw.price.take())?,
+    }))
+}
+
+fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) -> Result<Vec<Endpoint>> {
+    let fix = "write `endpoints = [{ base_url = \"http://127.0.0.1:8080/v1\" }]`";
+    let raw = at.need(&ENDPOINTS, raw.filter(|all| !all.is_empty()), fix)?;
+    if raw.len() > ENDPOINTS_MAX {
+        let cause = format!("{} endpoints, of at most {ENDPOINTS_MAX}", raw.len());
+        return Err(at.bad(&ENDPOINTS, cause).fix("keep fewer, or put a load balancer before them"));
+    }
+    let mut all = Vec::with_capacity(raw.len());
+    for raw in raw {
+        let base_url = at.need(&ENDPOINTS, raw.base_url, "give each endpoint a `base_url`")?;
+        at.no_environment(&ENDPOINTS, &base_url)?;
+        secret(at, &ENDPOINTS, raw.api_key.as_deref())?;
+        let rate = |rate: Option<f64>| rate.map(|rate| at.number(&ENDPOINTS, rate, RATES)).transpose();
+        all.push(Endpoint {
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            weight: at.number(&ENDPOINTS, raw.weight.unwrap_or(1.0), 1e-6..=1e6)?,
+            max_in_flight: at.count(&ENDPOINTS, raw.max_in_flight.unwrap_or(in_flight), 1..=IN_FLIGHT_MAX)?,
+            requests_per_minute: rate(raw.requests_per_minute)?,
+            tokens_per_minute: rate(raw.tokens_per_minute)?,
+            api_key: raw.api_key,
+            owner: raw.owner,
+            jurisdiction: raw.jurisdiction,
+        });
+    }
+    let total = all.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>();
+    at.count(&["teacher", "max_in_flight"], total, 1..=IN_FLIGHT_MAX)?;
+    Ok(all)
+}
+
+fn price(at: &Checker<'_>, raw: Option<RawPrice>) -> Result<Price> {
+    let key = ["teacher", "price"];
+    let Some(raw) = raw else { return Ok(Price::default()) };
+    let usd = |usd: Option<f64>| at.number(&key, usd.unwrap_or(0.0), MONEY);
+    Ok(Price {
+        input_usd_per_mtok: usd(raw.input_usd_per_mtok)?,
+        output_usd_per_mtok: usd(raw.output_usd_per_mtok)?,
+        cached_input_usd_per_mtok: raw.cached_input_usd_per_mtok.map(|price| usd(Some(price))).transpose()?,
+    })
+}
+
+/// An API key is the name of an environment variable, never the key itself.
+pub(super) fn secret(at: &Checker<'_>, keys: &[&str], text: Option<&str>) -> Result<()> {
+    if text.is_none_or(|text| variable_of(text).is_some()) {
+        return Ok(());
+    }
+    Err(at
+        .bad(keys, "a secret does not belong in a recipe")
+        .code("secret-in-recipe")
+        .fix("put it in the environment and write `api_key = \"${TEACHER_KEY}\"`"))
+}
+
+/// The name in `${NAME}`.
+pub(crate) fn variable_of(text: &str) -> Option<&str> {
+    let name = text.strip_prefix("${")?.strip_suffix('}')?;
+    (!name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).then_some(name)
+}
+
+/// What only weights on this machine can give is refused for endpoints.
+pub(super) fn check_use(at: &Checker<'_>, wire: Option<&Wire>, logits: Option<Logits>) -> Result<()> {
+    if wire.is_some() && logits.is_some() {
+        return Err(at
+            .bad(&["teacher", "logits"], "endpoints give text, not whole distributions")
+            .fix("remove `logits` and train on `hard_labels`, or take local weights: `kind = \"local\"` and `path`"));
+    }
+    Ok(())
+}
