@@ -11,7 +11,7 @@ mod fake;
 
 use fake::{FakeTeacher, Faults, Options};
 
-const USAGE: &str = "fake_teacher [--port N] [--seed N] [--faults none|usual] [--latency-ms N] [--chunk-latency-ms N] \
+const USAGE: &str = "fake_teacher [--port N] [--seed N] [--faults none|usual|hostile] [--latency-ms N] [--chunk-latency-ms N] \
 [--retry-after-ms N] [--stall-ms N] [--key KEY] [--no-usage] [--no-reasoning] [--log FILE]";
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Strin
         match flag.as_str() {
             "--port" => options.port = number(&flag, &value()?)?,
             "--seed" => options.seed = number(&flag, &value()?)?,
-            "--faults" => options.faults = faults(&value()?)?,
+            "--faults" => (options.faults, options.hostile) = faults(&value()?)?,
             "--latency-ms" => options.latency = Duration::from_millis(number(&flag, &value()?)?),
             "--chunk-latency-ms" => options.chunk_latency = Duration::from_millis(number(&flag, &value()?)?),
             "--retry-after-ms" => options.retry_after = Duration::from_millis(number(&flag, &value()?)?),
@@ -51,10 +51,12 @@ fn number<T: std::str::FromStr>(flag: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("`{flag} {value}` is no number"))
 }
 
-fn faults(name: &str) -> Result<Faults, String> {
+/// What the faults are, and whether good replies are hostile.
+fn faults(name: &str) -> Result<(Faults, bool), String> {
     match name {
-        "none" => Ok(Faults::none()),
-        "usual" | "default" => Ok(Faults::usual()),
+        "none" => Ok((Faults::none(), false)),
+        "usual" | "default" => Ok((Faults::usual(), false)),
+        "hostile" => Ok((Faults::none(), true)),
         _ => Err(format!("no faults are called `{name}`")),
     }
 }

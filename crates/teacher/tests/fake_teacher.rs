@@ -11,7 +11,7 @@ use stillroom_formats::openai::{Caps, Reply, ReplyFault, StreamReader, read_erro
 
 mod fake;
 
-use fake::{FakeTeacher, Faults, Options, Stats, written};
+use fake::{FakeTeacher, Faults, HOSTILE, How, LONE_SURROGATE, Options, Stats, all_hostile, written};
 
 /// What came back, byte for byte.
 struct Raw {
@@ -44,7 +44,7 @@ fn send(teacher: &FakeTeacher, path: &str, headers: &str, body: &Value) -> Raw {
     while let Ok(n) = stream.read(&mut buffer) {
         bytes.extend_from_slice(&buffer[..n]);
         // Enough of a body that has no end.
-        if n == 0 || bytes.len() > 1 << 20 {
+        if n == 0 || bytes.len() > 32 << 20 {
             break;
         }
     }
@@ -313,6 +313,60 @@ fn a_connection_takes_one_request_after_another_until_the_server_goes() {
     assert_eq!((stats.connections, stats.replies), (1, 3));
     assert!(!stream.read(&mut [0; 16]).is_ok_and(|n| n > 0), "the connection is gone");
     assert!(TcpStream::connect(teacher.address()).is_err(), "nobody listens");
+}
+
+/// What a terminal or an eye could be misled by.
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[test]
+fn hostile_replies_are_text_or_faults_whose_words_are_harmless() {
+    let teacher = FakeTeacher::start(Options { hostile: true, ..quick(Faults::none()) });
+    let all = all_hostile();
+    assert_eq!(all.len(), HOSTILE);
+    let names: BTreeSet<&str> = all.iter().map(|hostile| hostile.name.as_str()).collect();
+    assert_eq!(names.len(), HOSTILE, "each has its name");
+    let mut faults = 0;
+    for (n, hostile) in all.iter().enumerate() {
+        for stream in [false, true] {
+            let mut body = chat(n, stream);
+            body["messages"][0]["content"] = json!(format!("hostile reply #{n}, streamed: {stream}"));
+            let raw = send(&teacher, "/v1/chat/completions", "", &body);
+            let shown = match (raw.status, read(&raw, stream)) {
+                (200, Ok(reply)) => {
+                    assert!(!matches!(hostile.how, How::Raw(_)), "{} is no reply", hostile.name);
+                    if let How::Text { content, reasoning, in_tags: false } = &hostile.how
+                        && (reasoning.is_some() || !content.contains("</think>"))
+                    {
+                        let expected = content.trim().replace(LONE_SURROGATE, "\u{fffd}");
+                        assert_eq!(reply.content, expected, "{}", hostile.name);
+                    }
+                    continue;
+                }
+                (200, Err(fault)) => {
+                    assert!(!hostile.is_good(), "{}: {fault}", hostile.name);
+                    fault.to_string()
+                }
+                _ => format!(
+                    "{:?}",
+                    read_error(&raw.body).map(|error| (error.message, error.kind, error.code))
+                ),
+            };
+            faults += 1;
+            assert!(!shown.chars().any(misleads), "{}: {shown:?}", hostile.name);
+            assert!(shown.len() < 2000, "{}", hostile.name);
+            // The next attempt is a good one, unless the request itself is refused.
+            if !hostile.stays() {
+                let again =
+                    read(&send(&teacher, "/v1/chat/completions", "", &body), stream).expect("a reply");
+                assert_eq!(again.content, written(&body, true, None).content);
+            }
+        }
+    }
+    let refused = all.iter().filter(|hostile| matches!(hostile.how, How::Raw(_) | How::Error { .. })).count();
+    assert_eq!(faults, 2 * refused);
 }
 
 proptest! {

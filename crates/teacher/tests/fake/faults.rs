@@ -34,8 +34,13 @@ pub(crate) struct Faults {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    TooMany { as_date: bool },
-    ServerError { status: u16, retry_after: bool },
+    TooMany {
+        as_date: bool,
+    },
+    ServerError {
+        status: u16,
+        retry_after: bool,
+    },
     Stall(Amid),
     Cut(Amid),
     BadJson,
@@ -46,6 +51,10 @@ pub(crate) enum Fault {
     WrongId,
     NoChoices,
     Huge,
+    /// A hostile reply, which a reader takes or refuses.
+    Hostile {
+        is_good: bool,
+    },
 }
 
 /// Where a reply ends.
@@ -150,11 +159,13 @@ impl Fault {
             Fault::WrongId => "wrong_id",
             Fault::NoChoices => "no_choices",
             Fault::Huge => "huge",
+            Fault::Hostile { is_good: true } => "hostile",
+            Fault::Hostile { is_good: false } => "hostile_refused",
         }
     }
 
     /// Whether a careful reader gets the right reply all the same.
     pub(crate) fn is_good(self) -> bool {
-        matches!(self, Fault::None | Fault::Repeated | Fault::ExtraChoices)
+        matches!(self, Fault::None | Fault::Repeated | Fault::ExtraChoices | Fault::Hostile { is_good: true })
     }
 }

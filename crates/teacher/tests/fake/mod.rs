@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 mod faults;
+mod hostile;
 mod http;
 mod log;
 mod payload;
@@ -23,6 +24,7 @@ mod serve;
 mod words;
 
 pub(crate) use faults::Faults;
+pub(crate) use hostile::{HOSTILE, Hostile, How, LONE_SURROGATE, all as all_hostile};
 pub(crate) use log::Entry;
 pub(crate) use words::{Written, request_digest, tokens, written};
 
@@ -55,6 +57,8 @@ pub(crate) struct Options {
     /// Whether a reply may have reasoning, as a field or between tags.
     pub(crate) reasoning: bool,
     pub(crate) author: Option<Arc<Author>>,
+    /// Whether replies are hostile: the one of the number that stands behind a `#` in the last turn, or any.
+    pub(crate) hostile: bool,
     /// Where each request's entry is appended as a line of JSON.
     pub(crate) log: Option<PathBuf>,
 }
@@ -74,6 +78,7 @@ impl Default for Options {
             usage: true,
             reasoning: true,
             author: None,
+            hostile: false,
             log: None,
         }
     }
@@ -143,6 +148,7 @@ pub(crate) struct FakeTeacher {
 struct Shared {
     options: Options,
     faults: Mutex<Faults>,
+    hostile: Vec<Hostile>,
     log: Log,
     ends: AtomicBool,
     /// One handle per open connection, by number.
@@ -160,6 +166,7 @@ impl FakeTeacher {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             faults: Mutex::new(options.faults.clone()),
+            hostile: if options.hostile { hostile::all() } else { Vec::new() },
             log: Log::new(options.log.as_deref())?,
             ends: AtomicBool::new(false),
             open: Mutex::default(),

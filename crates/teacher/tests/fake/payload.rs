@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::faults::Fault;
+use super::hostile::LONE_SURROGATE;
 use super::words::{Written, logprob, token_id, tokens};
 
 /// A reply that is to be sent.
@@ -13,6 +14,11 @@ pub(crate) struct Payload<'a> {
     pub(crate) model: String,
     /// Whether the usage is told at all.
     pub(crate) usage: bool,
+}
+
+/// JSON as it goes over the wire, lone surrogates and all.
+pub(crate) fn bytes_of(value: &Value) -> Vec<u8> {
+    value.to_string().replace(LONE_SURROGATE, "\\ud83d").into_bytes()
 }
 
 impl Payload<'_> {
@@ -39,6 +45,12 @@ impl Payload<'_> {
 
     fn reasoning(&self) -> Option<&str> {
         self.written.reasoning.as_deref().filter(|_| !self.written.in_tags)
+    }
+
+    fn call(&self) -> Option<Value> {
+        let (name, arguments) = self.written.call.as_ref()?;
+        let function = json!({"name": name, "arguments": arguments});
+        Some(json!({"index": 0, "id": "call_0", "type": "function", "function": function}))
     }
 
     fn usage(&self) -> Value {
@@ -87,6 +99,9 @@ impl Payload<'_> {
             choice["message"] = json!({"role": "assistant", "content": text});
             if let Some(reasoning) = reasoning {
                 choice["message"]["reasoning_content"] = json!(reasoning);
+            }
+            if let Some(call) = self.call() {
+                choice["message"]["tool_calls"] = json!([call]);
             }
         } else {
             choice["text"] = json!(text);
@@ -180,8 +195,11 @@ impl Payload<'_> {
         {
             events.insert(at, events[at].clone());
         }
+        if let Some(call) = self.call() {
+            events.push((self.chunk(index, json!({"tool_calls": [call]}), None), 0));
+        }
         if fault != Fault::NoChoices {
-            events.push((self.chunk(index, json!({}), Some(self.written.finish)), 0));
+            events.push((self.chunk(index, json!({}), Some(&self.written.finish)), 0));
         }
         if self.usage && self.body["stream_options"]["include_usage"] == true {
             let mut last =
@@ -192,7 +210,7 @@ impl Payload<'_> {
         }
         let mut data: Vec<(Vec<u8>, u64)> = Vec::new();
         for (event, tokens) in events {
-            let bytes = event.to_string().into_bytes();
+            let bytes = bytes_of(&event);
             if fault == Fault::Repeated && tokens == 0 {
                 data.push((bytes.clone(), 0));
             }

@@ -9,9 +9,10 @@ use stillroom_core::Digest;
 
 use super::Shared;
 use super::faults::{Amid, Fault};
+use super::hostile::{Hostile, How};
 use super::http::{self, Request};
 use super::log::{Arrival, Entry};
-use super::payload::Payload;
+use super::payload::{Payload, bytes_of};
 use super::words::{self, Draw, request_digest};
 
 const JSON: &str = "application/json";
@@ -94,6 +95,7 @@ struct Exchange<'a> {
     attempt: u64,
     request_id: Option<String>,
     fault: Fault,
+    hostile: Option<&'a Hostile>,
 }
 
 /// What became of it.
@@ -121,6 +123,12 @@ fn text(stream: &TcpStream, shared: &Shared, request: &Request, field: &str) -> 
     let arrival = shared.log.arrive(digest, now);
     let faults = shared.faults.lock().expect("the faults").clone();
     let draw = Draw::of(&digest, &format!("fault {} {}", shared.options.seed, arrival.attempt));
+    let mut fault = faults.draw(draw, arrival.attempt);
+    let hostile =
+        hostile_of(shared, &body, &digest).filter(|hostile| hostile.stays() || arrival.attempt == 0);
+    if let (Fault::None, Some(hostile)) = (fault, hostile) {
+        fault = Fault::Hostile { is_good: hostile.is_good() };
+    }
     let exchange = Exchange {
         stream,
         shared,
@@ -128,7 +136,8 @@ fn text(stream: &TcpStream, shared: &Shared, request: &Request, field: &str) -> 
         digest,
         attempt: arrival.attempt,
         request_id: request.header(REQUEST_ID).map(str::to_owned),
-        fault: faults.draw(draw, arrival.attempt),
+        fault,
+        hostile: hostile.filter(|_| matches!(fault, Fault::Hostile { .. })),
     };
     if !shared.options.latency.is_zero() {
         std::thread::sleep(shared.options.latency);
@@ -137,6 +146,21 @@ fn text(stream: &TcpStream, shared: &Shared, request: &Request, field: &str) -> 
     let goes_on = outcome.goes_on;
     shared.log.leave(&arrival, exchange.entry(&arrival, &outcome));
     Ok(goes_on)
+}
+
+/// The hostile reply of the number behind a `#`, or of one that follows from the request.
+fn hostile_of<'a>(shared: &'a Shared, body: &Value, digest: &Digest) -> Option<&'a Hostile> {
+    if shared.hostile.is_empty() {
+        return None;
+    }
+    let turn = body["messages"].as_array().and_then(|turns| turns.last());
+    let text = turn.and_then(|turn| turn["content"].as_str()).unwrap_or_default();
+    let number = text.split_once('#').and_then(|(_, rest)| {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse::<u64>().ok()
+    });
+    let number = number.unwrap_or_else(|| Draw::of(digest, "hostile").next());
+    shared.hostile.get((number % shared.hostile.len() as u64) as usize)
 }
 
 impl Exchange<'_> {
@@ -163,21 +187,29 @@ impl Exchange<'_> {
     }
 
     fn reply(&self) -> Outcome {
+        match self.hostile.map(|hostile| &hostile.how) {
+            Some(How::Error { status, message }) => {
+                let wait = (*status == 429).then(|| self.retry_after(false));
+                return self.refuse(*status, wait, &bytes_of(&error(message, message, message)));
+            }
+            Some(How::Raw(bytes)) => return self.raw(bytes),
+            _ => {}
+        }
         match self.fault {
             Fault::TooMany { as_date } => {
                 let wait = Some(self.retry_after(as_date));
                 self.refuse(
                     429,
                     wait,
-                    &error("Rate limit reached", "requests", "rate_limit_exceeded").to_string(),
+                    &bytes_of(&error("Rate limit reached", "requests", "rate_limit_exceeded")),
                 )
             }
             Fault::ServerError { status: 502, .. } => {
-                self.refuse(502, None, "<html><head><title>502 Bad Gateway</title></head></html>")
+                self.refuse(502, None, b"<html><head><title>502 Bad Gateway</title></head></html>")
             }
             Fault::ServerError { status, retry_after } => {
                 let wait = retry_after.then(|| self.retry_after(false));
-                self.refuse(status, wait, &error("The server is overloaded", "server_error", "").to_string())
+                self.refuse(status, wait, &bytes_of(&error("The server is overloaded", "server_error", "")))
             }
             Fault::Stall(Amid::Nothing) => self.hold(0, (0, 0)),
             Fault::Cut(Amid::Nothing | Amid::Headers) => self.broken(0, (0, 0)),
@@ -188,12 +220,12 @@ impl Exchange<'_> {
     }
 
     /// An error, which costs nothing.
-    fn refuse(&self, status: u16, wait: Option<(String, String)>, body: &str) -> Outcome {
-        let kind = if body.starts_with('<') { "text/html" } else { JSON };
+    fn refuse(&self, status: u16, wait: Option<(String, String)>, body: &[u8]) -> Outcome {
+        let kind = if body.starts_with(b"<") { "text/html" } else { JSON };
         let more: Vec<(&str, String)> =
             wait.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         let mut out = http::head(status, kind, Some(body.len()), &more);
-        out.extend_from_slice(body.as_bytes());
+        out.extend_from_slice(body);
         self.ended(status, self.send(&out), (0, 0))
     }
 
@@ -218,13 +250,18 @@ impl Exchange<'_> {
     fn payload<'a>(&'a self, written: &'a words::Written) -> Payload<'a> {
         let (kind, name) =
             (if self.body.get("messages").is_some() { "chatcmpl" } else { "cmpl" }, self.digest.to_string());
-        Payload {
+        let mut payload = Payload {
             body: &self.body,
             written,
             id: format!("{kind}-{}-{}", &name[..12], self.attempt),
             model: self.body["model"].as_str().unwrap_or("fake-teacher").to_owned(),
             usage: self.shared.options.usage,
+        };
+        if let Some(How::Names(text)) = self.hostile.map(|hostile| &hostile.how) {
+            payload.id.push_str(text);
+            payload.model.push_str(text);
         }
+        payload
     }
 
     fn written(&self) -> words::Written {
@@ -236,7 +273,29 @@ impl Exchange<'_> {
             body["messages"] = json!([{"role": "user", "content": "another request"}]);
         }
         let own = options.author.as_ref().map(|author| author(&body));
-        words::written(&body, options.reasoning, own)
+        let mut written = words::written(&body, options.reasoning, own);
+        match self.hostile.map(|hostile| &hostile.how) {
+            Some(How::Text { content, reasoning, in_tags }) => {
+                written.completion_tokens =
+                    reasoning.as_deref().map_or(0, words::count) + words::count(content);
+                (written.content, written.reasoning) = (content.clone(), reasoning.clone());
+                written.in_tags = *in_tags;
+            }
+            Some(How::Finish(text)) => written.finish.clone_from(text),
+            Some(How::Call { name, arguments }) => written.call = Some((name.clone(), arguments.clone())),
+            _ => {}
+        }
+        written
+    }
+
+    /// Bytes in place of a reply; in a stream, as an event.
+    fn raw(&self, bytes: &[u8]) -> Outcome {
+        let streams = self.body["stream"] == true;
+        let body =
+            if streams { [b"data: ", bytes, b"\n\ndata: [DONE]\n\n"].concat() } else { bytes.to_vec() };
+        let mut out = self.head(if streams { EVENTS } else { JSON }, Some(body.len()));
+        out.extend_from_slice(&body);
+        self.ended(200, self.send(&out), (words::prompt_tokens(&self.body), 1))
     }
 
     /// Headers of a good reply.
@@ -251,7 +310,7 @@ impl Exchange<'_> {
 
     fn whole(&self) -> Outcome {
         let written = self.written();
-        let mut body = self.payload(&written).whole(self.fault).to_string().into_bytes();
+        let mut body = bytes_of(&self.payload(&written).whole(self.fault));
         if self.fault == Fault::BadJson {
             body.truncate(body.len() / 2);
             body.extend_from_slice(b"]}");

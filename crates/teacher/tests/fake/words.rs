@@ -18,9 +18,11 @@ pub(crate) struct Written {
     pub(crate) reasoning: Option<String>,
     /// Whether the reasoning stands between tags at the content's start, and not in a field.
     pub(crate) in_tags: bool,
-    pub(crate) finish: &'static str,
+    pub(crate) finish: String,
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
+    /// A call of a tool: its name and its arguments.
+    pub(crate) call: Option<(String, String)>,
 }
 
 /// Numbers that follow from a digest.
@@ -95,7 +97,15 @@ pub(crate) fn written(body: &Value, reasons: bool, own: Option<String>) -> Writt
         content.insert(0, ' ');
     }
     let prompt_tokens = prompt_tokens(body);
-    Written { content, reasoning, in_tags, finish, prompt_tokens, completion_tokens: thought + said }
+    Written {
+        content,
+        reasoning,
+        in_tags,
+        finish: finish.to_owned(),
+        prompt_tokens,
+        completion_tokens: thought + said,
+        call: None,
+    }
 }
 
 /// Words of the prompt, and one for each turn.
@@ -148,7 +158,7 @@ fn some_words(draw: &mut Draw) -> String {
     words.join(" ")
 }
 
-fn count(text: &str) -> u64 {
+pub(crate) fn count(text: &str) -> u64 {
     text.split_whitespace().count() as u64
 }
 
