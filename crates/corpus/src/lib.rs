@@ -8,7 +8,9 @@
 //! - [`near_duplicates`]: texts that say nearly the same as one before, by their [`shingles`].
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`decontamination`]: what training and held-out texts share.
+//! - [`contaminants`]: traces that hold an evaluation item, nearly or word for word.
 
+pub mod contaminants;
 pub mod curation;
 pub mod decontamination;
 mod error;

@@ -10,8 +10,8 @@ use unicode_script::{Script, UnicodeScript};
 pub(crate) struct Word {
     /// The same for equal words in every build and on every machine.
     pub(crate) hash: u64,
-    /// Digits and nothing else.
-    pub(crate) is_number: bool,
+    /// It has a digit.
+    pub(crate) has_digit: bool,
 }
 
 /// The words of `text`, in order.
@@ -44,19 +44,19 @@ fn stands_alone(c: char) -> bool {
 struct Open {
     hash: u64,
     chars: usize,
-    is_number: bool,
+    has_digit: bool,
 }
 
 impl Default for Open {
     fn default() -> Open {
-        Open { hash: SEED, chars: 0, is_number: true }
+        Open { hash: SEED, chars: 0, has_digit: false }
     }
 }
 
 impl Open {
     fn push(&mut self, c: char) {
         self.chars += 1;
-        self.is_number &= c.is_numeric();
+        self.has_digit |= c.is_numeric();
         if c.is_ascii() {
             self.hash = step(self.hash, u64::from(c.to_ascii_lowercase()));
         } else {
@@ -66,7 +66,7 @@ impl Open {
 
     fn close(&mut self, words: &mut Vec<Word>) {
         if self.chars > 0 {
-            words.push(Word { hash: mix(self.hash), is_number: self.is_number });
+            words.push(Word { hash: mix(self.hash), has_digit: self.has_digit });
         }
         *self = Open::default();
     }
@@ -117,8 +117,8 @@ mod tests {
     #[test]
     fn numbers_are_known_as_such() {
         let numbers: Vec<bool> =
-            words("3 apples, $80,000 or 2nd").iter().map(|word| word.is_number).collect();
-        assert_eq!(numbers, [true, false, true, true, false, false]);
+            words("3 apples, $80,000 or 2nd").iter().map(|word| word.has_digit).collect();
+        assert_eq!(numbers, [true, false, true, true, false, true]);
     }
 
     #[test]
