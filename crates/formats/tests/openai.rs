@@ -143,13 +143,20 @@ fn calls_have_their_arguments_as_objects() {
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100), "]".repeat(100));
     let calls = json!([
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}},
-        {"id": "2", "type": "function", "function": {"name": "g", "arguments": {"y": []}}},
+        {"id": "2", "type": "function", "function": {"name": "g", "arguments": {"y": [], "\"z\n": [1, -2, 0.5, true, null, {"é": "\u{1}"}]}}},
         {"id": "3", "type": "function", "function": {"name": "h", "arguments": "not JSON"}},
         {"type": "function", "function": {"name": "k", "arguments": deep}},
     ]);
     let reply = reply(json!({"content": null, "tool_calls": calls}));
     let arguments: Vec<&Value> = reply.tool_calls.iter().map(|call| &call["function"]["arguments"]).collect();
-    assert_eq!(arguments[..3], [&json!({"x": 1}), &json!({"y": []}), &json!("not JSON")]);
+    assert_eq!(
+        arguments[..3],
+        [
+            &json!({"x": 1}),
+            &json!({"y": [], "\"z\n": [1, -2, 0.5, true, null, {"é": "\u{1}"}]}),
+            &json!("not JSON")
+        ]
+    );
     assert_eq!(arguments[3], &json!(deep), "too deep to be written and read again");
     assert_eq!(reply.tool_calls[1]["id"], "2");
     assert_eq!(reply.tool_calls[3].get("id"), None);
@@ -347,6 +354,47 @@ fn lengths_have_caps() {
     assert!(matches!(read_reply(huge.to_string().as_bytes()), Err(ReplyFault::TooLarge { .. })));
     let negative = json!({"choices": [], "usage": {"prompt_tokens": -1}}).to_string();
     assert!(matches!(read_reply(negative.as_bytes()), Err(ReplyFault::Shape { .. })));
+}
+
+/// What OpenAI's own client makes of streams (oracles/openai_streams.py).
+#[test]
+fn streams_read_as_openai_s_client_reads_them() {
+    let golden: Value =
+        serde_json::from_str(include_str!("golden/openai_streams.json")).expect("the golden file");
+    let cases = golden["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 16);
+    for (n, case) in cases.iter().enumerate() {
+        let stream = case["stream"].as_str().expect("a stream").as_bytes();
+        for size in [stream.len(), 7, 1] {
+            let reply = streamed(stream.chunks(size)).unwrap_or_else(|fault| panic!("case {n}: {fault}"));
+            assert_like_client(&reply, case, n);
+        }
+    }
+}
+
+fn assert_like_client(reply: &Reply, case: &Value, n: usize) {
+    let text = |key: &str| case[key].as_str().expect("text");
+    // A refusal takes the place of content, and white space around either is dropped.
+    let (content, finish) = match text("refusal") {
+        "" => (text("content"), text("finish_reason")),
+        refusal => (refusal, "content_filter"),
+    };
+    assert_eq!(reply.content, content.trim(), "case {n}");
+    assert_eq!(json!(reply.finish), finish, "case {n}");
+    let calls = case["tool_calls"].as_array().expect("calls").iter().map(|call| {
+        let arguments: Value =
+            serde_json::from_str(call[2].as_str().expect("text")).expect("whole arguments");
+        json!({"id": call[0], "type": "function", "function": {"name": call[1], "arguments": arguments}})
+    });
+    assert_eq!(reply.tool_calls, calls.collect::<Vec<_>>(), "case {n}");
+    let logprobs = reply.logprobs.as_ref();
+    let each =
+        logprobs.map(|list| list.iter().map(|t| json!([t.token, t.logprob, t.bytes])).collect::<Vec<_>>());
+    assert_eq!(json!(each), case["logprobs"], "case {n}");
+    let usage = reply
+        .usage
+        .map(|u| (u.prompt_tokens, u.completion_tokens, u.cached_prompt_tokens, u.reasoning_tokens));
+    assert_eq!(json!(usage), case["usage"], "case {n}");
 }
 
 proptest! {

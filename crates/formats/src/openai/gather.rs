@@ -15,6 +15,8 @@ const NAME_BYTES_MAX: usize = 1 << 10;
 const COUNT_MAX: usize = 1 << 40;
 /// Depth of a call's arguments; deeper ones stay text, so that what is written can be read again.
 const ARGUMENTS_DEPTH_MAX: usize = 64;
+/// Longer arguments stay text: values take many times the memory.
+const ARGUMENTS_BYTES_MAX: usize = 1 << 20;
 
 /// What has come of a reply so far.
 pub(super) struct Gathering {
@@ -246,12 +248,7 @@ impl Gathering {
                 self.calls.len() - 1
             }
         };
-        let (name, arguments) = call.function.map_or((None, None), |f| (f.name, f.arguments));
-        let arguments = match arguments {
-            None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => text,
-            Some(value) => value.to_string(),
-        };
+        let (name, arguments) = call.function.map_or((None, String::new()), |f| (f.name, f.arguments.0));
         let (name, id) = (name.unwrap_or_default(), call.id.filter(|id| !id.is_empty()));
         self.grow(name.len() + arguments.len() + id.as_ref().map_or(0, String::len))?;
         let called = &mut self.calls[at];
@@ -283,10 +280,11 @@ impl Gathering {
 
 impl Called {
     fn into_value(self) -> Value {
-        let arguments = match serde_json::from_str(&self.arguments) {
-            Ok(object @ Value::Object(_)) if depth(&object) <= ARGUMENTS_DEPTH_MAX => object,
-            _ => Value::String(self.arguments),
-        };
+        let short = self.arguments.len() <= ARGUMENTS_BYTES_MAX;
+        let object = short.then(|| serde_json::from_str::<Value>(&self.arguments).ok()).flatten();
+        let arguments = object
+            .filter(|value| value.is_object() && depth(value) <= ARGUMENTS_DEPTH_MAX)
+            .unwrap_or(Value::String(self.arguments));
         let function = json!({ "name": self.name, "arguments": arguments });
         match self.id {
             Some(id) => json!({ "id": id, "type": "function", "function": function }),

@@ -6,7 +6,6 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 
 use super::fault::ReplyFault;
 
@@ -80,8 +79,8 @@ pub(super) struct Call {
 #[derive(Deserialize)]
 pub(super) struct Function {
     pub(super) name: Option<String>,
-    /// A string of JSON; some servers write the JSON itself.
-    pub(super) arguments: Option<Value>,
+    #[serde(default)]
+    pub(super) arguments: Arguments,
 }
 
 /// Log-probabilities in the form of either interface.
@@ -154,6 +153,11 @@ pub(super) struct Blocks {
     pub(super) text: String,
     pub(super) thinking: String,
 }
+
+/// A call's arguments as JSON text: a string of JSON, or the JSON itself, as some servers write it. Values are never
+/// built: they would take many times the memory of their text.
+#[derive(Default)]
+pub(super) struct Arguments(pub(super) String);
 
 /// An object as a list, in its order.
 pub(super) struct Pairs<T>(pub(super) Vec<(String, T)>);
@@ -361,6 +365,107 @@ impl<'de> Deserialize<'de> for Blocks {
         }
 
         deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for Arguments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Arguments, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Arguments;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("arguments")
+            }
+
+            fn visit_unit<E: Error>(self) -> Result<Arguments, E> {
+                Ok(Arguments::default())
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Arguments, E> {
+                Ok(Arguments(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Arguments, A::Error> {
+                Rewritten.visit_seq(list).map(|json| Arguments(json.0))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Arguments, A::Error> {
+                Rewritten.visit_map(map).map(|json| Arguments(json.0))
+            }
+        }
+
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// A value as it would be written.
+struct Json(String);
+
+struct Rewritten;
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(Rewritten)
+    }
+}
+
+impl<'de> Visitor<'de> for Rewritten {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Json, E> {
+        Ok(Json("null".to_owned()))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Json, E> {
+        Ok(Json(value.to_string()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Json, E> {
+        Ok(Json(value.to_string()))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Json, E> {
+        Ok(Json(value.to_string()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Json, E> {
+        serde_json::to_string(&value).map(Json).map_err(E::custom)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Json, E> {
+        serde_json::to_string(text).map(Json).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
+        let mut out = "[".to_owned();
+        while let Some(Json(item)) = list.next_element()? {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            out.push_str(&item);
+        }
+        out.push(']');
+        Ok(Json(out))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut out = "{".to_owned();
+        while let Some((Json(key), Json(value))) = map.next_entry()? {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            out.push_str(&key);
+            out.push(':');
+            out.push_str(&value);
+        }
+        out.push('}');
+        Ok(Json(out))
     }
 }
 
