@@ -272,6 +272,19 @@ fn early_retries_are_counted() {
 }
 
 #[test]
+fn dates_are_written_as_http_writes_them() {
+    for (seconds, expected) in [
+        (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+        (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+        (1_798_761_600, "Fri, 01 Jan 2027 00:00:00 GMT"),
+        (4_102_444_799, "Thu, 31 Dec 2099 23:59:59 GMT"),
+    ] {
+        assert_eq!(fake::date(std::time::UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+    }
+}
+
+#[test]
 fn a_key_is_asked_for() {
     let teacher =
         FakeTeacher::start(Options { key: Some("sk-right-key-1234".into()), ..quick(Faults::none()) });

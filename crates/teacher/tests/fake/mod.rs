@@ -25,6 +25,7 @@ mod words;
 
 pub(crate) use faults::Faults;
 pub(crate) use hostile::{HOSTILE, Hostile, How, LONE_SURROGATE, all as all_hostile};
+pub(crate) use http::date;
 pub(crate) use log::Entry;
 pub(crate) use words::{Written, request_digest, tokens, written};
 
