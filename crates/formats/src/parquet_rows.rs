@@ -78,27 +78,58 @@ const TRACES_SCHEMA: &str = "message traces {
 /// Writes traces.
 pub fn write_traces(out: impl Write + Send, traces: &[Trace]) -> Result<()> {
     let mut table = Table::create(out, TRACES_SCHEMA, Pages::default())?;
-    for traces in traces.chunks(ROWS_PER_GROUP) {
-        let mut messages = Vec::with_capacity(traces.len());
-        for trace in traces {
-            let json = serde_json::to_string(&trace.messages)
-                .map_err(|error| FormatError::malformed("trace", error.to_string()))?;
-            messages.push(json);
-        }
-        let mut group = table.row_group()?;
-        group.strings(traces.iter().map(|trace| trace.id.as_str()))?;
-        group.numbers(traces.iter().map(|trace| trace.sample))?;
-        group.strings(messages.iter().map(String::as_str))?;
-        group.optional_strings(traces.iter().map(|trace| trace.reasoning_content.as_deref()))?;
-        group.strings(traces.iter().map(|trace| trace.content.as_str()))?;
-        group.strings(traces.iter().map(|trace| trace.finish_reason.as_str()))?;
-        group.numbers(traces.iter().map(|trace| trace.prompt_tokens))?;
-        group.numbers(traces.iter().map(|trace| trace.completion_tokens))?;
-        group.strings(traces.iter().map(|trace| trace.teacher.as_str()))?;
-        group.doubles(traces.iter().map(|trace| trace.usd))?;
-        group.close()?;
-    }
+    traces.chunks(ROWS_PER_GROUP).try_for_each(|traces| write_trace_group(&mut table, traces))?;
     table.close(&[(FORMAT_KEY, TRACES_FORMAT.to_owned())])
+}
+
+/// Writes traces as they come, to the same bytes as [`write_traces`]; those of one row group are held at a time.
+pub struct TraceWriter<W: Write + Send> {
+    table: Table<W>,
+    pending: Vec<Trace>,
+}
+
+impl<W: Write + Send> TraceWriter<W> {
+    pub fn create(out: W) -> Result<TraceWriter<W>> {
+        Ok(TraceWriter { table: Table::create(out, TRACES_SCHEMA, Pages::default())?, pending: Vec::new() })
+    }
+
+    pub fn push(&mut self, trace: Trace) -> Result<()> {
+        self.pending.push(trace);
+        if self.pending.len() == ROWS_PER_GROUP {
+            write_trace_group(&mut self.table, &self.pending)?;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, and the footer; returns what it was written to.
+    pub fn finish(mut self) -> Result<W> {
+        if !self.pending.is_empty() {
+            write_trace_group(&mut self.table, &self.pending)?;
+        }
+        self.table.into_inner(&[(FORMAT_KEY, TRACES_FORMAT.to_owned())])
+    }
+}
+
+fn write_trace_group<W: Write + Send>(table: &mut Table<W>, traces: &[Trace]) -> Result<()> {
+    let mut messages = Vec::with_capacity(traces.len());
+    for trace in traces {
+        let json = serde_json::to_string(&trace.messages)
+            .map_err(|error| FormatError::malformed("trace", error.to_string()))?;
+        messages.push(json);
+    }
+    let mut group = table.row_group()?;
+    group.strings(traces.iter().map(|trace| trace.id.as_str()))?;
+    group.numbers(traces.iter().map(|trace| trace.sample))?;
+    group.strings(messages.iter().map(String::as_str))?;
+    group.optional_strings(traces.iter().map(|trace| trace.reasoning_content.as_deref()))?;
+    group.strings(traces.iter().map(|trace| trace.content.as_str()))?;
+    group.strings(traces.iter().map(|trace| trace.finish_reason.as_str()))?;
+    group.numbers(traces.iter().map(|trace| trace.prompt_tokens))?;
+    group.numbers(traces.iter().map(|trace| trace.completion_tokens))?;
+    group.strings(traces.iter().map(|trace| trace.teacher.as_str()))?;
+    group.doubles(traces.iter().map(|trace| trace.usd))?;
+    group.close()
 }
 
 /// Reads what [`write_traces`] wrote; further columns are left alone.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use stillroom_core::{CounterRng, Digest, FinishReason, Message, Role, SparseRow, Tail, Trace};
 use stillroom_formats::FormatError;
 use stillroom_formats::parquet_rows::{
-    Kept, LogitCacheInfo, LogitCacheRow, read_logits, read_traces, write_logits, write_traces,
+    Kept, LogitCacheInfo, LogitCacheRow, TraceWriter, read_logits, read_traces, write_logits, write_traces,
 };
 
 fn info(kept: Kept) -> LogitCacheInfo {
@@ -113,6 +113,18 @@ proptest! {
         }
         let _ = read_logits(logits);
         let _ = read_traces(traces);
+    }
+}
+
+#[test]
+fn traces_that_come_one_by_one_give_the_same_bytes() {
+    for n in [0, 1, 4096, 9000] {
+        let traces: Vec<Trace> = (0..n).map(|i| trace(i, "some text")).collect();
+        let mut whole = Vec::new();
+        write_traces(&mut whole, &traces).expect("writing to memory");
+        let mut writer = TraceWriter::create(Vec::new()).expect("writing to memory");
+        traces.into_iter().for_each(|trace| writer.push(trace).expect("writing to memory"));
+        assert_eq!(writer.finish().expect("writing to memory"), whole, "{n} traces");
     }
 }
 

@@ -73,12 +73,16 @@ impl<W: Write + Send> Table<W> {
     }
 
     /// Writes the footer with these entries.
-    pub(super) fn close(mut self, metadata: &[(&str, String)]) -> Result<()> {
+    pub(super) fn close(self, metadata: &[(&str, String)]) -> Result<()> {
+        self.into_inner(metadata).map(drop)
+    }
+
+    /// The same; returns what it was written to.
+    pub(super) fn into_inner(mut self, metadata: &[(&str, String)]) -> Result<W> {
         for (key, value) in metadata {
             self.writer.append_key_value_metadata(KeyValue::new((*key).to_owned(), value.clone()));
         }
-        self.writer.close().map_err(failed)?;
-        Ok(())
+        self.writer.into_inner().map_err(failed)
     }
 }
 
