@@ -15,12 +15,22 @@ use crate::{CorpusError, Verifier};
 pub enum Step {
     /// The row has tool calls, and the recipe leaves those out; dropped before the teacher sees it.
     ToolCalls,
+    /// Its source does not allow it; dropped before the teacher sees it. See [`sources`](crate::sources).
+    Source,
     /// The reply ended at the length limit.
     Truncated,
     /// The reply has no content.
     Empty,
     /// Out of the bounds of [`Filters`](crate::filters::Filters).
     Filter,
+    /// Answered in another language than the filters allow.
+    Language,
+    /// It goes round.
+    Repetition,
+    /// The answer refuses.
+    Refusal,
+    /// A model says what it is or who made it.
+    SelfIdentification,
     /// The verifier found the reply wrong.
     Verify,
     /// The same conversation with the same reply was kept before.
@@ -31,20 +41,34 @@ pub enum Step {
     BestOfN,
     /// It has no revision with an end; see [`revised`](crate::selection::revised).
     Revised,
+    /// It holds an evaluation item; see [`contaminants`](crate::contaminants).
+    Contaminated,
+    /// It says nearly the same as one before; see [`near_duplicates`](crate::near_duplicates).
+    NearDuplicate,
+    /// Its answer has its share already; see [`balance`](crate::balance).
+    Balance,
 }
 
 impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
             Step::ToolCalls => "tool_calls",
+            Step::Source => "source",
             Step::Truncated => "truncated",
             Step::Empty => "empty",
             Step::Filter => "filter",
+            Step::Language => "language",
+            Step::Repetition => "repetition",
+            Step::Refusal => "refusal",
+            Step::SelfIdentification => "self_identification",
             Step::Verify => "verify",
             Step::Duplicate => "duplicate",
             Step::Majority => "majority",
             Step::BestOfN => "best_of_n",
             Step::Revised => "revised",
+            Step::Contaminated => "contaminated",
+            Step::NearDuplicate => "near_duplicate",
+            Step::Balance => "balance",
         }
     }
 }
@@ -143,8 +167,8 @@ impl<'a> Curator<'a> {
         if trace.content.trim().is_empty() {
             return Err((Step::Empty, "no content".into()));
         }
-        if let Some(reason) = self.filters.refuse(trace) {
-            return Err((Step::Filter, reason));
+        if let Some(refused) = self.filters.refuse(trace) {
+            return Err(refused);
         }
         if let Some(verifier) = self.verifier {
             let verdict = verifier.verify(prompt, &trace.reply());

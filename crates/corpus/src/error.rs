@@ -20,6 +20,8 @@ pub enum CorpusError {
     SplitsOverlap { id: String, first: Split, second: Split },
     #[error("trace {sample} of `{id}` belongs to no prompt")]
     UnknownPrompt { id: String, sample: u32 },
+    #[error("{answers} different answers cannot each have at most {share} of the traces")]
+    Unbalanced { answers: usize, share: f64 },
 }
 
 /// What is wrong with one line of a data file.
@@ -54,7 +56,8 @@ impl CorpusError {
             CorpusError::BadDataSet { .. }
             | CorpusError::BadRow { .. }
             | CorpusError::SplitsOverlap { .. }
-            | CorpusError::UnknownPrompt { .. } => ErrorKind::BadData,
+            | CorpusError::UnknownPrompt { .. }
+            | CorpusError::Unbalanced { .. } => ErrorKind::BadData,
         }
     }
 
@@ -70,6 +73,7 @@ impl CorpusError {
             CorpusError::UnknownPrompt { .. } => {
                 "curate the traces with the prompts that they were written for"
             }
+            CorpusError::Unbalanced { .. } => "raise `curate.max_share_per_answer`, or remove it",
         };
         Some(fix.into())
     }

@@ -4,21 +4,30 @@
 //! - [`prompts`]: prompts and texts from files.
 //! - [`verify`]: is a reply right, and if not, why.
 //! - [`curation`]: which traces a student may learn from.
-//! - [`filters`]: what a trace may look like.
+//! - [`sources`]: which rows may be learned from at all.
+//! - [`filters`]: what a trace may look like; its [`language`], whether it goes round ([`repetition`]),
+//!   refuses or speaks of itself ([`phrases`]).
 //! - [`near_duplicates`]: texts that say nearly the same as one before, by their [`shingles`].
+//! - [`balance`]: no answer more than its share.
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`decontamination`]: what training and held-out texts share.
 //! - [`contaminants`]: traces that hold an evaluation item, nearly or word for word.
 
+pub mod balance;
 pub mod contaminants;
 pub mod curation;
 pub mod decontamination;
 mod error;
 pub mod filters;
+pub mod language;
 pub mod near_duplicates;
+pub mod phrases;
 pub mod prompts;
+pub mod repetition;
 pub mod selection;
 pub mod shingles;
+pub mod sources;
+mod speech;
 mod split;
 pub mod verify;
 pub mod word_problems;

@@ -1,24 +1,36 @@
 //! Stage `curate`: which traces the student may learn from, each drop with its reason.
+//!
+//! Traces come part by part, as they were taught, and go part by part into the curated files; what is held of all of them
+//! are digests, and shingles where near-duplicates are looked for. A part has all samples of its prompts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use stillroom_core::{Prompt, Trace};
-use stillroom_corpus::Split;
-use stillroom_corpus::curation::{self, Dropped};
-use stillroom_corpus::decontamination::{self, Contamination};
-use stillroom_corpus::selection;
-use stillroom_formats::parquet_rows;
+use stillroom_corpus::balance::Answers;
+use stillroom_corpus::contaminants::{Contaminants, EvaluationItem, Finding, Held};
+use stillroom_corpus::curation::{Curator, Dropped, Step};
+use stillroom_corpus::decontamination::{self, Contamination, Overlap};
+use stillroom_corpus::near_duplicates::NearDuplicates;
+use stillroom_corpus::prompts::Rows;
+use stillroom_corpus::{Split, Verifier, selection};
+use stillroom_formats::parquet_rows::{self, TraceWriter};
+use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, data, feedback, teach};
-use crate::recipe::{PromptSource, Select};
+use crate::flow::{Flow, data, feedback, revisions, teach};
+use crate::recipe::{Compared, Near, PromptSource, Select};
 
 pub(crate) const STAGE: &str = "curate";
 const TRAIN: &str = "corpus/curated/train.parquet";
 const VALIDATION: &str = "corpus/curated/validation.parquet";
 const SUMMARY: &str = "corpus/curation.json";
+pub(super) const DROPPED: &str = "corpus/dropped.jsonl";
+/// Most traces that are named as other problems of an evaluation item's template.
+const EXAMPLES_MAX: usize = 20;
+/// What the held-out set is called among files of evaluation items.
+const HELD_OUT: &str = "held-out set";
 
 /// What curation did, for the report.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,6 +41,20 @@ pub(crate) struct Summary {
     pub(crate) dropped: BTreeMap<String, u64>,
     pub(crate) heldout_overlaps: u64,
     pub(crate) contamination: Option<Contamination>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) evaluation_items: Option<EvaluationItems>,
+    /// Traces that were compared with a part only of those that may be alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) near_duplicates_cut_short: Option<u64>,
+}
+
+/// What the search for evaluation items found beside what it dropped.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct EvaluationItems {
+    pub(crate) items: u64,
+    /// Traces with another problem of an item's template, which stay.
+    pub(crate) same_template: u64,
+    pub(crate) same_template_examples: Vec<Overlap>,
 }
 
 impl Flow {
@@ -36,8 +62,9 @@ impl Flow {
         if !self.asks_for_traces() {
             return Ok(());
         }
-        let settings = json!([1, self.recipe.curate, self.recipe.prompts.verifier]);
-        let outputs = ["corpus/curated", SUMMARY, "corpus/dropped.jsonl"];
+        let mut settings = vec![json!(1), json!(self.recipe.curate), json!(self.recipe.prompts.verifier)];
+        settings.extend(self.evaluation_digests()?);
+        let outputs = ["corpus/curated", SUMMARY, DROPPED];
         let mut after = vec![data::STAGE, teach::STAGE];
         if matches!(self.recipe.curate.select, Select::BestOfN | Select::Revised) {
             after.push(feedback::STAGE);
@@ -48,88 +75,114 @@ impl Flow {
     fn choose_traces(&mut self) -> Result<()> {
         let train = self.prompts_of(Split::Train)?;
         let validation = self.prompts_of(Split::Validation)?;
-        let verifier = if self.recipe.curate.verify { self.verifier() } else { None };
-        let prompts = train.iter().chain(&validation);
-        let filters = &self.recipe.curate.filters;
-        let traces = self.traces()?;
-        let seen = traces.len() as u64;
-        let mut dropped = self.refused()?;
-        let (traces, outvoted) = self.voted_or_revised(traces)?;
-        dropped.extend(outvoted);
-        let curated = curation::curate(traces, prompts, verifier.as_deref(), filters)?;
-        dropped.extend(curated.dropped);
-        let (kept, worse) = self.best(curated.kept)?;
-        dropped.extend(worse);
-        let in_validation: HashSet<&str> = validation.iter().map(|prompt| prompt.id.as_str()).collect();
-        let (held_back, mut kept): (Vec<Trace>, Vec<Trace>) =
-            kept.into_iter().partition(|trace| in_validation.contains(trace.id.as_str()));
-        let mut summary = Summary { seen, ..Summary::default() };
-        if self.recipe.curate.decontaminate {
-            summary.contamination =
-                self.drop_contaminated(&train, &mut kept, &mut summary.heldout_overlaps)?;
+        let verifier = self.verifier();
+        let mut summary = Summary::default();
+        let held_out = if self.compares_held_out() { self.prompts_of(Split::HeldOut)? } else { Vec::new() };
+        let tainted = tainted(&train, &held_out);
+        if self.compares_held_out() {
+            summary.contamination = Some(contamination(&train, &held_out));
         }
+        let grades =
+            matches!(self.recipe.curate.select, Select::BestOfN).then(|| self.grades()).transpose()?;
+        let revisions =
+            matches!(self.recipe.curate.select, Select::Revised).then(|| self.revisions()).transpose()?;
+        let judge = if self.recipe.curate.verify { verifier.as_deref() } else { None };
+        let curator = Curator::new(train.iter().chain(&validation), judge);
+        let mut choice = Choice {
+            select: self.recipe.curate.select,
+            verifier: verifier.as_deref(),
+            grades,
+            revisions,
+            curator: curator.with_filters(self.recipe.curate.filters.clone()),
+            validation: validation.iter().map(|prompt| prompt.id.as_str()).collect(),
+            tainted,
+            items: self.evaluation_items(&held_out)?,
+            near: self.recipe.curate.near.map(Seen::new),
+            answers: self.recipe.curate.max_share_per_answer.map(|_| Answers::default()),
+            known_answers: known_answers(&train),
+            outvoted: Vec::new(),
+            worse: Vec::new(),
+            late: Vec::new(),
+            summary,
+        };
+        let mut chosen = [Written::new()?, Written::new()?];
+        for part in self.part_paths(teach::FOLDER)? {
+            let bytes = std::fs::read(&part).map_err(|e| Failure::io("read", &part, &e))?;
+            for trace in choice.pass(parquet_rows::read_traces(bytes)?)? {
+                let in_validation = choice.validation.contains(trace.id.as_str());
+                chosen[usize::from(in_validation)].push(trace)?;
+            }
+        }
+        let [train, validation] = chosen;
+        self.finish_curation(choice, train, validation)
+    }
+
+    fn finish_curation(&self, mut choice: Choice<'_>, train: Written, validation: Written) -> Result<()> {
+        let mut train = train;
+        if let (Some(answers), Some(share)) = (&choice.answers, self.recipe.curate.max_share_per_answer) {
+            train = train.balanced(answers, share, &mut choice.late)?;
+        }
+        let (mut summary, mut dropped) = (choice.summary, self.refused()?);
+        dropped.extend(choice.outvoted);
+        dropped.extend(choice.curator.finish().1);
+        dropped.extend(choice.worse);
+        dropped.extend(choice.late);
         for drop in &dropped {
             *summary.dropped.entry(drop.step.as_str().to_owned()).or_default() += 1;
         }
-        summary.kept = kept.len() as u64;
-        summary.validation_kept = held_back.len() as u64;
-        if kept.is_empty() || held_back.is_empty() {
+        summary.near_duplicates_cut_short = choice.near.map(|near| near.texts.cut_short());
+        (summary.kept, summary.validation_kept) = (train.rows, validation.rows);
+        if summary.kept == 0 || (summary.validation_kept == 0 && !choice.validation.is_empty()) {
             return Err(nothing_left(&summary));
         }
-        for (file, traces) in [(TRAIN, &kept), (VALIDATION, &held_back)] {
-            let mut bytes = Vec::new();
-            parquet_rows::write_traces(&mut bytes, traces)?;
-            self.run.write(file, &bytes)?;
+        for (file, traces) in [(TRAIN, train), (VALIDATION, validation)] {
+            self.run.write(file, &traces.finish()?)?;
         }
-        self.write_lines("corpus/dropped.jsonl", &dropped)?;
+        self.write_lines(DROPPED, &dropped)?;
         self.write_json(SUMMARY, &summary)
     }
 
-    /// Those with the answer of most, or the revision of each, where that is asked for; it comes before anything else is
-    /// dropped.
-    fn voted_or_revised(&self, traces: Vec<Trace>) -> Result<(Vec<Trace>, Vec<Dropped>)> {
-        Ok(match (self.recipe.curate.select, self.verifier()) {
-            (Select::Majority, Some(verifier)) => selection::majority(traces, verifier.as_ref()),
-            (Select::Revised, _) => selection::revised(traces, &self.revisions()?),
-            _ => (traces, Vec::new()),
-        })
-    }
-
-    /// The best of each prompt's, where that is asked for; of those that may be learned at all.
-    fn best(&self, traces: Vec<Trace>) -> Result<(Vec<Trace>, Vec<Dropped>)> {
-        match self.recipe.curate.select {
-            Select::BestOfN => Ok(selection::best_of_n(traces, &self.grades()?)),
-            Select::All | Select::Majority | Select::Revised => Ok((traces, Vec::new())),
-        }
-    }
-
     /// Problems of a task are disjoint by construction and were checked; other data is compared.
-    fn drop_contaminated(
-        &self,
-        train: &[Prompt],
-        kept: &mut Vec<Trace>,
-        overlaps: &mut u64,
-    ) -> Result<Option<Contamination>> {
-        if matches!(self.recipe.prompts.source, PromptSource::Task { .. }) {
-            return Ok(None);
-        }
-        let held_out = self.prompts_of(Split::HeldOut)?;
-        let last = |prompt: &Prompt| prompt.messages.last().map(|m| m.content.clone()).unwrap_or_default();
-        let text = |prompts: &[Prompt]| -> Vec<(String, String)> {
-            prompts.iter().map(|prompt| (prompt.id.clone(), last(prompt))).collect()
+    fn compares_held_out(&self) -> bool {
+        self.recipe.curate.decontaminate && !matches!(self.recipe.prompts.source, PromptSource::Task { .. })
+    }
+
+    fn evaluation_files(&self) -> &[String] {
+        self.recipe.curate.decontamination.as_ref().map_or(&[], |against| &against.against)
+    }
+
+    /// Of the files with evaluation items; nothing where there are none.
+    fn evaluation_digests(&self) -> Result<Vec<Value>> {
+        let digest = |named: &String| -> Result<Value> {
+            let path = self.source.resolve_path(named);
+            if !path.is_file() {
+                return Err(Failure::new(Exit::Io, format!("there is no file `{}`", path.display()))
+                    .code("no-data")
+                    .at(self.source.place(&["curate", "decontaminate_against"]))
+                    .fix(
+                        "check the path; it is looked for beside the recipe, then in the working directory",
+                    ));
+            }
+            Ok(json!(digest_file(&path)?.0.to_string()))
         };
-        let (train, held_out) = (text(train), text(&held_out));
-        let report = decontamination::contamination(
-            train.iter().map(|(id, text)| (id.as_str(), text.as_str())),
-            held_out.iter().map(|(id, text)| (id.as_str(), text.as_str())),
-        );
-        let equal: HashSet<&String> = held_out.iter().map(|(_, text)| text).collect();
-        let tainted: HashSet<&String> =
-            train.iter().filter(|(_, text)| equal.contains(text)).map(|(id, _)| id).collect();
-        let before = kept.len();
-        kept.retain(|trace| !tainted.contains(&trace.id));
-        *overlaps = (before - kept.len()) as u64;
-        Ok(Some(report))
+        self.evaluation_files().iter().map(digest).collect()
+    }
+
+    /// Items of the held-out set and of the recipe's files, each with the name of its set.
+    fn evaluation_items(&self, held_out: &[Prompt]) -> Result<Option<Contaminants>> {
+        let Some(asked) = &self.recipe.curate.decontamination else { return Ok(None) };
+        let named = |set: &str, item: EvaluationItem| EvaluationItem {
+            id: format!("`{}` of {set}", item.id),
+            ..item
+        };
+        let mut items: Vec<EvaluationItem> =
+            held_out.iter().map(|prompt| named(HELD_OUT, EvaluationItem::of_prompt(prompt))).collect();
+        for file in self.evaluation_files() {
+            for item in Rows::open(&self.source.resolve_path(file))? {
+                items.push(named(file, EvaluationItem::of(&item?)));
+            }
+        }
+        Ok(Some(Contaminants::new(items, asked.overlap)))
     }
 
     pub(crate) fn curated(&self, split: Split) -> Result<Vec<Trace>> {
@@ -141,6 +194,206 @@ impl Flow {
     pub(crate) fn curation(&self) -> Result<Summary> {
         self.read_json(SUMMARY)
     }
+}
+
+/// The steps, and what they remember from part to part.
+struct Choice<'a> {
+    select: Select,
+    verifier: Option<&'a dyn Verifier>,
+    grades: Option<HashMap<(String, u32), f64>>,
+    revisions: Option<revisions::Revisions>,
+    curator: Curator<'a>,
+    validation: HashSet<&'a str>,
+    /// Prompts that the held-out set has too.
+    tainted: HashSet<&'a str>,
+    items: Option<Contaminants>,
+    near: Option<Seen>,
+    answers: Option<Answers>,
+    known_answers: HashMap<&'a str, &'a str>,
+    outvoted: Vec<Dropped>,
+    worse: Vec<Dropped>,
+    late: Vec<Dropped>,
+    summary: Summary,
+}
+
+impl Choice<'_> {
+    /// Those of a part that stay, in order.
+    fn pass(&mut self, traces: Vec<Trace>) -> Result<Vec<Trace>> {
+        self.summary.seen += traces.len() as u64;
+        // A vote or a revision comes before anything else is dropped.
+        let (traces, outvoted) = match (self.select, self.verifier, &self.revisions) {
+            (Select::Majority, Some(verifier), _) => selection::majority(traces, verifier),
+            (Select::Revised, _, Some(revisions)) => selection::revised(traces, revisions),
+            _ => (traces, Vec::new()),
+        };
+        self.outvoted.extend(outvoted);
+        let mut kept = Vec::with_capacity(traces.len());
+        for trace in traces {
+            if self.curator.keeps(&trace)? {
+                kept.push(trace);
+            }
+        }
+        // The best is one of those that may be learned at all.
+        let (kept, worse) = match &self.grades {
+            Some(grades) => selection::best_of_n(kept, grades),
+            None => (kept, Vec::new()),
+        };
+        self.worse.extend(worse);
+        Ok(kept.into_iter().filter(|trace| self.stays(trace)).collect())
+    }
+
+    /// Whether a trace is no evaluation item and nearly repeats none before.
+    fn stays(&mut self, trace: &Trace) -> bool {
+        if self.tainted.contains(trace.id.as_str()) && !self.validation.contains(trace.id.as_str()) {
+            self.summary.heldout_overlaps += 1;
+            // Recipes without the newer keys keep the list that they had.
+            if self.items.is_some() {
+                self.drop(trace, Step::Contaminated, "the prompt is in the held-out set".into());
+            }
+            return false;
+        }
+        if let Some(reason) = self.contaminated(trace) {
+            self.drop(trace, Step::Contaminated, reason);
+            return false;
+        }
+        if let Some(reason) = self.near.as_mut().and_then(|near| near.repeats(trace)) {
+            self.drop(trace, Step::NearDuplicate, reason);
+            return false;
+        }
+        if let Some(answers) = self.answers.as_mut().filter(|_| !self.validation.contains(trace.id.as_str()))
+        {
+            let found = || self.verifier.and_then(|verifier| verifier.answer(&trace.reply()));
+            match self.known_answers.get(trace.id.as_str()) {
+                Some(answer) => answers.count(Some(answer)),
+                None => answers.count(found().as_deref()),
+            }
+        }
+        true
+    }
+
+    fn contaminated(&mut self, trace: &Trace) -> Option<String> {
+        let items = self.items.as_ref()?;
+        let facts = self.summary.evaluation_items.get_or_insert_default();
+        facts.items = items.len() as u64;
+        match items.find(trace) {
+            Finding::Nothing => None,
+            Finding::SameTemplate(held) => {
+                facts.same_template += 1;
+                if facts.same_template_examples.len() < EXAMPLES_MAX {
+                    let (train_id, held_out_id) = (trace.id.clone(), held.item.to_owned());
+                    facts.same_template_examples.push(Overlap { train_id, held_out_id, shared: held.shared });
+                }
+                None
+            }
+            Finding::Contaminated(held) => {
+                self.summary.heldout_overlaps += u64::from(held.item.ends_with(HELD_OUT));
+                Some(said(&held))
+            }
+        }
+    }
+
+    fn drop(&mut self, trace: &Trace, step: Step, reason: String) {
+        self.late.push(Dropped { id: trace.id.clone(), sample: trace.sample, step, reason });
+    }
+}
+
+fn said(held: &Held<'_>) -> String {
+    let side = json!(held.side);
+    let side = side.as_str().unwrap_or_default();
+    format!("the {side} has {:.1} % of {}", 100.0 * held.shared, held.item)
+}
+
+/// Texts that were kept, and whose they are.
+struct Seen {
+    texts: NearDuplicates,
+    compared: Compared,
+    kept: Vec<(Box<str>, u32)>,
+}
+
+impl Seen {
+    fn new(near: Near) -> Seen {
+        let texts = NearDuplicates::new(near.similarity, near.shingling());
+        Seen { texts, compared: near.compared, kept: Vec::new() }
+    }
+
+    /// Which trace before this one nearly repeats, if it does; else it is one of those before.
+    fn repeats(&mut self, trace: &Trace) -> Option<String> {
+        let asked = trace.messages.last().map(|message| message.content.as_str());
+        let replied = trace.reasoning_content.as_deref().into_iter().chain([trace.content.as_str()]);
+        let texts: Vec<&str> = match self.compared {
+            Compared::Both => asked.into_iter().chain(replied).collect(),
+            Compared::Prompt => asked.into_iter().collect(),
+            Compared::Reply => replied.collect(),
+        };
+        match self.texts.first_match_or_insert(&texts.join("\n")) {
+            Some(found) => {
+                let (id, sample) = &self.kept[found.index];
+                Some(format!("{:.1} % like trace {sample} of `{id}`", 100.0 * found.jaccard))
+            }
+            None => {
+                self.kept.push((trace.id.as_str().into(), trace.sample));
+                None
+            }
+        }
+    }
+}
+
+/// Curated traces as Parquet, in memory.
+struct Written {
+    writer: TraceWriter<Vec<u8>>,
+    rows: u64,
+}
+
+impl Written {
+    fn new() -> Result<Written> {
+        Ok(Written { writer: TraceWriter::create(Vec::new())?, rows: 0 })
+    }
+
+    fn push(&mut self, trace: Trace) -> Result<()> {
+        self.rows += 1;
+        Ok(self.writer.push(trace)?)
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.writer.finish()?)
+    }
+
+    /// Without what is more than an answer's share.
+    fn balanced(self, answers: &Answers, share: f64, dropped: &mut Vec<Dropped>) -> Result<Written> {
+        let mut balanced = Written::new()?;
+        let traces = parquet_rows::read_traces(self.finish()?)?;
+        for (trace, reason) in traces.into_iter().zip(answers.chosen(share)?) {
+            match reason {
+                None => balanced.push(trace)?,
+                Some(reason) => {
+                    let (id, sample) = (trace.id, trace.sample);
+                    dropped.push(Dropped { id, sample, step: Step::Balance, reason });
+                }
+            }
+        }
+        Ok(balanced)
+    }
+}
+
+fn known_answers(prompts: &[Prompt]) -> HashMap<&str, &str> {
+    prompts.iter().filter_map(|prompt| Some((prompt.id.as_str(), prompt.answer.as_deref()?))).collect()
+}
+
+fn last_turn(prompt: &Prompt) -> &str {
+    prompt.messages.last().map_or("", |message| message.content.as_str())
+}
+
+/// Prompts whose last turn is a held-out prompt's, letter for letter.
+fn tainted<'a>(train: &'a [Prompt], held_out: &[Prompt]) -> HashSet<&'a str> {
+    let equal: HashSet<&str> = held_out.iter().map(last_turn).collect();
+    train.iter().filter(|prompt| equal.contains(last_turn(prompt))).map(|prompt| prompt.id.as_str()).collect()
+}
+
+fn contamination(train: &[Prompt], held_out: &[Prompt]) -> Contamination {
+    fn text(prompt: &Prompt) -> (&str, &str) {
+        (prompt.id.as_str(), last_turn(prompt))
+    }
+    decontamination::contamination(train.iter().map(text), held_out.iter().map(text))
 }
 
 fn nothing_left(summary: &Summary) -> Failure {

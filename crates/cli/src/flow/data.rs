@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{CounterRng, Prompt};
-use stillroom_corpus::prompts::{DataSet, Item, Rows};
+use stillroom_corpus::curation::{Dropped, Step};
+use stillroom_corpus::prompts::{DataSet, Item, allowed_rows};
+use stillroom_corpus::sources::Origin;
 use stillroom_corpus::word_problems::{self, WordProblem};
 use stillroom_corpus::{Split, Verifier, verify};
 use stillroom_store::digest_file;
@@ -60,6 +62,9 @@ impl Flow {
         }
         if recipe.curate.tool_calls == ToolCalls::Keep {
             settings.push(json!(recipe.curate.tool_calls));
+        }
+        if !recipe.curate.sources.allow_all() {
+            settings.push(json!(recipe.curate.sources));
         }
         self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
             let parts = match flow.recipe.prompts.source.clone() {
@@ -134,9 +139,10 @@ impl Flow {
     fn read_all(&mut self, path: &str) -> Result<[Part; 3]> {
         let root = self.source.resolve_path(path);
         let file = if root.is_dir() { root.join("train.jsonl") } else { root };
-        let items = Rows::open(&file)?.collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut refused = Vec::new();
+        let items = allowed_rows(&file, &mut self.allowed(&mut refused))?;
         let mut parts = [items, Vec::new(), Vec::new()];
-        self.refuse_tools(&mut parts)?;
+        self.refuse_tools(&mut parts, refused)?;
         let [mut items, ..] = parts;
         items.truncate(self.recipe.prompts.num_examples.unwrap_or(usize::MAX));
         if items.is_empty() {
@@ -150,12 +156,13 @@ impl Flow {
             return self.read_all(path);
         }
         let as_text = self.learns_text();
-        let data = DataSet::open(&self.source.resolve_path(path))?;
+        let mut refused = Vec::new();
+        let data = DataSet::open_allowed(&self.source.resolve_path(path), &mut self.allowed(&mut refused))?;
         let n_train = self.recipe.prompts.num_examples.unwrap_or(usize::MAX);
         let wanted = [n_train, self.recipe.prompts.num_validation, self.recipe.evaluate.num_examples];
         let seeds = [self.recipe.prompts.seed, self.recipe.prompts.seed, HELD_OUT_ORDER];
         let mut parts = [data.train, data.validation, data.held_out];
-        self.refuse_tools(&mut parts)?;
+        self.refuse_tools(&mut parts, refused)?;
         let mut taken = Vec::with_capacity(3);
         for ((mut items, n), (seed, split)) in
             parts.into_iter().zip(wanted).zip(seeds.into_iter().zip(Split::ALL))
@@ -170,17 +177,32 @@ impl Flow {
         Ok(taken.try_into().unwrap_or_else(|_| unreachable!("three parts")))
     }
 
+    /// Whether a row's source allows it to be used; those that it does not are `refused`.
+    fn allowed(&self, refused: &mut Vec<Dropped>) -> impl FnMut(&Item, &Origin, &str) -> bool {
+        let rules = &self.recipe.curate.sources;
+        move |item, origin, file| {
+            let Some(reason) = rules.refuse(origin, file) else { return true };
+            refused.push(Dropped { id: item.id().to_owned(), sample: 0, step: Step::Source, reason });
+            false
+        }
+    }
+
     fn nothing_for(&self, split: Split) -> Result<Failure> {
         let failure = Failure::new(Exit::BadData, format!("the data has nothing for {split}"))
             .code("no-data")
             .at(self.source.place(&["prompts", "path"]));
-        Ok(match self.refused()?.len() {
-            0 => {
+        let refused = self.refused()?;
+        let by_source = refused.iter().filter(|drop| drop.step == Step::Source).count();
+        Ok(match (by_source, refused.len() - by_source) {
+            (0, 0) => {
                 failure.fix("give more rows, or put `validation.jsonl` and `test.jsonl` beside `train.jsonl`")
             }
-            n => failure
+            (0, n) => failure
                 .detail(format!("{n} rows with tool calls were left out"))
                 .fix("give rows without tools, or write `tool_calls = \"keep\"` under `[curate]`"),
+            (n, _) => failure
+                .detail(format!("{n} rows were left out for their source; `corpus/prompts/refused.jsonl` has the reasons"))
+                .fix("give rows whose source allows it, or say under `[curate]` what is known of their sources"),
         })
     }
 

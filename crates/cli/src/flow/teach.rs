@@ -1,5 +1,6 @@
 //! Stage `teach`: the teacher answers every prompt, in durable parts.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde_json::json;
@@ -173,12 +174,18 @@ impl Flow {
 
     /// The parts of a finished stage, in order.
     pub(crate) fn part_files(&self, folder: &str) -> Result<Vec<Vec<u8>>> {
+        let read = |path: PathBuf| std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e));
+        self.part_paths(folder)?.into_iter().map(read).collect()
+    }
+
+    /// Where they are.
+    pub(crate) fn part_paths(&self, folder: &str) -> Result<Vec<PathBuf>> {
         let dir = self.run.path(folder)?;
         let entries = std::fs::read_dir(&dir).map_err(|e| Failure::io("list", &dir, &e))?;
         let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
         paths.sort();
-        paths.iter().map(|path| std::fs::read(path).map_err(|e| Failure::io("read", path, &e))).collect()
+        Ok(paths)
     }
 }
 

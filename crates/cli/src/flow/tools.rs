@@ -11,10 +11,9 @@ use crate::recipe::{PromptSource, ToolCalls};
 const REFUSED: &str = "corpus/prompts/refused.jsonl";
 
 impl Flow {
-    /// Takes out of `parts` what the recipe leaves out, and writes down what that was.
-    pub(super) fn refuse_tools(&self, parts: &mut [Vec<Item>]) -> Result<()> {
+    /// Takes out of `parts` what the recipe leaves out, and writes down what that was, behind what is `refused` already.
+    pub(super) fn refuse_tools(&self, parts: &mut [Vec<Item>], mut refused: Vec<Dropped>) -> Result<()> {
         let keeps = self.recipe.curate.tool_calls == ToolCalls::Keep && !self.learns_text();
-        let mut refused = Vec::new();
         for items in parts {
             if keeps {
                 self.check_template(items)?;

@@ -4,6 +4,7 @@
 //! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
 //! directory keeps.
 
+mod curate;
 mod ensemble;
 mod feedback;
 mod hidden;
@@ -21,9 +22,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::{Digest, Tail};
-use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
+pub(crate) use curate::{Compared, Curate, Near, Select, ToolCalls};
 pub(crate) use ensemble::{EnsembleTeacher, KEY as ENSEMBLE};
 pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
@@ -219,57 +220,6 @@ pub(crate) enum PromptSource {
     /// Texts that are learned as they stand.
     /// Of a row with prompt and target, both are joined.
     Text { path: String },
-}
-
-/// Which of several traces for one prompt are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Select {
-    #[default]
-    All,
-    /// Those with the answer that most have.
-    Majority,
-    /// The one with the best grade of `[feedback]`.
-    BestOfN,
-    /// The revision of each.
-    Revised,
-}
-
-impl Select {
-    fn is_all(&self) -> bool {
-        *self == Select::All
-    }
-}
-
-/// What becomes of rows that use tools.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ToolCalls {
-    /// They are left out and counted.
-    Reject,
-    /// They are learned as the chat templates write them.
-    Keep,
-}
-
-impl ToolCalls {
-    fn is_reject(&self) -> bool {
-        *self == ToolCalls::Reject
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Curate {
-    /// Drop traces whose answer the verifier rejects.
-    pub(crate) verify: bool,
-    /// Drop what also stands in the held-out set.
-    pub(crate) decontaminate: bool,
-    #[serde(skip_serializing_if = "Select::is_all")]
-    pub(crate) select: Select,
-    /// What becomes of rows that use tools.
-    #[serde(skip_serializing_if = "ToolCalls::is_reject")]
-    pub(crate) tool_calls: ToolCalls,
-    #[serde(flatten)]
-    pub(crate) filters: Filters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -141,6 +141,34 @@ pub(super) struct RawCurate {
     pub(super) max_paragraph_chars: Option<usize>,
     pub(super) no_code_blocks: Option<bool>,
     pub(super) max_script_mixing: Option<f64>,
+    pub(super) min_chars: Option<usize>,
+    pub(super) max_chars: Option<usize>,
+    pub(super) languages: Option<Vec<String>>,
+    pub(super) same_language: Option<bool>,
+    pub(super) no_loops: Option<bool>,
+    pub(super) max_repeated_share: Option<f64>,
+    pub(super) no_refusals: Option<bool>,
+    pub(super) no_self_identification: Option<bool>,
+    pub(super) near_duplicates: Option<f64>,
+    pub(super) near_duplicates_of: Option<String>,
+    pub(super) near_duplicates_unit: Option<String>,
+    pub(super) near_duplicates_ngram: Option<usize>,
+    pub(super) decontaminate_against: Option<Vec<String>>,
+    pub(super) decontaminate_overlap: Option<f64>,
+    pub(super) max_share_per_answer: Option<f64>,
+    pub(super) allowed_licences: Option<Vec<String>>,
+    pub(super) allowed_licenses: Option<Vec<String>>,
+    pub(super) respect_opt_outs: Option<bool>,
+    pub(super) sources: Option<BTreeMap<String, RawDataSource>>,
+}
+
+/// What is known of a source of rows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDataSource {
+    pub(super) licence: Option<String>,
+    pub(super) license: Option<String>,
+    pub(super) opt_out: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use stillroom_core::{Digest, Tail};
-use stillroom_corpus::filters::Filters;
 use stillroom_distill::{LossFunction, LossWeight, check_losses};
 
 use super::raw::*;
@@ -37,7 +36,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
         false => Student::Nobody,
     };
     let prompts = prompts(&at, raw.prompts, seed)?;
-    let curate = curate(&at, raw.curate.unwrap_or_default())?;
+    let curate = curate::curate(&at, raw.curate.unwrap_or_default())?;
     let feedback = match raw.feedback {
         Some(raw) => Some(feedback::feedback(&at, raw, teacher.as_ref(), &prompts, seed)?),
         None => None,
@@ -70,35 +69,6 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
         policy,
         release,
     })
-}
-
-fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
-    let key = |name: &'static str| ["curate", name];
-    let known = [
-        ("all", Select::All),
-        ("majority", Select::Majority),
-        ("best_of_n", Select::BestOfN),
-        ("revised", Select::Revised),
-    ];
-    let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
-    let known = [("reject", ToolCalls::Reject), ("keep", ToolCalls::Keep)];
-    let tool_calls = at.choose(&key("tool_calls"), raw.tool_calls.as_deref().unwrap_or("reject"), &known)?;
-    let mixing = raw.max_script_mixing.map(|share| at.number(&key("max_script_mixing"), share, 0.0..=1.0));
-    let filters = Filters {
-        min_completion_tokens: raw.min_completion_tokens,
-        max_completion_tokens: raw.max_completion_tokens,
-        max_paragraph_chars: raw.max_paragraph_chars,
-        no_code_blocks: raw.no_code_blocks.unwrap_or(false),
-        max_script_mixing: mixing.transpose()?,
-    };
-    if let (Some(least), Some(most)) = (filters.min_completion_tokens, filters.max_completion_tokens)
-        && least > most
-    {
-        let cause = format!("no trace has at least {least} and at most {most} tokens");
-        return Err(at.bad(&key("min_completion_tokens"), cause).fix("exchange the two"));
-    }
-    let (verify, decontaminate) = (raw.verify.unwrap_or(true), raw.decontaminate.unwrap_or(true));
-    Ok(Curate { verify, decontaminate, select, tool_calls, filters })
 }
 
 pub(super) struct Checker<'a> {

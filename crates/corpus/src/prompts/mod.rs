@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use stillroom_core::{Message, Prompt};
 
+use crate::sources::Origin;
 use crate::{CorpusError, Split};
 pub use read::{DOCUMENT_BYTES, LINE_BYTES_MAX, ROWS_MAX, Rows};
 pub use row::ID_BYTES_MAX;
@@ -80,6 +81,9 @@ pub struct DataSet {
     pub held_out: Vec<Item>,
 }
 
+/// Whether a row may be used, by what it says of its source and its file's name.
+pub type Allowed<'a> = dyn FnMut(&Item, &Origin, &str) -> bool + 'a;
+
 const VALIDATION_FILES: [&str; 3] = ["validation.jsonl", "valid.jsonl", "dev.jsonl"];
 const HELD_OUT_FILES: [&str; 3] = ["test.jsonl", "held_out.jsonl", "heldout.jsonl"];
 
@@ -89,6 +93,14 @@ impl DataSet {
     /// # Errors
     /// Names the file and, for a bad row, its line. Parts that share an item are refused.
     pub fn open(path: &Path) -> Result<DataSet, CorpusError> {
+        DataSet::open_allowed(path, &mut |_, _, _| true)
+    }
+
+    /// The same, without the rows that `allowed` says no to; it is told what a row says of its source, and its file's name.
+    ///
+    /// # Errors
+    /// As [`DataSet::open`].
+    pub fn open_allowed(path: &Path, allowed: &mut Allowed<'_>) -> Result<DataSet, CorpusError> {
         let mut data = DataSet::default();
         if path.is_dir() {
             let train = path.join("train.jsonl");
@@ -100,30 +112,34 @@ impl DataSet {
             }
             let validation = companion(path, &VALIDATION_FILES);
             let held_out = companion(path, &HELD_OUT_FILES);
-            data.read_by_hash(&train, validation.is_none(), held_out.is_none())?;
+            data.read_by_hash(&train, validation.is_none(), held_out.is_none(), allowed)?;
             for (file, split) in [(validation, Split::Validation), (held_out, Split::HeldOut)] {
                 if let Some(file) = file {
-                    *data.part_mut(split) = Rows::open(&file)?.collect::<Result<_, _>>()?;
+                    read_allowed(&file, allowed, |item| data.part_mut(split).push(item))?;
                 }
             }
         } else {
-            data.read_by_hash(path, true, true)?;
+            data.read_by_hash(path, true, true, allowed)?;
         }
         data.check_disjoint()?;
         Ok(data)
     }
 
-    fn read_by_hash(&mut self, path: &Path, validation: bool, held_out: bool) -> Result<(), CorpusError> {
-        for item in Rows::open(path)? {
-            let item = item?;
+    fn read_by_hash(
+        &mut self,
+        path: &Path,
+        validation: bool,
+        held_out: bool,
+        allowed: &mut Allowed<'_>,
+    ) -> Result<(), CorpusError> {
+        read_allowed(path, allowed, |item| {
             let split = match Split::of(&item.content_key()) {
                 Split::Validation if validation => Split::Validation,
                 Split::HeldOut if held_out => Split::HeldOut,
                 _ => Split::Train,
             };
             self.part_mut(split).push(item);
-        }
-        Ok(())
+        })
     }
 
     pub fn part(&self, split: Split) -> &[Item] {
@@ -162,6 +178,32 @@ impl DataSet {
         }
         Ok(())
     }
+}
+
+/// The rows of one file, without those that `allowed` says no to.
+///
+/// # Errors
+/// Names the file and, for a bad row, its line.
+pub fn allowed_rows(path: &Path, allowed: &mut Allowed<'_>) -> Result<Vec<Item>, CorpusError> {
+    let mut items = Vec::new();
+    read_allowed(path, allowed, |item| items.push(item))?;
+    Ok(items)
+}
+
+fn read_allowed(
+    path: &Path,
+    allowed: &mut Allowed<'_>,
+    mut keep: impl FnMut(Item),
+) -> Result<(), CorpusError> {
+    let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let mut rows = Rows::open(path)?;
+    while let Some(item) = rows.next() {
+        let item = item?;
+        if allowed(&item, rows.origin(), &file) {
+            keep(item);
+        }
+    }
+    Ok(())
 }
 
 fn companion(dir: &Path, names: &[&str]) -> Option<PathBuf> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Item, row};
 use crate::CorpusError;
 use crate::error::RowProblem;
+use crate::sources::Origin;
 
 /// Longest line that is read.
 pub const LINE_BYTES_MAX: usize = 4 << 20;
@@ -24,6 +25,7 @@ pub struct Rows {
     lines: Lines,
     plain: bool,
     ids: HashMap<String, u64>,
+    origin: Origin,
     done: bool,
 }
 
@@ -49,7 +51,20 @@ impl Rows {
         // File names are foreign text too: what an id may not hold is replaced.
         let stem = stem.chars().take(64).map(|c| if c.is_control() { '_' } else { c }).collect();
         let lines = Lines { reader: BufReader::new(Box::new(file)), line: 0 };
-        Ok(Rows { path: path.into(), stem, lines, plain, ids: HashMap::new(), done: false })
+        Ok(Rows {
+            path: path.into(),
+            stem,
+            lines,
+            plain,
+            ids: HashMap::new(),
+            origin: Origin::default(),
+            done: false,
+        })
+    }
+
+    /// What the row that was read last says of its source.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     fn next_row(&mut self) -> Result<Option<Item>, Failure> {
@@ -58,7 +73,8 @@ impl Rows {
                 continue;
             }
             let number = self.lines.line;
-            let item = row::read(&line, || format!("{}-{number:06}", self.stem))?;
+            let (item, origin) = row::read(&line, || format!("{}-{number:06}", self.stem))?;
+            self.origin = origin;
             self.remember(item.id(), number)?;
             return Ok(Some(item));
         }

@@ -8,23 +8,30 @@
 //! | `text` | a text |
 //!
 //! `id` (text or whole number) and, for prompts, `answer` (text or number) may stand beside them; so may `tools`, a list
-//! of JSON schemas or the same as text, for the rows with messages or a prompt.
+//! of JSON schemas or the same as text, for the rows with messages or a prompt. What a row says of its source is read by
+//! [`Origin::of`].
 
 use serde_json::{Map, Value};
 use stillroom_core::{Message, Prompt, Role};
 
 use super::Item;
 use crate::error::RowProblem;
+use crate::sources::Origin;
 
 /// Longest id.
 pub const ID_BYTES_MAX: usize = 256;
 /// Most turns of one conversation.
 const MESSAGES_MAX: usize = 1024;
 
-pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<Item, RowProblem> {
-    let Value::Object(mut row) = serde_json::from_str(line)? else {
+pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<(Item, Origin), RowProblem> {
+    let Value::Object(row) = serde_json::from_str(line)? else {
         return Err(RowProblem::NotAnObject);
     };
+    let origin = Origin::of(&row);
+    Ok((item(row, default_id)?, origin))
+}
+
+fn item(mut row: Map<String, Value>, default_id: impl FnOnce() -> String) -> Result<Item, RowProblem> {
     let id = read_id(&row)?.unwrap_or_else(default_id);
     if row.contains_key("messages") {
         let messages = read_messages(row.remove("messages"), "messages")?;

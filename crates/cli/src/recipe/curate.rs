@@ -1,0 +1,349 @@
+//! `[curate]`: which traces a student may learn from.
+
+use serde::Serialize;
+use stillroom_corpus::contaminants;
+use stillroom_corpus::filters::Filters;
+use stillroom_corpus::language;
+use stillroom_corpus::shingles::{Shingling, Unit};
+use stillroom_corpus::sources::{DataSource, SourceRules};
+
+use super::raw::{RawCurate, RawDataSource};
+use super::resolve::Checker;
+use crate::failure::Result;
+
+/// Most files of evaluation items.
+const FILES_MAX: usize = 256;
+/// Most names in a list.
+const NAMES_MAX: usize = 4096;
+/// Below this, half of what is said twice would go.
+const SIMILARITY_MIN: f64 = 0.2;
+/// Longest shingle.
+const NGRAM_MAX: usize = 64;
+const NGRAM_WORDS: usize = 3;
+const NGRAM_CHARACTERS: usize = 8;
+
+/// Which of several traces for one prompt are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Select {
+    #[default]
+    All,
+    /// Those with the answer that most have.
+    Majority,
+    /// The one with the best grade of `[feedback]`.
+    BestOfN,
+    /// The revision of each.
+    Revised,
+}
+
+impl Select {
+    fn is_all(&self) -> bool {
+        *self == Select::All
+    }
+}
+
+/// What becomes of rows that use tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToolCalls {
+    /// They are left out and counted.
+    Reject,
+    /// They are learned as the chat templates write them.
+    Keep,
+}
+
+impl ToolCalls {
+    fn is_reject(&self) -> bool {
+        *self == ToolCalls::Reject
+    }
+}
+
+/// Of which text near-duplicates are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Compared {
+    /// The conversation's last turn, reasoning and answer.
+    Both,
+    Prompt,
+    Reply,
+}
+
+/// Drops traces that say nearly the same as one before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Near {
+    /// Least Jaccard similarity.
+    #[serde(rename = "near_duplicates")]
+    pub(crate) similarity: f64,
+    #[serde(rename = "near_duplicates_of")]
+    pub(crate) compared: Compared,
+    #[serde(rename = "near_duplicates_unit")]
+    pub(crate) unit: Unit,
+    #[serde(rename = "near_duplicates_ngram")]
+    pub(crate) n: usize,
+}
+
+impl Near {
+    pub(crate) fn shingling(self) -> Shingling {
+        Shingling { unit: self.unit, n: self.n }
+    }
+}
+
+/// Drops traces that hold an evaluation item, nearly or word for word.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Decontamination {
+    /// Files of items beside the held-out set.
+    #[serde(rename = "decontaminate_against", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) against: Vec<String>,
+    /// Share of an item's runs that is too much.
+    #[serde(rename = "decontaminate_overlap")]
+    pub(crate) overlap: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Curate {
+    /// Drop traces whose answer the verifier rejects.
+    pub(crate) verify: bool,
+    /// Drop what also stands in the held-out set.
+    pub(crate) decontaminate: bool,
+    #[serde(skip_serializing_if = "Select::is_all")]
+    pub(crate) select: Select,
+    /// What becomes of rows that use tools.
+    #[serde(skip_serializing_if = "ToolCalls::is_reject")]
+    pub(crate) tool_calls: ToolCalls,
+    #[serde(flatten)]
+    pub(crate) filters: Filters,
+    #[serde(flatten)]
+    pub(crate) near: Option<Near>,
+    #[serde(flatten)]
+    pub(crate) decontamination: Option<Decontamination>,
+    /// Most that one answer may have of the traces that are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_share_per_answer: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) sources: SourceRules,
+}
+
+pub(super) fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
+    let known = [
+        ("all", Select::All),
+        ("majority", Select::Majority),
+        ("best_of_n", Select::BestOfN),
+        ("revised", Select::Revised),
+    ];
+    let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
+    let known = [("reject", ToolCalls::Reject), ("keep", ToolCalls::Keep)];
+    let tool_calls = at.choose(&key("tool_calls"), raw.tool_calls.as_deref().unwrap_or("reject"), &known)?;
+    let share = |name, value: Option<f64>, least: f64| {
+        value.map(|share| at.number(&key(name), share, least..=1.0)).transpose()
+    };
+    Ok(Curate {
+        verify: raw.verify.unwrap_or(true),
+        decontaminate: raw.decontaminate.unwrap_or(true),
+        select,
+        tool_calls,
+        near: near(at, &raw)?,
+        decontamination: decontamination(at, &raw)?,
+        max_share_per_answer: share("max_share_per_answer", raw.max_share_per_answer, 0.001)?,
+        sources: sources(at, &raw)?,
+        filters: filters(at, raw)?,
+    })
+}
+
+fn key(name: &'static str) -> [&'static str; 2] {
+    ["curate", name]
+}
+
+fn filters(at: &Checker<'_>, raw: RawCurate) -> Result<Filters> {
+    let share =
+        |name, value: Option<f64>| value.map(|share| at.number(&key(name), share, 0.0..=1.0)).transpose();
+    let filters = Filters {
+        min_completion_tokens: raw.min_completion_tokens,
+        max_completion_tokens: raw.max_completion_tokens,
+        min_chars: raw.min_chars,
+        max_chars: raw.max_chars,
+        max_paragraph_chars: raw.max_paragraph_chars,
+        no_code_blocks: raw.no_code_blocks.unwrap_or(false),
+        max_script_mixing: share("max_script_mixing", raw.max_script_mixing)?,
+        languages: raw.languages.unwrap_or_default(),
+        same_language: raw.same_language.unwrap_or(false),
+        no_loops: raw.no_loops.unwrap_or(false),
+        max_repeated_share: share("max_repeated_share", raw.max_repeated_share)?,
+        no_refusals: raw.no_refusals.unwrap_or(false),
+        no_self_identification: raw.no_self_identification.unwrap_or(false),
+    };
+    let known: Vec<_> = language::codes().map(|code| (code, ())).collect();
+    for code in &filters.languages {
+        at.choose(&key("languages"), code, &known)?;
+    }
+    let tokens = (filters.min_completion_tokens.map(u64::from), filters.max_completion_tokens.map(u64::from));
+    let chars = (filters.min_chars.map(|n| n as u64), filters.max_chars.map(|n| n as u64));
+    for (name, unit, bounds) in
+        [("min_completion_tokens", "tokens", tokens), ("min_chars", "characters", chars)]
+    {
+        if let (Some(least), Some(most)) = bounds
+            && least > most
+        {
+            let cause = format!("no trace has at least {least} and at most {most} {unit}");
+            return Err(at.bad(&key(name), cause).fix("exchange the two"));
+        }
+    }
+    Ok(filters)
+}
+
+fn near(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Near>> {
+    let Some(similarity) = raw.near_duplicates else {
+        let others = [
+            ("near_duplicates_of", raw.near_duplicates_of.is_some()),
+            ("near_duplicates_unit", raw.near_duplicates_unit.is_some()),
+            ("near_duplicates_ngram", raw.near_duplicates_ngram.is_some()),
+        ];
+        return match others.into_iter().find(|(_, given)| *given) {
+            None => Ok(None),
+            Some((name, _)) => Err(at
+                .bad(&key(name), format!("`curate.{name}` says how, but not how alike"))
+                .fix("write `near_duplicates = 0.8` beside it, or remove it")),
+        };
+    };
+    let known = [("both", Compared::Both), ("prompt", Compared::Prompt), ("reply", Compared::Reply)];
+    let of = raw.near_duplicates_of.as_deref().unwrap_or("both");
+    let compared = at.choose(&key("near_duplicates_of"), of, &known)?;
+    let known = [("words", Unit::Words), ("characters", Unit::Characters)];
+    let unit = raw.near_duplicates_unit.as_deref().unwrap_or("words");
+    let unit = at.choose(&key("near_duplicates_unit"), unit, &known)?;
+    let default = if unit == Unit::Words { NGRAM_WORDS } else { NGRAM_CHARACTERS };
+    let n = raw.near_duplicates_ngram.unwrap_or(default);
+    Ok(Some(Near {
+        similarity: at.number(&key("near_duplicates"), similarity, SIMILARITY_MIN..=1.0)?,
+        compared,
+        unit,
+        n: at.count(&key("near_duplicates_ngram"), n, 1..=NGRAM_MAX)?,
+    }))
+}
+
+fn decontamination(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Decontamination>> {
+    let against = raw.decontaminate_against.clone().unwrap_or_default();
+    if against.is_empty() && raw.decontaminate_overlap.is_none() {
+        return Ok(None);
+    }
+    at.count(&key("decontaminate_against"), against.len(), 0..=FILES_MAX)?;
+    for path in &against {
+        at.path(&key("decontaminate_against"), Some(path.clone()))?;
+    }
+    if against.is_empty() && raw.decontaminate == Some(false) {
+        return Err(at
+            .bad(&key("decontaminate_overlap"), "there is nothing to compare with")
+            .fix("remove `decontaminate = false`, or name files in `decontaminate_against`"));
+    }
+    let overlap = raw.decontaminate_overlap.unwrap_or(contaminants::OVERLAP);
+    let overlap = at.number(&key("decontaminate_overlap"), overlap, 0.1..=1.0)?;
+    Ok(Some(Decontamination { against, overlap }))
+}
+
+fn sources(at: &Checker<'_>, raw: &RawCurate) -> Result<SourceRules> {
+    let licences = match (&raw.allowed_licences, &raw.allowed_licenses) {
+        (Some(_), Some(_)) => {
+            return Err(at
+                .bad(&key("allowed_licenses"), "`allowed_licences` and `allowed_licenses` are one key")
+                .fix("keep one of them"));
+        }
+        (given, other) => given.clone().or_else(|| other.clone()).unwrap_or_default(),
+    };
+    at.count(&key("allowed_licences"), licences.len(), 0..=NAMES_MAX)?;
+    let sources = raw.sources.clone().unwrap_or_default();
+    at.count(&key("sources"), sources.len(), 0..=NAMES_MAX)?;
+    let source = |source: RawDataSource| DataSource {
+        licence: source.licence.or(source.license),
+        opt_out: source.opt_out.unwrap_or(false),
+    };
+    let rules = SourceRules {
+        allowed_licences: licences,
+        respect_opt_outs: raw.respect_opt_outs.unwrap_or(false),
+        sources: sources.into_iter().map(|(name, raw)| (name, source(raw))).collect(),
+    };
+    if rules.allow_all() && !rules.sources.is_empty() {
+        return Err(at
+            .bad(&key("sources"), "what is said of sources is asked by nobody")
+            .fix("write `respect_opt_outs = true` or `allowed_licences = [\"…\"]` beside it"));
+    }
+    Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load;
+    use super::*;
+
+    const RECIPE: &str = r#"
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+[teacher]
+kind = "local"
+path = "teacher"
+[prompts]
+path = "rows.jsonl"
+"#;
+
+    fn curated(keys: &str) -> Result<Curate> {
+        load(&format!("{RECIPE}[curate]\n{keys}"), &[]).map(|recipe| recipe.curate)
+    }
+
+    #[test]
+    fn without_the_keys_a_recipe_is_written_as_before() {
+        let text = toml::to_string(&curated("").expect("a recipe")).expect("TOML");
+        assert_eq!(text, "verify = true\ndecontaminate = true\n");
+    }
+
+    #[test]
+    fn every_key_reads_back_as_itself() {
+        let keys = r#"
+            near_duplicates = 0.9
+            near_duplicates_unit = "characters"
+            decontaminate_against = ["a.jsonl"]
+            max_share_per_answer = 0.25
+            languages = ["eng", "deu"]
+            same_language = true
+            no_loops = true
+            max_repeated_share = 0.5
+            no_refusals = true
+            no_self_identification = true
+            min_chars = 1
+            max_chars = 9
+            allowed_licences = ["MIT"]
+            respect_opt_outs = true
+            [curate.sources."a b"]
+            license = "MIT"
+            opt_out = true
+        "#;
+        let recipe = load(&format!("{RECIPE}[curate]\n{keys}"), &[]).expect("a recipe");
+        let near = recipe.curate.near.expect("near-duplicates");
+        assert_eq!((near.compared, near.n), (Compared::Both, NGRAM_CHARACTERS));
+        let decontamination = recipe.curate.decontamination.clone().expect("files");
+        assert_eq!(decontamination.overlap, contaminants::OVERLAP);
+        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
+        assert_eq!(again.curate, recipe.curate);
+    }
+
+    #[test]
+    fn what_says_nothing_or_too_much_is_refused() {
+        for keys in [
+            "near_duplicates = 0.1",
+            "near_duplicates = 1.5",
+            "near_duplicates_of = \"reply\"",
+            "near_duplicates = 0.8\nnear_duplicates_ngram = 0",
+            "decontaminate = false\ndecontaminate_overlap = 0.5",
+            "decontaminate_overlap = 0.0",
+            "decontaminate_against = [\"${HOME}/x.jsonl\"]",
+            "languages = [\"en\"]",
+            "min_chars = 9\nmax_chars = 1",
+            "max_share_per_answer = 0.0",
+            "sources = { x = { opt_out = true } }",
+            "allowed_licences = []\nallowed_licenses = []",
+        ] {
+            assert!(curated(keys).is_err(), "{keys}");
+        }
+    }
+}
