@@ -61,8 +61,8 @@ pub(crate) fn chat(
     if !response.is_success() {
         return Err(of_status(response));
     }
-    if let Some(other) = response.header(REQUEST_ID).filter(|id| *id != request_id) {
-        let what = format!("the reply belongs to another request, `{}`", shown(other));
+    if response.header(REQUEST_ID).is_some_and(|id| id != request_id) {
+        let what = format!("the reply names another request in `{REQUEST_ID}`");
         return Err(again(what, Some(response.status()), Some(0)));
     }
     read(response, patience, reply_bytes_max(sampling)).and_then(checked)
@@ -86,7 +86,7 @@ fn read(mut response: Response, patience: &Patience, bytes_max: u64) -> Result<R
     let status = Some(response.status());
     response.allow_silence(Duration::from_secs_f64(patience.stall_timeout_s));
     let whole = response.read_to_vec(bytes_max).map_err(|e| of_net(&e, Some(0)))?;
-    openai::read_reply(&whole).map_err(|fault| of_reply(&fault, status))
+    openai::read_reply(&whole).map_err(|fault| of_reply(&fault, status, 0))
 }
 
 /// An address below an endpoint's.
@@ -122,15 +122,15 @@ fn streamed(response: &mut Response, bytes_max: u64, patience: &Patience) -> Res
             Err(error) => return reader.finish().map_err(|_| of_net(&error, Some(pieces))),
         };
         if n == 0 {
-            return reader.finish().map_err(|fault| of_reply(&fault, status));
+            return reader.finish().map_err(|fault| of_reply(&fault, status, pieces));
         }
-        let progress = reader.feed(&buffer[..n]).map_err(|fault| of_reply(&fault, status))?;
+        let progress = reader.feed(&buffer[..n]).map_err(|fault| of_reply(&fault, status, pieces))?;
         if progress.pieces > pieces {
             (pieces, last) = (progress.pieces, Instant::now());
         }
         if progress.ended {
             drain(response, &mut buffer);
-            return reader.finish().map_err(|fault| of_reply(&fault, status));
+            return reader.finish().map_err(|fault| of_reply(&fault, status, pieces));
         }
     }
 }
@@ -150,8 +150,7 @@ fn again(what: String, status: Option<u16>, pieces: Option<u64>) -> Fault {
 }
 
 /// A reply that came and cannot be used: the service has worked.
-fn of_reply(fault: &ReplyFault, status: Option<u16>) -> Fault {
-    let pieces = if let ReplyFault::Cut { pieces } = fault { *pieces } else { 0 };
+fn of_reply(fault: &ReplyFault, status: Option<u16>, pieces: u64) -> Fault {
     again(fault.to_string(), status, Some(pieces))
 }
 
@@ -193,8 +192,4 @@ fn of_status(response: Response) -> Fault {
         None => format!("`{place}` answers {status}"),
     };
     Fault { what, status: Some(status), kind, wait, pieces: None }
-}
-
-fn shown(text: &str) -> String {
-    text.chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

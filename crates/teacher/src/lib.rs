@@ -12,6 +12,7 @@ mod pace;
 mod schedule;
 mod session;
 mod settings;
+mod window;
 
 pub use ask::{Answer, Ask, Receipt};
 pub use error::TeacherError;

@@ -12,8 +12,8 @@ use crate::pace::Pace;
 use crate::settings::{Budget, Endpoint, Patience};
 
 /// First wait before a request is tried again; doubles with each try, and half of it is left to chance.
-const BACKOFF_MS: u64 = 500;
-const BACKOFF_MS_MAX: u64 = 30_000;
+const BACKOFF_MS: u64 = 250;
+const BACKOFF_MS_MAX: u64 = 8_000;
 /// How often a request may be told to come back later.
 const POSTPONED_MAX: u32 = 200;
 /// Failed probes of every endpoint after which nobody is there; fewer where nobody has ever answered.
@@ -316,7 +316,7 @@ impl<T> Schedule<T> {
                 if job.attempt >= self.max_attempts || job.postponed > POSTPONED_MAX {
                     return Fate::GivenUp { fault: fault.clone() };
                 }
-                self.delay(job, wait_ms.unwrap_or(0), now_ms);
+                self.delay(job, *wait_ms, now_ms);
                 Fate::Again
             }
         }
@@ -335,15 +335,19 @@ impl<T> Schedule<T> {
         }
     }
 
-    /// Exponential backoff with jitter, and never before the server's own time.
-    fn delay(&mut self, job: Job<T>, wait_ms: u64, now_ms: u64) {
+    /// When the server says, or else by exponential backoff; with jitter, so that those that were sent away together do
+    /// not come back together.
+    fn delay(&mut self, job: Job<T>, wait_ms: Option<u64>, now_ms: u64) {
         let tries = job.attempt + job.postponed;
-        let backoff = (BACKOFF_MS << (tries.saturating_sub(1)).min(16)).min(BACKOFF_MS_MAX);
         let mut chance = CounterRng::new(&[WAITS, self.seed, job.index, tries.into()]);
-        let jittered = backoff / 2 + chance.below(backoff / 2 + 1);
-        // Those that were sent away together should not come back together.
-        let asked = wait_ms + if wait_ms > 0 { 1 + chance.below(wait_ms / 10 + 50) } else { 0 };
-        let at = now_ms + jittered.max(asked);
+        let wait = match wait_ms {
+            Some(asked) => asked + 1 + chance.below(asked / 10 + 50),
+            None => {
+                let backoff = (BACKOFF_MS << (tries.saturating_sub(1)).min(16)).min(BACKOFF_MS_MAX);
+                backoff / 2 + chance.below(backoff / 2 + 1)
+            }
+        };
+        let at = now_ms + wait;
         self.due.push(Reverse((at, job.index)));
         self.delayed.insert(job.index, job);
     }

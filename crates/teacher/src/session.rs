@@ -4,7 +4,6 @@
 //! send. A call's row is durable before it is sent. Its receipt is durable, in one commit with the next call's row,
 //! before anybody sees the answer.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
@@ -21,11 +20,10 @@ use crate::call::{self, Fault, FaultKind};
 use crate::estimate::Estimator;
 use crate::schedule::{Ended, Fate, Job, Next, Schedule, Stop};
 use crate::settings::{Budget, Endpoint, Patience, Price, Sampling};
+use crate::window::{Arrived, Window};
 
 /// Threads of one session.
 pub const IN_FLIGHT_MAX: usize = 1024;
-/// Answers that may wait for one before them.
-const WINDOW: u64 = 2048;
 /// How long a thread waits at most before it looks again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -68,12 +66,6 @@ pub struct Counts {
     pub usd: f64,
 }
 
-/// An answer that is durable, on its way to the caller.
-struct Arrived {
-    index: u64,
-    answer: Answer,
-}
-
 enum News {
     Arrived(Box<Arrived>),
     Broken(TeacherError),
@@ -92,9 +84,10 @@ struct Shared<'a> {
     failed_calls: AtomicU64,
 }
 
-struct Asked {
-    ask: Ask,
-    request: Digest,
+/// What is asked, with what names it in the ledger.
+pub(crate) struct Asked {
+    pub(crate) ask: Ask,
+    pub(crate) request: Digest,
 }
 
 /// A call that has ended and is not yet in the ledger.
@@ -185,32 +178,31 @@ impl Desk<'_> {
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
         news: &mpsc::Receiver<News>,
     ) -> Result<Finished, E> {
-        // Asked and not yet handed over, in their order; the answer once it is there.
-        let mut open: BTreeMap<u64, (Arc<Asked>, Option<Answer>)> = BTreeMap::new();
-        let (mut next_index, mut outstanding, mut exhausted) = (0, 0u64, false);
+        let mut open = Window::default();
+        let (mut outstanding, mut exhausted) = (0u64, false);
         let full = 4 * self.shared.teacher.endpoints.iter().map(|e| e.max_in_flight).sum::<usize>();
         loop {
-            while !exhausted && (open.len() as u64) < WINDOW.max(full as u64) && self.has_room(full) {
+            while !exhausted && open.has_room() && self.has_room(full) {
                 let Some(ask) = asks.next().transpose()? else {
                     exhausted = true;
                     break;
                 };
                 let (asked, answer) = self.look_up(ask)?;
-                if answer.is_none() {
-                    self.shared.push(next_index, &asked);
+                let is_answered = answer.is_some();
+                let index = open.push(Arc::clone(&asked), answer);
+                if !is_answered {
+                    self.shared.push(index, &asked);
                     outstanding += 1;
-                }
-                open.insert(next_index, (asked, answer));
-                next_index += 1;
-                if open.first_key_value().is_some_and(|(_, (_, answer))| answer.is_some()) {
+                } else if open.first_is_answered() {
                     break;
                 }
             }
-            while let Some(first) = open.first_entry()
-                && first.get().1.is_some()
-            {
-                let (asked, answer) = first.remove();
-                self.hand_over(&asked, answer.expect("it was looked at"), deliver)?;
+            while let Some((asked, answer)) = open.pop_answered() {
+                let answer = match answer {
+                    Some(answer) => answer,
+                    None => self.read_back(&asked)?,
+                };
+                self.hand_over(&asked, answer, deliver)?;
             }
             if exhausted && open.is_empty() {
                 return Ok(Finished::All);
@@ -221,15 +213,22 @@ impl Desk<'_> {
             match news.recv() {
                 Ok(News::Arrived(arrived)) => {
                     outstanding -= 1;
-                    if let Some(slot) = open.get_mut(&arrived.index) {
-                        slot.1 = Some(arrived.answer);
-                    }
+                    open.answer(*arrived);
                 }
                 Ok(News::Broken(error)) => return Err(error.into()),
                 // Every thread has ended: the schedule has stopped.
                 Err(mpsc::RecvError) => return Ok(Finished::Stopped(self.shared.why_stopped())),
             }
         }
+    }
+
+    /// An answer that was not kept in memory.
+    fn read_back(&self, asked: &Asked) -> Result<Answer, TeacherError> {
+        let settled = self.ledger.settled(&asked.request)?;
+        settled.map(|settled| answer_of(settled, &asked.ask.id)).transpose()?.ok_or_else(|| {
+            let cause = "it is gone".to_owned();
+            TeacherError::DamagedReceipt { prompt: asked.ask.id.clone(), cause }
+        })
     }
 
     fn has_room(&self, full: usize) -> bool {

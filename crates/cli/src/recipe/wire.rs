@@ -114,7 +114,8 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
         first_token_timeout_s: seconds(
             "first_token_timeout_s",
             raw.first_token_timeout_s,
-            patience.first_token_timeout_s.max(raw.stall_timeout_s.unwrap_or(0.0)),
+            // Whoever says how long silence may be and nothing of the first token means both.
+            raw.stall_timeout_s.unwrap_or(patience.first_token_timeout_s),
         )?,
         stall_timeout_s: seconds("stall_timeout_s", raw.stall_timeout_s, patience.stall_timeout_s)?,
         max_attempts: at.count(&key("max_attempts"), attempts, 1..=1000)? as u32,
