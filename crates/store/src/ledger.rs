@@ -113,12 +113,17 @@ pub struct Totals {
     pub completion_tokens: u64,
 }
 
-/// The ledger of one run, which this process alone writes.
+/// What a ledger says; also of a run that another process is busy with.
+pub struct LedgerReader {
+    path: PathBuf,
+    reader: Connection,
+}
+
+/// The ledger of one run, which this process alone writes. It reads as a [`LedgerReader`] does.
 ///
 /// The writing thread ends with the last handle.
 pub struct Ledger {
-    path: PathBuf,
-    reader: Connection,
+    reader: LedgerReader,
     batches: mpsc::Sender<Batch>,
     next_call: u64,
     /// Calls that an earlier process left open.
@@ -127,7 +132,21 @@ pub struct Ledger {
 
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Ledger").field("path", &self.reader.path).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for LedgerReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LedgerReader").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Deref for Ledger {
+    type Target = LedgerReader;
+
+    fn deref(&self) -> &LedgerReader {
+        &self.reader
     }
 }
 
@@ -140,18 +159,16 @@ pub struct Scribe {
 
 impl Ledger {
     /// Opens or creates a ledger. Calls that an earlier process began and did not end become `unknown`; each is
-    /// counted with what `unknown_usd` says that it may have cost.
+    /// counted with what replies cost on average, or with `unknown_usd` where there are none.
     pub fn open(path: &Path, unknown_usd: f64) -> Result<Ledger> {
         let mut connection = Connection::open(path).map_err(|e| failed("open", path, e))?;
         schema::prepare(&mut connection).map_err(|e| failed("open", path, e))?;
-        let version = schema::version(&connection).map_err(|e| failed("read", path, e))?;
-        if version != schema::VERSION {
-            let reason = format!("its format is {version}, and this program writes {}", schema::VERSION);
-            return Err(StoreError::Damaged { path: path.to_path_buf(), reason });
-        }
+        let reader = LedgerReader::open(path)?;
         let newly_unknown = connection
             .execute(
-                "UPDATE calls SET state = 'unknown', usd = ?1, estimated = 1 WHERE state = 'in_flight'",
+                "UPDATE calls SET state = 'unknown', estimated = 1,
+                        usd = coalesce((SELECT avg(usd) FROM calls WHERE state = 'done'), ?1)
+                 WHERE state = 'in_flight'",
                 [unknown_usd],
             )
             .map_err(|e| failed("write", path, e))? as u64;
@@ -159,26 +176,18 @@ impl Ledger {
             .query_row("SELECT max(call) FROM calls", [], |row| row.get(0))
             .map_err(|e| failed("read", path, e))?;
         crate::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
-        let reader = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map_err(|e| failed("open", path, e))?;
         let (batches, waiting) = mpsc::channel();
         writer::start(connection, waiting).map_err(|source| StoreError::Io {
             operation: "start the writer of",
             path: path.into(),
             source,
         })?;
-        Ok(Ledger {
-            path: path.to_path_buf(),
-            reader,
-            batches,
-            next_call: last.map_or(1, |call| call as u64 + 1),
-            newly_unknown,
-        })
+        Ok(Ledger { reader, batches, next_call: last.map_or(1, |call| call as u64 + 1), newly_unknown })
     }
 
     /// A handle for another thread.
     pub fn scribe(&self) -> Scribe {
-        Scribe { batches: self.batches.clone(), path: self.path.clone() }
+        Scribe { batches: self.batches.clone(), path: self.reader.path.clone() }
     }
 
     /// The first number that no call of this ledger has.
@@ -190,13 +199,28 @@ impl Ledger {
     pub fn newly_unknown(&self) -> u64 {
         self.newly_unknown
     }
+}
 
-    /// What was bought for a request, or why it cannot be.
+impl LedgerReader {
+    /// Opens a ledger that is there, and changes nothing.
+    pub fn open(path: &Path) -> Result<LedgerReader> {
+        let reader = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .map_err(|e| failed("open", path, e))?;
+        let version = schema::version(&reader).map_err(|e| failed("read", path, e))?;
+        if version != schema::VERSION {
+            let reason = format!("its format is {version}, and this program reads {}", schema::VERSION);
+            return Err(StoreError::Damaged { path: path.to_path_buf(), reason });
+        }
+        Ok(LedgerReader { path: path.to_path_buf(), reader })
+    }
+
+    /// What was bought for a request. A refusal counts where it was paid for; what was refused for nothing may be asked
+    /// again.
     pub fn settled(&self, request: &Digest) -> Result<Option<Settled>> {
         let mut statement = self
             .reader
             .prepare_cached(
-                "SELECT state, body, usd, fault FROM calls LEFT JOIN receipts USING (call)
+                "SELECT state, body, usd, fault FROM calls JOIN receipts USING (call)
                  WHERE request = ?1 AND state IN ('done', 'refused') ORDER BY state LIMIT 1",
             )
             .map_err(|e| failed("read", &self.path, e))?;
@@ -205,7 +229,7 @@ impl Ledger {
                 let state: String = row.get(0)?;
                 Ok(Settled {
                     ending: if state == "done" { Ending::Done } else { Ending::Refused },
-                    receipt: row.get::<_, Option<Vec<u8>>>(1)?.unwrap_or_default(),
+                    receipt: row.get(1)?,
                     usd: row.get(2)?,
                     fault: row.get(3)?,
                 })
@@ -342,11 +366,13 @@ mod tests {
         assert_eq!(ledger.settled(&Digest::of(b"b")).unwrap(), None);
         drop((ledger, scribe));
 
+        let reader = LedgerReader::open(&dir.path().join("ledger.sqlite")).unwrap();
+        assert_eq!(reader.totals(None).unwrap().unknown, 0, "whoever only reads changes nothing");
         let ledger = open(&dir);
         assert_eq!((ledger.newly_unknown(), ledger.next_call()), (1, 4));
         let totals = ledger.totals(Some("teach")).unwrap();
         assert_eq!((totals.calls, totals.done, totals.failed, totals.unknown), (3, 1, 1, 1));
-        assert_eq!((totals.usd, totals.estimated_usd), (1.5, 1.0));
+        assert_eq!((totals.usd, totals.estimated_usd), (0.75, 0.25));
         assert_eq!(ledger.totals(Some("other")).unwrap(), Totals::default());
         drop(ledger);
         assert_eq!(open(&dir).newly_unknown(), 0, "an unknown call is counted once");

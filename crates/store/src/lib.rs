@@ -21,7 +21,9 @@ pub use disk::{
 };
 pub use error::StoreError;
 pub use events::{EVENT_BYTES_MAX, EventLog, EventReader};
-pub use ledger::{Call, Ending, Entry, Ledger, Outcome, RECEIPT_BYTES_MAX, Scribe, Settled, Totals};
+pub use ledger::{
+    Call, Ending, Entry, Ledger, LedgerReader, Outcome, RECEIPT_BYTES_MAX, Scribe, Settled, Totals,
+};
 pub use parts::{PartStore, RejectedPart};
 pub use paths::{check_name, safe_join};
 pub use run_dir::RunDir;

@@ -9,6 +9,7 @@ mod call;
 mod error;
 mod estimate;
 mod pace;
+mod replay;
 mod schedule;
 mod session;
 mod settings;

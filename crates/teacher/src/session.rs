@@ -159,6 +159,11 @@ impl Teacher {
         }
     }
 
+    /// What names a request of this teacher in a ledger.
+    pub fn request_digest(&self, ask: &Ask) -> Digest {
+        ask.digest(self.served_model(), &self.sampling)
+    }
+
     fn served_model(&self) -> &str {
         self.served_as.as_deref().unwrap_or(&self.model)
     }
@@ -237,8 +242,7 @@ impl Desk<'_> {
     }
 
     fn look_up(&mut self, ask: Ask) -> Result<(Arc<Asked>, Option<Answer>), TeacherError> {
-        let teacher = self.shared.teacher;
-        let request = ask.digest(teacher.served_model(), &teacher.sampling);
+        let request = self.shared.teacher.request_digest(&ask);
         let answer = self.ledger.settled(&request)?.map(|settled| answer_of(settled, &ask.id)).transpose()?;
         self.counts.kept += u64::from(answer.is_some());
         Ok((Arc::new(Asked { ask, request }), answer))
@@ -261,7 +265,7 @@ impl Desk<'_> {
 }
 
 /// What the ledger has of a request.
-fn answer_of(settled: Settled, prompt: &str) -> Result<Answer, TeacherError> {
+pub(crate) fn answer_of(settled: Settled, prompt: &str) -> Result<Answer, TeacherError> {
     if settled.ending == Ending::Refused {
         return Ok(Answer::Refused { fault: settled.fault.unwrap_or_default() });
     }

@@ -61,8 +61,8 @@ impl Window {
     pub(crate) fn answer(&mut self, Arrived { index, answer }: Arrived) {
         let bytes = answer_bytes(&answer);
         let fits = self.answer_bytes + bytes <= ANSWER_BYTES_MAX || index == self.first;
-        // Who was given up is not in the ledger as such.
-        let keep = fits || matches!(answer, Answer::GivenUp { .. });
+        // Only what was bought can be read back.
+        let keep = fits || !matches!(answer, Answer::Reply(_));
         self.answer_bytes += if keep { bytes } else { 0 };
         let slot = &mut self.slots[(index - self.first) as usize].1;
         *slot = if keep { Slot::Answered(answer) } else { Slot::InLedger };
@@ -141,6 +141,20 @@ mod tests {
         );
     }
 
+    fn reply() -> Answer {
+        let reply = stillroom_formats::openai::read_reply(
+            br#"{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}]}"#,
+        );
+        let reply = reply.expect("a reply");
+        Answer::Reply(Box::new(crate::Receipt {
+            reply,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            usd: 0.0,
+            estimated: false,
+        }))
+    }
+
     #[test]
     fn it_is_full_at_its_cap_and_leaves_answers_to_the_ledger_beyond_theirs() {
         let mut window = Window::default();
@@ -150,8 +164,10 @@ mod tests {
         }
         assert!(!window.has_room());
         window.answer_bytes = ANSWER_BYTES_MAX;
-        window.answer(Arrived { index: 7, answer: refused(String::new()) });
+        window.answer(Arrived { index: 7, answer: reply() });
+        window.answer(Arrived { index: 8, answer: refused(String::new()) });
         assert!(matches!(window.slots[7].1, Slot::InLedger));
+        assert!(matches!(window.slots[8].1, Slot::Answered(_)));
         window.answer(Arrived { index: 0, answer: refused("first".into()) });
         assert_eq!(window.pop_answered().unwrap().1, Some(refused("first".into())));
     }

@@ -95,8 +95,7 @@ pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<De
 pub(crate) fn supported(recipe: &Recipe, source: &Source) -> Result<()> {
     let Some(teacher) = &recipe.teacher else { return Ok(()) };
     let kind = match teacher.kind {
-        TeacherKind::Local | TeacherKind::Openai => return Ok(()),
-        TeacherKind::Cache => "cache",
+        TeacherKind::Local | TeacherKind::Openai | TeacherKind::Cache => return Ok(()),
         TeacherKind::Batch => "batch",
     };
     Err(source
@@ -129,7 +128,9 @@ fn check_command(recipe: &Recipe) -> String {
 /// Addresses of the teacher, where it is behind some.
 fn endpoints(recipe: &Recipe) -> impl Iterator<Item = &str> {
     let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
-    wire.flat_map(|wire| &wire.endpoints).map(|endpoint| endpoint.base_url.as_str())
+    wire.filter(|wire| wire.replay.is_none())
+        .flat_map(|wire| &wire.endpoints)
+        .map(|endpoint| endpoint.base_url.as_str())
 }
 
 /// Addresses are compared as origins (scheme, host, port), never as text: `https://api.x` does not let

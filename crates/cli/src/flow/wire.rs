@@ -9,7 +9,7 @@ use stillroom_corpus::Split;
 use stillroom_formats::openai::Finish;
 use stillroom_formats::parquet_rows;
 use stillroom_net::{Address, Secret};
-use stillroom_store::{Ledger, PartStore, Totals};
+use stillroom_store::{Ledger, LedgerReader, PartStore, Totals};
 use stillroom_teacher::{
     Answer, Ask, Budget, Counts, Endpoint, Finished, Patience, Price, Receipt, Sampling, Stop, TeacherError,
 };
@@ -54,6 +54,12 @@ impl Flow {
         self.recipe.teacher.as_ref().is_some_and(|teacher| teacher.wire.is_some())
     }
 
+    /// Whether its replies come from the ledger of another run.
+    fn is_replayed(&self) -> bool {
+        let wire = self.recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
+        wire.is_some_and(|wire| wire.replay.is_some())
+    }
+
     /// What the replies of a teacher behind endpoints depend on besides prompts: who it is, and how it is asked to write.
     pub(super) fn wire_identity(teacher: &Teacher, wire: &Wire) -> Value {
         json!([
@@ -74,21 +80,16 @@ impl Flow {
         let mut prompts = self.prompts_of(Split::Validation)?;
         prompts.extend(self.prompts_of(Split::Train)?);
         let n_asked = prompts.len() as u64 * u64::from(teacher.samples_per_prompt);
-        let ledger = self.ledger(&teacher)?;
-        let session = self.session(&teacher, teach::STAGE, &sampling(&teacher))?;
-        let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
         let mut asks = prompts.iter().flat_map(|prompt| {
             let ask = |sample| Ok(ask_of(prompt, sample, teacher.seed));
             (0..teacher.samples_per_prompt).map(ask)
         });
         let dir = self.run.dir(teach::FOLDER)?;
         let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &teacher.model);
-        let mut shown = Shown::new(&mut self.progress, teach::STAGE, n_asked);
-        let finished = session.answer_all(cleared, &ledger, &mut asks, &mut |ask, answer, counts| {
-            shown.counts(counts);
-            parts.take(ask, answer)
-        })?;
-        let totals = ledger.totals(Some(teach::STAGE))?;
+        let (finished, totals) =
+            self.ask_all(teach::STAGE, &sampling(&teacher), n_asked, &mut asks, &mut |ask, answer| {
+                parts.take(ask, answer)
+            })?;
         self.check_finished(finished, &totals, parts.given_up.as_ref())?;
         let (rows, unanswered) = parts.close()?;
         self.write_lines(UNANSWERED, &unanswered)?;
@@ -102,21 +103,17 @@ impl Flow {
         prompts: &[Prompt],
     ) -> Result<WireReplies> {
         let teacher = self.recipe.teacher.clone().expect("a teacher is measured");
-        let ledger = self.ledger(&teacher)?;
         let greedy = Sampling {
             max_tokens: self.recipe.evaluate.max_tokens,
             temperature: 0.0,
             top_p: 1.0,
             ..sampling(&teacher)
         };
-        let session = self.session(&teacher, stage, &greedy)?;
-        let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
         let mut asks = prompts.iter().map(|prompt| Ok(ask_of(prompt, 0, teacher.seed)));
         let (mut traces, mut usd, mut given_up) = (Vec::with_capacity(prompts.len()), 0.0, None);
         let started = Instant::now();
-        let mut shown = Shown::new(&mut self.progress, stage, prompts.len() as u64);
-        let finished = session.answer_all(cleared, &ledger, &mut asks, &mut |ask, answer, counts| {
-            shown.counts(counts);
+        let of = prompts.len() as u64;
+        let (finished, totals) = self.ask_all(stage, &greedy, of, &mut asks, &mut |ask, answer| {
             let trace = match answer {
                 Answer::Reply(receipt) => trace_of(ask, &receipt, &teacher.model),
                 Answer::Refused { .. } => no_reply(ask, &teacher.model),
@@ -127,11 +124,56 @@ impl Flow {
             };
             usd += trace.usd;
             traces.push(trace);
-            Ok::<(), Failure>(())
+            Ok(())
         })?;
         let seconds = started.elapsed().as_secs_f64();
-        self.check_finished(finished, &ledger.totals(Some(stage))?, given_up.as_ref())?;
+        self.check_finished(finished, &totals, given_up.as_ref())?;
         Ok(WireReplies { traces, usd, seconds })
+    }
+
+    /// Asks the endpoints, or the ledger of the run that is replayed; with the sums of the stage in this run's ledger.
+    fn ask_all(
+        &mut self,
+        stage: &'static str,
+        sampling: &Sampling,
+        of: u64,
+        asks: &mut dyn Iterator<Item = Result<Ask>>,
+        deliver: &mut dyn FnMut(Ask, Answer) -> Result<()>,
+    ) -> Result<(Finished, Totals)> {
+        let teacher = self.recipe.teacher.clone().expect("somebody is asked");
+        let session = self.session(&teacher, stage, sampling)?;
+        if let Some(replayed) = teacher.wire.as_ref().and_then(|wire| wire.replay.as_deref()) {
+            let ledger = self.replayed_ledger(replayed)?;
+            let mut shown = Shown::new(&mut self.progress, stage, of);
+            session.replay(&ledger, asks, &mut |ask, answer, counts| {
+                shown.counts(counts);
+                deliver(ask, answer)
+            })?;
+            return Ok((Finished::All, Totals::default()));
+        }
+        let ledger = self.ledger(&teacher)?;
+        let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
+        let mut shown = Shown::new(&mut self.progress, stage, of);
+        let finished = session.answer_all(cleared, &ledger, asks, &mut |ask, answer, counts| {
+            shown.counts(counts);
+            deliver(ask, answer)
+        })?;
+        Ok((finished, ledger.totals(Some(stage))?))
+    }
+
+    /// The ledger in a run's directory, or the file itself.
+    fn replayed_ledger(&self, named: &str) -> Result<LedgerReader> {
+        let mut path = self.source.resolve_path(named);
+        if path.is_dir() {
+            path = path.join(LEDGER);
+        }
+        if !path.is_file() {
+            return Err(Failure::new(Exit::Io, format!("there is no ledger at `{}`", path.display()))
+                .code("no-ledger")
+                .at(self.source.place(&["teacher", "path"]))
+                .fix("name the directory of a run whose teacher was behind endpoints"));
+        }
+        Ok(LedgerReader::open(&path)?)
     }
 
     /// What the teacher's text has cost.
@@ -176,7 +218,11 @@ impl Flow {
         Ok(stillroom_teacher::Teacher {
             model: teacher.model.clone(),
             served_as: wire.served_model_name.clone(),
-            endpoints: wire.endpoints.iter().map(endpoint).collect::<Result<_>>()?,
+            // Whoever is replayed is not asked.
+            endpoints: match wire.replay {
+                Some(_) => Vec::new(),
+                None => wire.endpoints.iter().map(endpoint).collect::<Result<_>>()?,
+            },
             sampling: sampling.clone(),
             price: price(wire),
             budget: Budget { usd: wire.budget_usd, tokens: wire.budget_tokens, seconds: wire.budget_s },
@@ -217,6 +263,13 @@ impl Flow {
         );
         let failure = match (finished, given_up) {
             (Finished::All, None) => return Ok(()),
+            (Finished::All, Some((id, fault))) if self.is_replayed() => {
+                let cause = format!("some prompts were not asked in that run, the first is `{id}`: {fault}");
+                return Err(Failure::new(Exit::BadData, cause)
+                    .code("not-recorded")
+                    .at(self.source.place(&["teacher", "path"]))
+                    .fix("replay with the prompts, samples, seed and sampling of that run; its `recipe.toml` has them"));
+            }
             (Finished::All, Some((id, fault))) => {
                 let cause = format!("some prompts have no reply, the first is `{id}`: {fault}");
                 Failure::new(Exit::TryLater, cause)

@@ -177,14 +177,14 @@ fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> 
         ("batch", TeacherKind::Batch),
     ];
     let kind = at.choose(&key("kind"), &kind, &kinds)?;
-    let path = at.path(&key("path"), raw.path.clone())?;
+    let wire = wire::wire(at, kind, &mut raw)?;
+    let path = at.path(&key("path"), raw.path.take())?;
     if kind == TeacherKind::Local && path.is_none() {
         return Err(at.missing(&key("path"), "name the teacher's directory or `.gguf` file"));
     }
     let model = raw.model.take().or_else(|| path.clone());
     let model = at.need(&key("model"), model, "name the model; the licence gate decides on it")?;
     at.no_environment(&key("model"), &model)?;
-    let wire = wire::wire(at, kind, &mut raw)?;
     let seed = raw.seed.unwrap_or(seed);
     at.seed(&key("seed"), seed)?;
     let samples =

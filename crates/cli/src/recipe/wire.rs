@@ -22,7 +22,11 @@ const TOP_LOGPROBS_MAX: usize = 1000;
 /// A teacher behind endpoints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Wire {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The run whose ledger answers in place of the endpoints.
+    #[serde(rename = "path", skip_serializing_if = "Option::is_none")]
+    pub(crate) replay: Option<String>,
     /// The name of an environment variable, `${NAME}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) api_key: Option<String>,
@@ -83,9 +87,20 @@ pub(crate) struct Price {
 
 /// What the keys say, where the kind has endpoints; other kinds have none of them.
 pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) -> Result<Option<Wire>> {
-    if kind != TeacherKind::Openai {
+    if !matches!(kind, TeacherKind::Openai | TeacherKind::Cache) {
         return Ok(None);
     }
+    let replayed = kind == TeacherKind::Cache;
+    let replay = match raw.path.take() {
+        Some(path) if replayed => at.path(&["teacher", "path"], Some(path))?,
+        None if replayed => {
+            return Err(at.missing(&["teacher", "path"], "name the directory of the run that is replayed"));
+        }
+        other => {
+            raw.path = other;
+            None
+        }
+    };
     if raw.path.is_some() {
         return Err(at
             .bad(&["teacher", "path"], "a teacher behind endpoints has no weights here")
@@ -102,7 +117,11 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
     let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
     let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
     Ok(Some(Wire {
-        endpoints: endpoints(at, raw.endpoints.take(), in_flight)?,
+        endpoints: match (replayed, raw.endpoints.take()) {
+            (true, None) => Vec::new(),
+            (_, given) => endpoints(at, given, in_flight)?,
+        },
+        replay,
         api_key: raw.api_key.clone(),
         served_model_name: raw.served_model_name.clone(),
         stream: raw.stream.unwrap_or(true),
