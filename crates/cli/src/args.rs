@@ -34,7 +34,7 @@ pub(crate) enum Verb {
     /// Run a recipe up to the teacher's traces
     Teach(Stage),
     /// Run a recipe up to the curated training set
-    Curate(Stage),
+    Curate(Curate),
     /// Run a recipe up to the trained student and its controls
     Train(Stage),
     /// Run a recipe up to the report
@@ -133,6 +133,15 @@ pub(crate) struct Stage {
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Curate {
+    #[command(flatten)]
+    pub(crate) stage: Stage,
+    /// Say of each step how many traces it removed, and show a few of them
+    #[arg(long)]
+    pub(crate) explain: bool,
 }
 
 #[derive(Debug, Args)]

@@ -63,6 +63,7 @@ fn help_of_every_verb() {
         ("help-plan", &["plan", "--help"]),
         ("help-doctor", &["doctor", "--help"]),
         ("help-teach", &["teach", "--help"]),
+        ("help-curate", &["curate", "--help"]),
         ("help-generate", &["generate", "--help"]),
         ("help-score", &["score", "--help"]),
         ("help-pull", &["pull", "--help"]),

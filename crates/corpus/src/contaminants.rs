@@ -74,6 +74,9 @@ pub enum Side {
 /// What was found of an item in a trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Held<'a> {
+    /// Which of the items, from 0.
+    pub index: usize,
+    /// Its id.
     pub item: &'a str,
     pub side: Side,
     /// Share of the item's runs.
@@ -192,7 +195,7 @@ impl Contaminants {
     }
 
     fn held(&self, item: u32, side: Side, shared: f64) -> Held<'_> {
-        Held { item: &self.ids[item as usize], side, shared }
+        Held { index: item as usize, item: &self.ids[item as usize], side, shared }
     }
 
     fn find_short(&self, words: &[Word]) -> Option<u32> {

@@ -25,7 +25,7 @@ use crate::recipe::{Compared, Near, PromptSource, Select};
 pub(crate) const STAGE: &str = "curate";
 const TRAIN: &str = "corpus/curated/train.parquet";
 const VALIDATION: &str = "corpus/curated/validation.parquet";
-const SUMMARY: &str = "corpus/curation.json";
+pub(super) const SUMMARY: &str = "corpus/curation.json";
 pub(super) const DROPPED: &str = "corpus/dropped.jsonl";
 /// Most traces that are named as other problems of an evaluation item's template.
 const EXAMPLES_MAX: usize = 20;
@@ -97,6 +97,7 @@ impl Flow {
             validation: validation.iter().map(|prompt| prompt.id.as_str()).collect(),
             tainted,
             items: self.evaluation_items(&held_out)?,
+            n_held_out: held_out.len(),
             near: self.recipe.curate.near.map(Seen::new),
             answers: self.recipe.curate.max_share_per_answer.map(|_| Answers::default()),
             known_answers: known_answers(&train),
@@ -132,13 +133,13 @@ impl Flow {
         }
         summary.near_duplicates_cut_short = choice.near.map(|near| near.texts.cut_short());
         (summary.kept, summary.validation_kept) = (train.rows, validation.rows);
+        self.write_lines(DROPPED, &dropped)?;
         if summary.kept == 0 || (summary.validation_kept == 0 && !choice.validation.is_empty()) {
             return Err(nothing_left(&summary));
         }
         for (file, traces) in [(TRAIN, train), (VALIDATION, validation)] {
             self.run.write(file, &traces.finish()?)?;
         }
-        self.write_lines(DROPPED, &dropped)?;
         self.write_json(SUMMARY, &summary)
     }
 
@@ -207,6 +208,8 @@ struct Choice<'a> {
     /// Prompts that the held-out set has too.
     tainted: HashSet<&'a str>,
     items: Option<Contaminants>,
+    /// The first items are the held-out set's.
+    n_held_out: usize,
     near: Option<Seen>,
     answers: Option<Answers>,
     known_answers: HashMap<&'a str, &'a str>,
@@ -286,7 +289,7 @@ impl Choice<'_> {
                 None
             }
             Finding::Contaminated(held) => {
-                self.summary.heldout_overlaps += u64::from(held.item.ends_with(HELD_OUT));
+                self.summary.heldout_overlaps += u64::from(held.index < self.n_held_out);
                 Some(said(&held))
             }
         }

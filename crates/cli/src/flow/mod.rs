@@ -13,6 +13,7 @@ mod curate;
 mod data;
 mod divergence;
 pub(crate) mod estimate;
+pub(crate) mod explain;
 mod feedback;
 pub(crate) mod gate;
 pub(crate) mod hidden;

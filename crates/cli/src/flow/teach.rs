@@ -1,6 +1,6 @@
 //! Stage `teach`: the teacher answers every prompt, in durable parts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use serde_json::json;
@@ -180,13 +180,17 @@ impl Flow {
 
     /// Where they are.
     pub(crate) fn part_paths(&self, folder: &str) -> Result<Vec<PathBuf>> {
-        let dir = self.run.path(folder)?;
-        let entries = std::fs::read_dir(&dir).map_err(|e| Failure::io("list", &dir, &e))?;
-        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
-        paths.sort();
-        Ok(paths)
+        parts_of(&self.run.path(folder)?)
     }
+}
+
+/// The parts in a folder, in order.
+pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Failure::io("list", folder, &e))?;
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
+    paths.sort();
+    Ok(paths)
 }
 
 /// How a model of this machine writes.

@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::flow::Flow;
 use crate::recipe::{PromptSource, ToolCalls};
 
-const REFUSED: &str = "corpus/prompts/refused.jsonl";
+pub(super) const REFUSED: &str = "corpus/prompts/refused.jsonl";
 
 impl Flow {
     /// Takes out of `parts` what the recipe leaves out, and writes down what that was, behind what is `refused` already.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod convert;
+mod curate;
 mod doctor;
 mod generate;
 mod licence;
@@ -35,7 +36,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Pull(args) => pull::pull(&args),
         Verb::Teach(args) => run::stage(&args, Until::Teach),
-        Verb::Curate(args) => run::stage(&args, Until::Curate),
+        Verb::Curate(args) => curate::curate(&args),
         Verb::Train(args) => run::stage(&args, Until::Train),
         Verb::Evaluate(args) => run::stage(&args, Until::Evaluate),
         Verb::Release(args) => run::stage(&args, Until::Release),

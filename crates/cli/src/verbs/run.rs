@@ -25,6 +25,11 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
 }
 
 pub(super) fn stage(args: &Stage, until: Until) -> Result<ExitCode> {
+    show(&go(args, until)?, until, args.json)
+}
+
+/// Goes as far as a stage's verb asks.
+pub(super) fn go(args: &Stage, until: Until) -> Result<Reached> {
     let request = Request {
         recipe: &args.recipe,
         output: args.output.as_deref(),
@@ -33,7 +38,7 @@ pub(super) fn stage(args: &Stage, until: Until) -> Result<ExitCode> {
         quiet: args.quiet,
         until,
     };
-    show(&flow::run(&request)?, until, args.json)
+    flow::run(&request)
 }
 
 /// The result on stdout; a report whose checks failed is shown, and then the run has failed.

@@ -1,0 +1,268 @@
+//! Every step of curation through the binary, with a teacher behind a socket that answers what the test wants.
+
+#[path = "common/shop.rs"]
+mod shop;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use shop::{Shop, text};
+
+const RECIPE: &str = r#"
+name = "steps"
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+tokenizer = "ASSETS/quickstart-tokenizer"
+[teacher]
+kind = "openai"
+model = "us:teacher"
+endpoints = [{ base_url = "ADDRESS" }]
+stream = false
+[prompts]
+path = "rows"
+[curate]
+near_duplicates = 0.8
+decontaminate_against = ["bench.jsonl"]
+max_share_per_answer = 0.6
+languages = ["eng"]
+no_loops = true
+no_refusals = true
+no_self_identification = true
+min_chars = 3
+allowed_licences = ["MIT", "CC-BY-4.0"]
+respect_opt_outs = true
+[curate.sources."train.jsonl"]
+licence = "MIT"
+[curate.sources.forum]
+opt_out = true
+[evaluate]
+num_examples = 1
+[policy.declare."us:teacher"]
+owner = "us"
+licence = "Apache-2.0"
+"#;
+
+const GERMAN: &str =
+    "Sie verkauft den Rest jeden Tag auf dem Bauernmarkt, und zwar für zwei Dollar je frisches Entenei.";
+const BENCH: &str = "A wizard has 14 green frogs and 23 striped snakes in a cellar of his tower. Every night 5 of the frogs \
+    leave by the window. After how many nights are there no frogs left?";
+const HELD_OUT: &str = "Which of the three rivers that cross the old province carries the most water in spring, when the \
+    snow melts in the mountains, and why do the others carry less?";
+
+/// Rows of the training file with the reply that the teacher gives: id, question, reply, further fields.
+fn rows() -> Vec<(&'static str, String, String, Value)> {
+    let plain = |question: &str, reply: &str| (question.to_owned(), reply.to_owned(), json!({}));
+    let with = |reply: &str, fields: Value| {
+        let question = format!("What do people say about the town of {fields} at night?");
+        (question, reply.to_owned(), fields)
+    };
+    let forest = "Tell me whether a forest of old oaks in a dry valley can live through ten summers without any rain, \
+        and name the reason for it in a few words.";
+    let edited = BENCH.replace("wizard", "sorcerer").replace("striped", "small");
+    let other_numbers = BENCH.replace("14", "31").replace("23", "9").replace("5 of", "4 of");
+    let rows = [
+        ("first", plain(forest, "Yes, by deep roots.")),
+        ("again", plain(&forest.replace("in a few words", "in some words"), "Yes, by deep roots.")),
+        ("loop", plain("Why is the sea salt?", &"Wait, let me think about that again. ".repeat(12))),
+        ("refusal", plain("Where do swallows sleep?", "I'm sorry, but I can't help with that.")),
+        ("self", plain("Who paints the fences?", "As an AI language model, I have no fence.")),
+        ("german", plain("How are eggs sold there?", GERMAN)),
+        ("short", plain("Is it far?", "No")),
+        ("exact", plain(BENCH, "After three nights.")),
+        ("edited", plain(&edited, "After three nights.")),
+        ("template", plain(&other_numbers, "After eight nights.")),
+        ("held-out", plain(&HELD_OUT.replace("melts", "thaws"), "The middle one.")),
+        ("quoted", plain("What is asked there?", &format!("They ask: {BENCH}"))),
+        ("opted-out", with("Nothing.", json!({"tdm": 1}))),
+        ("forum", with("Nothing.", json!({"source": "forum"}))),
+        ("copyleft", with("Nothing.", json!({"license": "GPL-3.0-only"}))),
+        ("elsewhere", with("Nothing.", json!({"source": "elsewhere", "licence": "cc-by-4.0"}))),
+        ("unnamed", with("Nothing.", json!({"source": "nowhere"}))),
+    ];
+    let mut rows: Vec<_> = rows.into_iter().map(|(id, (q, r, fields))| (id, q, r, fields)).collect();
+    for (id, animal) in
+        [("v1", "otter"), ("v2", "heron"), ("v3", "badger"), ("v4", "lynx"), ("v5", "stork"), ("v6", "adder")]
+    {
+        let question = format!("Does the {animal} of {id} swim? Answer with one word.");
+        rows.push((id, question, "Certainly".into(), json!({"answer": "Certainly"})));
+    }
+    rows
+}
+
+/// Answers each request by its last turn, as long as the test lasts.
+fn teacher(replies: HashMap<String, String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let address = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    let replies = Arc::new(replies);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let replies = Arc::clone(&replies);
+            std::thread::spawn(move || while answer(&stream, &replies).is_some() {});
+        }
+    });
+    address
+}
+
+fn answer(stream: &TcpStream, replies: &HashMap<String, String>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().ok()?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let asked: Value = serde_json::from_slice(&body).ok()?;
+    let last = asked["messages"].as_array()?.last()?["content"].as_str()?;
+    let reply = replies.get(last).map_or("Somewhere else.", String::as_str);
+    let message = json!({"role": "assistant", "content": reply});
+    let body = json!({
+        "id": "1", "object": "chat.completion", "created": 0, "model": "us:teacher",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
+    })
+    .to_string();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    (&mut &*stream).write_all((head + &body).as_bytes()).ok()
+}
+
+fn lines(rows: impl IntoIterator<Item = Value>) -> String {
+    rows.into_iter().map(|row| format!("{row}\n")).collect()
+}
+
+fn shop() -> Shop {
+    let replies = rows().into_iter().map(|(_, question, reply, _)| (question, reply)).collect();
+    let shop = Shop::with_recipes(&[("steps.toml", &RECIPE.replace("ADDRESS", &teacher(replies)))]);
+    std::fs::create_dir(shop.path("rows")).expect("a folder");
+    let train = rows().into_iter().map(|(id, question, _, mut row)| {
+        row["id"] = json!(id);
+        row["prompt"] = json!(question);
+        row
+    });
+    let one = |question: &str| lines([json!({"prompt": question, "licence": "MIT"})]);
+    for (name, text) in [
+        ("rows/train.jsonl", lines(train)),
+        ("rows/validation.jsonl", one("Where does the road behind the mill lead to?")),
+        ("rows/test.jsonl", one(HELD_OUT)),
+        ("bench.jsonl", lines([json!({"id": "b1", "question": BENCH, "answer": "#### 3"})])),
+    ] {
+        std::fs::write(shop.path(name), text).expect("data");
+    }
+    shop
+}
+
+fn dropped(shop: &Shop, output: &str) -> BTreeMap<String, Vec<String>> {
+    let text = String::from_utf8(shop.bytes(&format!("{output}/corpus/dropped.jsonl"))).expect("text");
+    let mut steps: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let drop: Value = serde_json::from_str(line).expect("JSON");
+        assert!(drop["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{drop}");
+        let step = steps.entry(drop["step"].as_str().expect("a step").to_owned()).or_default();
+        step.push(drop["id"].as_str().expect("an id").to_owned());
+    }
+    steps.values_mut().for_each(|ids| ids.sort());
+    steps
+}
+
+#[test]
+fn each_step_drops_its_own_and_says_why() {
+    let shop = shop();
+    shop.succeed(&["curate", "steps.toml", "--output", "out", "--quiet"]);
+    let steps = dropped(&shop, "out");
+    // Of alike ones the first stays, in the order that the recipe's seed gives.
+    let expected: [(&str, &[&str]); 9] = [
+        ("balance", &["v4", "v6"]),
+        ("contaminated", &["edited", "exact", "held-out", "quoted"]),
+        ("filter", &["short"]),
+        ("language", &["german"]),
+        ("near_duplicate", &["first"]),
+        ("refusal", &["refusal"]),
+        ("repetition", &["loop"]),
+        ("self_identification", &["self"]),
+        ("source", &["copyleft", "forum", "opted-out", "unnamed"]),
+    ];
+    let expected: BTreeMap<String, Vec<String>> = expected
+        .into_iter()
+        .map(|(step, ids)| (step.to_owned(), ids.iter().map(|id| (*id).to_owned()).collect()))
+        .collect();
+    assert_eq!(steps, expected);
+    let summary = shop.json("out/corpus/curation.json");
+    let counted: BTreeMap<String, usize> =
+        steps.iter().map(|(step, ids)| (step.clone(), ids.len())).collect();
+    assert_eq!(summary["dropped"], json!(counted));
+    assert_eq!((&summary["seen"], &summary["kept"]), (&json!(20), &json!(7)));
+    assert_eq!((&summary["heldout_overlaps"], &summary["evaluation_items"]["items"]), (&json!(1), &json!(2)));
+    let template = &summary["evaluation_items"]["same_template_examples"][0];
+    assert_eq!(
+        (&template["train_id"], &template["held_out_id"]),
+        (&json!("template"), &json!("`b1` of bench.jsonl"))
+    );
+    // The teacher never saw what its source does not allow.
+    let asked = String::from_utf8(shop.bytes("out/corpus/prompts/train.jsonl")).expect("text");
+    assert!(!asked.contains("opted-out") && asked.contains("elsewhere"));
+
+    shop.succeed(&["curate", "steps.toml", "--output", "again", "--quiet"]);
+    for file in ["curated/train.parquet", "curated/validation.parquet", "dropped.jsonl", "curation.json"] {
+        let of = |output: &str| shop.bytes(&format!("{output}/corpus/{file}"));
+        assert!(of("out") == of("again"), "{file} differs");
+    }
+}
+
+#[test]
+fn what_was_removed_is_explained_and_changed_evaluation_items_are_looked_for_again() {
+    let shop = shop();
+    let args = ["curate", "steps.toml", "--output", "out", "--quiet", "--explain"];
+    let said = shop.succeed(&args);
+    for part in [
+        "20 traces seen, 7 kept",
+        "contaminated: 4 removed",
+        "`held-out`, sample 0: the prompt has 89.3 % of `test-000001` of held-out set",
+        "replied: They ask: A wizard has 14 green frogs",
+        "refusal: 1 removed",
+        "replied: I'm sorry, but I can't help with that.",
+        "source: 4 removed",
+        "`forum`, sample 0: source `forum` opts out",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said: Value =
+        serde_json::from_str(&shop.succeed(&[&args[..], &["--json"]].concat())).expect("JSON alone");
+    assert_eq!(said["steps"]["near_duplicate"]["dropped"], 1);
+    let sample = &said["steps"]["near_duplicate"]["samples"][0];
+    assert_eq!((&sample["id"], &sample["replied"]), (&json!("first"), &json!("Yes, by deep roots.")));
+    assert!(
+        sample["reason"].as_str().is_some_and(|reason| reason.ends_with("like trace 0 of `again`")),
+        "{sample}"
+    );
+
+    std::fs::write(shop.path("bench.jsonl"), lines([json!({"prompt": "Something else?"})])).expect("data");
+    let said = shop.run(&["curate", "steps.toml", "--output", "out"]);
+    let progress = text(&said.stderr);
+    assert!(progress.contains("teach: kept") && progress.contains("curate: done"), "{progress}");
+    assert_eq!(dropped(&shop, "out")["contaminated"], ["held-out"]);
+
+    std::fs::remove_file(shop.path("bench.jsonl")).expect("it was there");
+    let said = shop.run(&["curate", "steps.toml", "--output", "out"]);
+    assert_eq!(said.status.code(), Some(74), "{}", text(&said.stderr));
+    assert!(text(&said.stderr).contains("there is no file `bench.jsonl`"), "{}", text(&said.stderr));
+}
