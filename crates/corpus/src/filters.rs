@@ -9,8 +9,11 @@ use unicode_script::{Script, UnicodeScript};
 
 use crate::curation::Step;
 use crate::language::language;
-use crate::phrases::{identifies_itself, refuses};
+use crate::phrases::{refusal, self_identification};
 use crate::repetition::{longest_loop, repeated_share};
+
+/// Most that a reason shows of a sentence.
+const SENTENCE_CHARS_MAX: usize = 80;
 
 /// Bounds of a trace; without one nothing is dropped for it. Paragraphs, code and scripts are those by which DeepSeek-R1's
 /// makers chose reasoning to distil (2501.12948, section 2.3.3), who do not publish their numbers.
@@ -49,10 +52,10 @@ pub struct Filters {
     /// The most that [`repeated_share`] may be, of reasoning and answer each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_repeated_share: Option<f64>,
-    /// Drops answers that refuse; see [`refuses`].
+    /// Drops answers that refuse; see [`refusal`].
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_refusals: bool,
-    /// Drops answers in which a model says what it is; see [`identifies_itself`].
+    /// Drops answers in which a model says what it is; see [`self_identification`].
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_self_identification: bool,
 }
@@ -124,12 +127,18 @@ impl Filters {
     }
 
     fn refuse_speech(&self, trace: &Trace) -> Option<(Step, String)> {
-        if self.no_refusals && refuses(&trace.content) {
-            return Some((Step::Refusal, "the answer refuses".into()));
+        if let Some(sentence) = self.no_refusals.then(|| refusal(&trace.content)).flatten() {
+            return Some((Step::Refusal, format!("it refuses: {}", clipped(sentence))));
         }
-        let identified = self.no_self_identification && identifies_itself(&trace.content);
-        identified.then(|| (Step::SelfIdentification, "a model speaks of itself".into()))
+        let sentence = self.no_self_identification.then(|| self_identification(&trace.content)).flatten()?;
+        Some((Step::SelfIdentification, format!("a model speaks of itself: {}", clipped(sentence))))
     }
+}
+
+/// A sentence as part of a reason, on one line.
+fn clipped(sentence: &str) -> String {
+    let shown = sentence.chars().take(SENTENCE_CHARS_MAX);
+    shown.map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn out_of_bounds(
@@ -280,10 +289,12 @@ mod tests {
             Some((Step::Repetition, "80.0 % of the words repeat others".into()))
         );
         let refusals = || Filters { no_refusals: true, ..Filters::default() };
-        let step = |filters, content| refused(filters, "Why?", content).map(|(step, _)| step);
-        assert_eq!(step(refusals(), "I can't help with that."), Some(Step::Refusal));
-        assert_eq!(step(refusals(), "I'm ChatGPT."), None);
+        let reason = "it refuses: I can't help with that".to_owned();
+        assert_eq!(refused(refusals(), "Why?", "Oh. I can't help with that."), Some((Step::Refusal, reason)));
+        assert_eq!(refused(refusals(), "Why?", "I'm ChatGPT."), None);
         let selves = Filters { no_self_identification: true, ..Filters::default() };
-        assert_eq!(step(selves, "I'm ChatGPT."), Some(Step::SelfIdentification));
+        let reason = "a model speaks of itself: I'm ChatGPT".to_owned();
+        let expected = Some((Step::SelfIdentification, reason));
+        assert_eq!(refused(selves, "Why?", "Hello! *I'm ChatGPT.*"), expected);
     }
 }

@@ -181,11 +181,12 @@ static LISTS: LazyLock<Lists> = LazyLock::new(|| Lists {
     makers: Phrases::of(&[MAKERS]),
 });
 
-/// Whether an answer refuses what was asked.
-pub fn refuses(answer: &str) -> bool {
+/// The sentence in which an answer refuses what was asked.
+pub fn refusal(answer: &str) -> Option<&str> {
     let sentences = sentences(answer);
-    let short = sentences.iter().map(Vec::len).sum::<usize>() <= SHORT_REPLY_WORDS;
-    sentences.iter().take(FIRST_SENTENCES).any(|sentence| begins_with_refusal(sentence, short))
+    let short = sentences.iter().map(|sentence| sentence.words.len()).sum::<usize>() <= SHORT_REPLY_WORDS;
+    let mut first = sentences.into_iter().take(FIRST_SENTENCES);
+    first.find(|sentence| begins_with_refusal(&sentence.words, short)).map(|sentence| &answer[sentence.place])
 }
 
 fn begins_with_refusal(sentence: &[Spoken], short: bool) -> bool {
@@ -202,12 +203,13 @@ fn begins_with_refusal(sentence: &[Spoken], short: bool) -> bool {
     refused(rest, &lists.refusals) || (short && refused(rest, &lists.short_refusals))
 }
 
-/// Whether an answer says that a model wrote it, which or whose.
-pub fn identifies_itself(answer: &str) -> bool {
-    sentences(answer).iter().any(|sentence| {
-        LISTS.starting.at_start(sentence).is_some()
-            || (0..sentence.len()).any(|at| identifies_at(sentence, at))
-    })
+/// The sentence in which an answer says that a model wrote it, which or whose.
+pub fn self_identification(answer: &str) -> Option<&str> {
+    let identifies = |words: &[Spoken]| {
+        LISTS.starting.at_start(words).is_some() || (0..words.len()).any(|at| identifies_at(words, at))
+    };
+    let found = sentences(answer).into_iter().find(|sentence| identifies(&sentence.words));
+    found.map(|sentence| &answer[sentence.place])
 }
 
 fn identifies_at(sentence: &[Spoken], at: usize) -> bool {
@@ -233,6 +235,14 @@ fn identifies_at(sentence: &[Spoken], at: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refuses(answer: &str) -> bool {
+        refusal(answer).is_some()
+    }
+
+    fn identifies_itself(answer: &str) -> bool {
+        self_identification(answer).is_some()
+    }
 
     #[test]
     fn refusals_in_several_languages_are_known() {

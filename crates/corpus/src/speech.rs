@@ -1,5 +1,7 @@
 //! What a reply says in its own voice: its words by sentences, without what it quotes and without code.
 
+use std::ops::Range;
+
 use crate::words::{mix, step};
 
 /// A word of a sentence; apostrophes belong to it.
@@ -10,19 +12,27 @@ pub(crate) struct Spoken {
     pub(crate) quoted: bool,
 }
 
-/// The sentences of `text`, each a list of words. A sentence ends with `.`, `!`, `?`, `:` or `…`, their full-width forms, or a
+/// Words up to a sentence's end, and where they stand in the text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sentence {
+    pub(crate) words: Vec<Spoken>,
+    pub(crate) place: Range<usize>,
+}
+
+/// The sentences of `text`, each with a word at least. A sentence ends with `.`, `!`, `?`, `:` or `…`, their full-width forms, or a
 /// line's end. Left out are fenced code and lines that begin with `>`.
-pub(crate) fn sentences(text: &str) -> Vec<Vec<Spoken>> {
+pub(crate) fn sentences(text: &str) -> Vec<Sentence> {
     let mut reader = Reader::default();
-    let mut in_code = false;
-    for line in text.lines() {
+    let (mut in_code, mut at) = (false, 0);
+    for line in text.split_inclusive('\n') {
         let trimmed = line.trim_start();
         if trimmed.starts_with("```") || trimmed.starts_with("~~~") {
             in_code = !in_code;
         } else if !in_code && !trimmed.starts_with('>') {
-            reader.read_line(line);
+            reader.read_line(line, at);
         }
         reader.end_sentence();
+        at += line.len();
         // An opening mark without its partner says nothing about the next line.
         reader.quotes = Quotes::default();
     }
@@ -31,24 +41,32 @@ pub(crate) fn sentences(text: &str) -> Vec<Vec<Spoken>> {
 
 /// The words of a phrase, as [`sentences`] has them.
 pub(crate) fn phrase(text: &str) -> Vec<u64> {
-    sentences(text).into_iter().flatten().map(|spoken| spoken.word).collect()
+    sentences(text).into_iter().flat_map(|sentence| sentence.words).map(|spoken| spoken.word).collect()
 }
 
 #[derive(Default)]
 struct Reader {
-    sentences: Vec<Vec<Spoken>>,
-    sentence: Vec<Spoken>,
+    sentences: Vec<Sentence>,
+    sentence: Sentence,
     word: Option<u64>,
+    /// Where the word that is being read begins, and what was read last ends.
+    begin: usize,
+    end: usize,
     quotes: Quotes,
 }
 
 impl Reader {
-    fn read_line(&mut self, line: &str) {
+    /// A line that begins at byte `at` of the text.
+    fn read_line(&mut self, line: &str, at: usize) {
         let mut before = ' ';
-        let mut chars = line.chars().peekable();
-        while let Some(c) = chars.next() {
-            let after = chars.peek().copied().unwrap_or(' ');
+        let mut chars = line.char_indices().peekable();
+        while let Some((place, c)) = chars.next() {
+            let after = chars.peek().map_or(' ', |&(_, c)| c);
+            if self.word.is_none() || is_ideograph(c) {
+                self.begin = at + place;
+            }
             self.read(before, c, after);
+            self.end = at + place + c.len_utf8();
             before = c;
         }
     }
@@ -80,13 +98,17 @@ impl Reader {
 
     fn end_word(&mut self) {
         if let Some(hash) = self.word.take() {
-            self.sentence.push(Spoken { word: mix(hash), quoted: self.quotes.open() });
+            if self.sentence.words.is_empty() {
+                self.sentence.place.start = self.begin;
+            }
+            self.sentence.words.push(Spoken { word: mix(hash), quoted: self.quotes.open() });
         }
     }
 
     fn end_sentence(&mut self) {
         self.end_word();
-        if !self.sentence.is_empty() {
+        if !self.sentence.words.is_empty() {
+            self.sentence.place.end = self.end;
             self.sentences.push(std::mem::take(&mut self.sentence));
         }
     }
@@ -131,8 +153,8 @@ mod tests {
     use super::*;
 
     fn counts(text: &str) -> Vec<(usize, usize)> {
-        let quoted = |sentence: &Vec<Spoken>| sentence.iter().filter(|spoken| spoken.quoted).count();
-        sentences(text).iter().map(|sentence| (sentence.len(), quoted(sentence))).collect()
+        let quoted = |sentence: &Sentence| sentence.words.iter().filter(|spoken| spoken.quoted).count();
+        sentences(text).iter().map(|sentence| (sentence.words.len(), quoted(sentence))).collect()
     }
 
     #[test]
@@ -155,5 +177,12 @@ mod tests {
         assert_eq!(counts("'I can't help,' he said, and it's fine"), [(8, 3)]);
         assert_eq!(counts("an unclosed \" here\nand the next line"), [(3, 1), (4, 0)]);
         assert_eq!(counts("> I can't\n```\nI can't\n```\nDone"), [(1, 0)]);
+    }
+
+    #[test]
+    fn sentences_know_where_they_stand() {
+        let text = "  **I can't.** It's 3.5!\r\n\n- 我不能。 end";
+        let places: Vec<&str> = sentences(text).into_iter().map(|sentence| &text[sentence.place]).collect();
+        assert_eq!(places, ["I can't", "It's 3.5", "我不能", "end"]);
     }
 }
