@@ -1,0 +1,12 @@
+//! Teachers over the wire on bad days: faults, kills, power cuts, hostile replies, secrets, and where requests may go.
+//!
+//! Sizes are small by default; `STILLROOM_WIRE_PROMPTS`, `STILLROOM_WIRE_KILLS` and `STILLROOM_WIRE_CUTS` ask for more.
+
+#[path = "../common/shop.rs"]
+mod shop;
+
+#[path = "../../../teacher/tests/fake/mod.rs"]
+mod fake;
+
+mod desk;
+mod faults;
