@@ -305,15 +305,13 @@ fn what_cannot_be_done_is_refused_with_its_exit_code() {
     refused(&with("teacher.path=nowhere"), 74, "no-model");
     // Not only when it is released.
     refused(&with("student.architecture=qwen2"), 78, "wrong-tokenizer");
-    let openai = [&with("teacher.kind=openai")[..], &["--set", "policy.egress=any"]].concat();
-    refused(&openai, 78, "not-supported-yet");
-    let lookalike = [
-        &with("teacher.kind=openai")[..],
-        &["--set", "policy.egress=listed", "--set", "policy.listed=[\"https://api.example\"]"],
-        &["--set", "teacher.endpoints=[{ base_url = \"https://api.example.evil/v1\" }]"],
-    ]
-    .concat();
-    refused(&lookalike, 77, "egress");
+    refused(&with("teacher.kind=openai"), 78, "bad-recipe");
+    let lookalike = "[teacher]\nkind = \"openai\"\nmodel = \"us:teacher\"\n\
+        endpoints = [{ base_url = \"https://api.example.evil/v1\" }]\n[prompts]\npath = \"p.jsonl\"\n\
+        [policy]\negress = \"listed\"\nlisted = [\"https://api.example\"]\n\
+        [policy.declare.\"us:teacher\"]\nowner = \"us\"\nlicence = \"Apache-2.0\"\n";
+    std::fs::write(dir.join("lookalike.toml"), lookalike).expect("a file");
+    refused(&["teach", "lookalike.toml", "--output", "impossible"], 77, "egress");
     refused(&["run", "absent.toml"], 74, "no-recipe");
     refused(&["score", "nowhere", "--text", "tiny.toml"], 74, "no-model");
     refused(&["verify", "."], 65, "bad-data");

@@ -159,12 +159,27 @@ fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
 pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
     let asked = reach(source, &["teacher", "endpoints"], endpoints(recipe))?;
     match policy(recipe, source)?.refuses(&asked) {
-        None => Ok(()),
+        None => data_class(recipe, source),
         Some(url) => Err(Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
             .code("egress")
             .at(source.place(&["policy", "egress"]))
             .fix("list the address in `policy.listed` with `egress = \"listed\"`, or use local weights")),
     }
+}
+
+/// Whether data of the prompts' class may go to every endpoint.
+fn data_class(recipe: &Recipe, source: &Source) -> Result<()> {
+    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
+    let endpoints = wire.filter(|wire| wire.replay.is_none()).flat_map(|wire| &wire.endpoints);
+    for endpoint in endpoints {
+        if let Some(cause) = recipe.policy.refuses(recipe.prompts.data_class.as_deref(), endpoint) {
+            return Err(Failure::new(Exit::Policy, format!("`{}`: {cause}", endpoint.base_url))
+                .code("data-class")
+                .at(source.place(&["prompts", "data_class"]))
+                .fix("name the endpoint's `owner` and `jurisdiction`, or list them under `[policy.data_classes.…]`"));
+        }
+    }
+    Ok(())
 }
 
 /// Leave to ask the teacher's endpoints, after verdict and policy.

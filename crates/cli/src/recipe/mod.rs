@@ -10,6 +10,7 @@ mod feedback;
 mod hidden;
 mod lora;
 mod on_policy;
+mod policy;
 mod raw;
 mod resolve;
 mod source;
@@ -17,11 +18,10 @@ mod student;
 mod wire;
 mod yaml;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use stillroom_core::{Digest, Tail};
+use stillroom_core::Tail;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
 pub(crate) use curate::{Compared, Curate, Near, Select, ToolCalls};
@@ -30,6 +30,7 @@ pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
+pub(crate) use policy::{Egress, Policy};
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
 pub(crate) use wire::{Endpoint, Wire, variable_of};
@@ -208,6 +209,9 @@ pub(crate) struct Prompts {
     /// Examples that choose the checkpoint; neither trained on nor held out.
     pub(crate) num_validation: usize,
     pub(crate) seed: u64,
+    /// What kind of data the prompts are, for the policy; public if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data_class: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -329,37 +333,6 @@ pub(crate) struct Evaluate {
     /// none.
     pub(crate) own_text_examples: usize,
     pub(crate) controls: Vec<Control>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Egress {
-    /// Nothing leaves this machine.
-    Local,
-    Listed,
-    Any,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Policy {
-    pub(crate) egress: Egress,
-    pub(crate) listed: Vec<String>,
-    /// Conditions of licences that the user accepts.
-    pub(crate) accept: Vec<String>,
-    /// The reason for which a closed gate is opened; it stays in the record.
-    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
-    pub(crate) override_reason: Option<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) declare: BTreeMap<String, Declaration>,
-}
-
-/// A private model of one's own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Declaration {
-    pub(crate) owner: String,
-    pub(crate) licence: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) digest: Option<Digest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

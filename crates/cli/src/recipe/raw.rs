@@ -127,6 +127,7 @@ pub(super) struct RawPrompts {
     pub(super) num_examples: Option<usize>,
     pub(super) num_validation: Option<usize>,
     pub(super) seed: Option<u64>,
+    pub(super) data_class: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -294,6 +295,15 @@ pub(super) struct RawPolicy {
     #[serde(rename = "override")]
     pub(super) override_reason: Option<String>,
     pub(super) declare: Option<BTreeMap<String, RawDeclaration>>,
+    pub(super) data_classes: Option<BTreeMap<String, RawDataClass>>,
+    pub(super) prompt_pii: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDataClass {
+    pub(super) owners: Option<Vec<String>>,
+    pub(super) jurisdictions: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

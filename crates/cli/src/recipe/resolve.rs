@@ -1,9 +1,8 @@
 //! Raw keys → a complete recipe: defaults, ranges and what excludes what.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use stillroom_core::{Digest, Tail};
+use stillroom_core::Tail;
 use stillroom_distill::{LossFunction, LossWeight, check_losses};
 
 use super::raw::*;
@@ -52,7 +51,7 @@ pub(super) fn resolve(raw: RawRecipe, source: &Source) -> Result<Recipe> {
     ensemble::check_use(&at, teacher.as_ref(), &train)?;
     let evaluate = evaluate(&at, raw.evaluate.unwrap_or_default(), teacher.as_ref(), &prompts, &train)?;
     feedback::check_use(&at, feedback.as_ref(), &curate, &train, &prompts)?;
-    let policy = policy(&at, raw.policy.unwrap_or_default())?;
+    let policy = policy::policy(&at, raw.policy.unwrap_or_default())?;
     let release = release(&at, raw.release.unwrap_or_default(), &name)?;
     let output_dir = raw.output_dir;
     Ok(Recipe {
@@ -177,6 +176,7 @@ fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> 
         ("batch", TeacherKind::Batch),
     ];
     let kind = at.choose(&key("kind"), &kind, &kinds)?;
+    let (weight, ensemble) = ensemble::ensemble(at, kind, raw.weight, raw.ensemble.take())?;
     let wire = wire::wire(at, kind, &mut raw)?;
     let path = at.path(&key("path"), raw.path.take())?;
     if kind == TeacherKind::Local && path.is_none() {
@@ -189,7 +189,6 @@ fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> 
     at.seed(&key("seed"), seed)?;
     let samples =
         at.count(&key("samples_per_prompt"), raw.samples_per_prompt.unwrap_or(1) as usize, 1..=4096)?;
-    let (weight, ensemble) = ensemble::ensemble(at, kind, raw.weight, raw.ensemble)?;
     let in_flight = raw.max_in_flight.unwrap_or(if wire.is_some() { wire::IN_FLIGHT } else { 64 });
     let logits = raw.logits.map(|l| logits(at, l)).transpose()?;
     wire::check_use(at, wire.as_ref(), logits)?;
@@ -296,7 +295,8 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     at.seed(&key("seed"), seed)?;
     let num_validation =
         at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
-    Ok(Prompts { source, verifier, num_examples, num_validation, seed })
+    let data_class = raw.data_class.filter(|class| class != policy::PUBLIC);
+    Ok(Prompts { source, verifier, num_examples, num_validation, seed, data_class })
 }
 
 /// A task brings its own verifier; for data of the user's own it is named.
@@ -549,33 +549,6 @@ fn own_text_examples(
         return Err(at.bad(&key, "own texts are measured against a teacher").fix("remove the key"));
     }
     Ok(n)
-}
-
-fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
-    let modes = [("local", Egress::Local), ("listed", Egress::Listed), ("any", Egress::Any)];
-    let egress = at.choose(&["policy", "egress"], raw.egress.as_deref().unwrap_or("local"), &modes)?;
-    let mut declare = BTreeMap::new();
-    for (id, raw) in raw.declare.unwrap_or_default() {
-        let key = ["policy", "declare", id.as_str()];
-        let fix = "a declaration has an `owner` and a `licence`";
-        let digest = raw.digest.map(|text| {
-            Digest::try_from(text)
-                .map_err(|cause| at.bad(&key, cause).fix("write the 64 digits of its SHA-256"))
-        });
-        let declaration = Declaration {
-            owner: at.need(&key, raw.owner, fix)?,
-            licence: at.need(&key, raw.licence.or(raw.license), fix)?,
-            digest: digest.transpose()?,
-        };
-        declare.insert(id, declaration);
-    }
-    Ok(Policy {
-        egress,
-        listed: raw.listed.unwrap_or_default(),
-        accept: raw.accept.unwrap_or_default(),
-        override_reason: raw.override_reason.filter(|reason| !reason.trim().is_empty()),
-        declare,
-    })
 }
 
 fn release(at: &Checker<'_>, raw: RawRelease, recipe_name: &str) -> Result<Release> {

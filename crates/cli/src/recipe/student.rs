@@ -328,7 +328,8 @@ mod tests {
     fn what_a_pruned_student_cannot_be_is_refused_with_its_key() {
         let scratch = PRUNED.replace("pruned", "from_scratch");
         let none = PRUNED.replace("hidden_size = 128", "layers = [0, 1]");
-        let alone = PRUNED.replace("path = \"assets/teacher\"", "");
+        let alone =
+            PRUNED.replace("path = \"assets/teacher\"", "").replace("logits = { kind = \"live\" }", "");
         let cases: [(&str, &[&str], &str, &str); 14] = [
             (&none, &[], "keeps part of a width, and none is given", "kind = \"from_layers\""),
             (PRUNED, &["student.hidden_size=0"], "`student.hidden_size` is 0", "bounds"),
@@ -348,7 +349,12 @@ mod tests {
             (PRUNED, &["student.kind=prunned"], "cannot be `prunned`", "did you mean `pruned`?"),
             (PRUNED, &["student.kind=from_layers", "student.layers=[0]"], "not from `hidden_size`", "pruned"),
             (&scratch, &["student.calibration_examples=3"], "nothing is pruned", "kind = \"pruned\""),
-            (&alone, &["teacher.kind=openai"], "`student.path` is missing", "model that is pruned"),
+            (
+                &alone,
+                &["teacher.kind=cache", "teacher.path=runs/x"],
+                "`student.path` is missing",
+                "model that is pruned",
+            ),
         ];
         for (text, set, cause, fix) in cases {
             let shown = load(text, set).expect_err(cause).to_string();

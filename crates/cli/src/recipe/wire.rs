@@ -87,8 +87,9 @@ pub(crate) struct Price {
 
 /// What the keys say, where the kind has endpoints; other kinds have none of them.
 pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) -> Result<Option<Wire>> {
+    secret(at, &["teacher", "api_key"], raw.api_key.as_deref())?;
     if !matches!(kind, TeacherKind::Openai | TeacherKind::Cache) {
-        return Ok(None);
+        return no_keys(at, raw).map(|()| None);
     }
     let replayed = kind == TeacherKind::Cache;
     let replay = match raw.path.take() {
@@ -113,7 +114,6 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
     let patience = stillroom_teacher::Patience::default();
     let in_flight =
         at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(IN_FLIGHT), 1..=IN_FLIGHT_MAX)?;
-    secret(at, &key("api_key"), raw.api_key.as_deref())?;
     let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
     let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
     Ok(Some(Wire {
@@ -143,6 +143,26 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
         budget_s: raw.budget_s.map(|s| at.number(&key("budget_s"), s, 0.0..=1e9)).transpose()?,
         price: price(at, raw.price.take())?,
     }))
+}
+
+/// A teacher on this machine is not asked over any wire.
+fn no_keys(at: &Checker<'_>, raw: &RawTeacher) -> Result<()> {
+    let given = [
+        ("endpoints", raw.endpoints.is_some()),
+        ("served_model_name", raw.served_model_name.is_some()),
+        ("budget_usd", raw.budget_usd.is_some()),
+        ("budget_tokens", raw.budget_tokens.is_some()),
+        ("budget_s", raw.budget_s.is_some()),
+        ("price", raw.price.is_some()),
+        ("top_logprobs", raw.top_logprobs.is_some()),
+        ("extra_body", raw.extra_body.is_some()),
+    ];
+    match given.into_iter().find(|(_, is)| *is) {
+        None => Ok(()),
+        Some((name, _)) => Err(at
+            .bad(&["teacher", name], format!("`teacher.{name}` is for a teacher behind endpoints"))
+            .fix("write `kind = \"openai\"` without `path`, or remove the key")),
+    }
 }
 
 fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) -> Result<Vec<Endpoint>> {
