@@ -8,5 +8,8 @@ mod shop;
 #[path = "../../../teacher/tests/fake/mod.rs"]
 mod fake;
 
+mod bought;
+mod cuts;
 mod desk;
 mod faults;
+mod kills;

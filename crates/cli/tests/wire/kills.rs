@@ -1,0 +1,132 @@
+//! Killed at any moment, the same command goes on, buys nothing again that it had, and ends with the same bytes.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use stillroom_core::CounterRng;
+
+use crate::bought::{self, Lost};
+use crate::desk::{Desk, retry_soon, size, tell};
+use crate::fake::{FakeTeacher, Faults, Options};
+use crate::shop;
+
+const PROMPTS: usize = 240;
+const IN_FLIGHT: usize = 16;
+const TEACHER: &str = "max_in_flight = 16\nmax_attempts = 20";
+/// Kills of one run, so that it ends some day.
+const KILLS_PER_RUN: usize = 12;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// When a run is killed.
+#[derive(Clone, Copy, Debug)]
+enum Point {
+    After(Duration),
+    /// As soon as the server's log has grown by so many bytes.
+    Answered(u64),
+    /// So long after a stage began.
+    Stage(&'static str, Duration),
+}
+
+impl Point {
+    fn draw(chance: &mut CounterRng) -> Point {
+        let micros = |chance: &mut CounterRng, most| Duration::from_micros(chance.below(most));
+        match chance.below(8) {
+            0..=3 => Point::Answered(chance.below(30_000)),
+            4 | 5 => Point::After(micros(chance, 400_000)),
+            6 => Point::Stage("teach", micros(chance, 30_000)),
+            _ => Point::Stage("curate", micros(chance, 8_000)),
+        }
+    }
+}
+
+#[test]
+fn killed_at_any_moment_it_buys_nothing_twice_and_ends_with_the_same_bytes() {
+    let kills = size("STILLROOM_WIRE_KILLS", 20);
+    let desk = Desk::new(PROMPTS);
+    let calm = desk.calm("curate", TEACHER);
+    let rows = desk.json("calm/teach.json")["rows"].clone();
+    let mut chance = CounterRng::new(&[5]);
+    let (mut killed, mut lost, mut runs) = (0, Lost::default(), 0);
+    while killed < kills {
+        let output = format!("run{runs}");
+        let server = server(&desk, runs);
+        desk.recipe("bad.toml", &server.base_url(), TEACHER);
+        let times = run_to_its_end(&desk, &output, &mut chance, KILLS_PER_RUN.min(kills - killed));
+        assert!(desk.corpus(&output) == calm, "{output} after {times} kills: another corpus");
+        assert_eq!(desk.json(&format!("{output}/teach.json"))["rows"], rows);
+        let more = bought::check(&desk, &output, &server, times, IN_FLIGHT);
+        (killed, runs) = (killed + times, runs + 1);
+        lost = Lost {
+            unknown: lost.unknown + more.unknown,
+            served_again: lost.served_again + more.served_again,
+        };
+        assert!(runs < 10 * kills as u64 + 10, "hardly any point comes in time");
+    }
+    tell(&format!("{killed} kills of {runs} runs: {lost:?}"));
+}
+
+/// With faults that cost little time.
+fn server(desk: &Desk, seed: u64) -> FakeTeacher {
+    let faults = Faults { stall: 0.0, huge: 0.0, ..Faults::usual() };
+    let log = Some(desk.path("server.jsonl"));
+    FakeTeacher::start(retry_soon(Options { seed, faults, log, ..Options::default() }))
+}
+
+/// How often it was killed before it came to its end.
+fn run_to_its_end(desk: &Desk, output: &str, chance: &mut CounterRng, kills_max: usize) -> usize {
+    for times in 0..kills_max {
+        let point = Point::draw(chance);
+        if !is_killed_at(desk, &["curate", "bad.toml", "--output", output], output, point) {
+            return times;
+        }
+    }
+    desk.succeed(&["curate", "bad.toml", "--output", output]);
+    kills_max
+}
+
+/// Whether the point came before the run's end.
+fn is_killed_at(desk: &Desk, args: &[&str], output: &str, point: Point) -> bool {
+    let (log, events) = (desk.path("server.jsonl"), desk.path(output).join("events.jsonl"));
+    let (answered, stages) = (length(&log), |stage| times_started(&events, stage));
+    let before = match point {
+        Point::Stage(stage, _) => stages(stage),
+        _ => 0,
+    };
+    let mut command = shop::command(desk.dir.path(), args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let started = Instant::now();
+    loop {
+        assert!(started.elapsed() < PATIENCE, "neither {point:?} nor an end came");
+        let has_come = match point {
+            Point::After(time) => started.elapsed() >= time,
+            Point::Answered(bytes) => length(&log) >= answered + bytes,
+            Point::Stage(stage, _) => stages(stage) > before,
+        };
+        if let Some(status) = child.try_wait().expect("a child") {
+            let output = child.wait_with_output().expect("its output");
+            assert!(status.success(), "{status}: {}", shop::text(&output.stderr));
+            return false;
+        }
+        if has_come {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    if let Point::Stage(_, delay) = point {
+        std::thread::sleep(delay);
+    }
+    child.kill().expect("the child is killed");
+    let status = child.wait().expect("the child ends");
+    !status.success()
+}
+
+fn length(path: &Path) -> u64 {
+    path.metadata().map_or(0, |meta| meta.len())
+}
+
+fn times_started(events: &Path, stage: &str) -> usize {
+    let text = std::fs::read(events).unwrap_or_default();
+    let started = format!("\"event\":\"stage_started\",\"stage\":\"{stage}\"");
+    shop::text(&text).matches(&started).count()
+}
