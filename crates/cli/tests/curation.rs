@@ -242,6 +242,7 @@ fn what_was_removed_is_explained_and_changed_evaluation_items_are_looked_for_aga
         "replied: I'm sorry, but I can't help with that.",
         "source: 4 removed",
         "`forum`, sample 0: source `forum` opts out",
+        "`refusal`, sample 0: it refuses: I'm sorry, but I can't help with that",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -265,4 +266,65 @@ fn what_was_removed_is_explained_and_changed_evaluation_items_are_looked_for_aga
     let said = shop.run(&["curate", "steps.toml", "--output", "out"]);
     assert_eq!(said.status.code(), Some(74), "{}", text(&said.stderr));
     assert!(text(&said.stderr).contains("there is no file `bench.jsonl`"), "{}", text(&said.stderr));
+}
+
+const TEXTS: &str = r#"
+name = "texts"
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+tokenizer = "ASSETS/quickstart-tokenizer"
+[prompts]
+path = "rows"
+kind = "KIND"
+[curate]
+near_duplicates = 0.8
+decontaminate_against = ["bench.jsonl"]
+[policy]
+override = "the rows are made up for this test"
+"#;
+
+#[test]
+fn rows_that_are_learned_without_a_teacher_are_curated_themselves() {
+    let recipes =
+        [("texts.toml", TEXTS.replace("KIND", "text")), ("chat.toml", TEXTS.replace("KIND", "chat"))];
+    let shop = Shop::with_recipes(&recipes.each_ref().map(|(name, recipe)| (*name, recipe.as_str())));
+    std::fs::create_dir(shop.path("rows")).expect("a folder");
+    let alike =
+        "The mill at the upper end of the valley has ground no corn since the great flood of that spring.";
+    let quoted = format!("In an old book of riddles there is this one. {BENCH} Nobody knows who wrote it.");
+    let edited = HELD_OUT.replace("melts", "thaws");
+    let kept = "A heron stands in the shallow water below the bridge and waits.";
+    for kind in ["texts", "chat"] {
+        let row = |(id, text): (&str, &str)| match kind {
+            "texts" => json!({"id": id, "text": text}),
+            _ => json!({"id": id, "prompt": text, "completion": "So it is."}),
+        };
+        let again = alike.replace("The mill", "A mill");
+        let train = [("kept", kept), ("again", &again), ("quoted", &quoted), ("edited", &edited)];
+        for (name, rows) in [
+            ("rows/train.jsonl", lines(train.map(row))),
+            ("rows/validation.jsonl", lines([row(("alike", alike))])),
+            ("rows/test.jsonl", lines([row(("h", HELD_OUT))])),
+            ("bench.jsonl", lines([json!({"id": "b1", "question": BENCH, "answer": "#### 3"})])),
+        ] {
+            std::fs::write(shop.path(name), rows).expect("data");
+        }
+        let recipe = format!("{kind}.toml");
+        let said = shop.succeed(&["curate", &recipe, "--output", kind, "--explain", "--json", "--quiet"]);
+        let said: Value = serde_json::from_str(&said).expect("JSON alone");
+        assert_eq!(said["steps"]["contaminated"]["dropped"], 2, "{said}");
+        // One shingle of eighteen differs, or of twenty-one with the reply.
+        let reason = if kind == "texts" { "89.5 % like `alike`" } else { "90.9 % like `alike`" };
+        let alike = &said["steps"]["near_duplicate"]["samples"][0];
+        assert_eq!((&alike["id"], &alike["reason"]), (&json!("again"), &json!(reason)), "{said}");
+        let train =
+            String::from_utf8(shop.bytes(&format!("{kind}/corpus/prompts/train.jsonl"))).expect("text");
+        assert!(train.lines().count() == 1 && train.contains(kept), "{train}");
+        let refused = ["curate", &recipe, "--output", kind, "--set", "curate.no_loops=true"];
+        assert_eq!(shop.run(&refused).status.code(), Some(78), "there are no traces to drop");
+    }
 }

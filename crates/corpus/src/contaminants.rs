@@ -155,8 +155,13 @@ impl Contaminants {
     pub fn find(&self, trace: &Trace) -> Finding<'_> {
         let turns = trace.messages.iter().map(|message| (Side::Prompt, message.content.as_str()));
         let replies = trace.reasoning_content.iter().chain([&trace.content]);
+        self.find_in_texts(turns.chain(replies.map(|text| (Side::Reply, text.as_str()))))
+    }
+
+    /// The same of any texts.
+    pub fn find_in_texts<'a>(&self, texts: impl IntoIterator<Item = (Side, &'a str)>) -> Finding<'_> {
         let mut template = None;
-        for (side, text) in turns.chain(replies.map(|text| (Side::Reply, text.as_str()))) {
+        for (side, text) in texts {
             match self.find_in(side, text) {
                 Finding::Contaminated(held) => return Finding::Contaminated(held),
                 Finding::SameTemplate(held) => template = template.or(Some(held)),

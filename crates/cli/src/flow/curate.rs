@@ -96,7 +96,7 @@ impl Flow {
             curator: curator.with_filters(self.recipe.curate.filters.clone()),
             validation: validation.iter().map(|prompt| prompt.id.as_str()).collect(),
             tainted,
-            items: self.evaluation_items(&held_out)?,
+            items: self.evaluation_items(held_out.iter().map(EvaluationItem::of_prompt))?,
             n_held_out: held_out.len(),
             near: self.recipe.curate.near.map(Seen::new),
             answers: self.recipe.curate.max_share_per_answer.map(|_| Answers::default()),
@@ -144,7 +144,7 @@ impl Flow {
     }
 
     /// Problems of a task are disjoint by construction and were checked; other data is compared.
-    fn compares_held_out(&self) -> bool {
+    pub(super) fn compares_held_out(&self) -> bool {
         self.recipe.curate.decontaminate && !matches!(self.recipe.prompts.source, PromptSource::Task { .. })
     }
 
@@ -153,7 +153,7 @@ impl Flow {
     }
 
     /// Of the files with evaluation items; nothing where there are none.
-    fn evaluation_digests(&self) -> Result<Vec<Value>> {
+    pub(super) fn evaluation_digests(&self) -> Result<Vec<Value>> {
         let digest = |named: &String| -> Result<Value> {
             let path = self.source.resolve_path(named);
             if !path.is_file() {
@@ -169,15 +169,17 @@ impl Flow {
         self.evaluation_files().iter().map(digest).collect()
     }
 
-    /// Items of the held-out set and of the recipe's files, each with the name of its set.
-    fn evaluation_items(&self, held_out: &[Prompt]) -> Result<Option<Contaminants>> {
+    /// Items of the held-out set and of the recipe's files, each with the name of its set, where they are asked for.
+    pub(super) fn evaluation_items(
+        &self,
+        held_out: impl Iterator<Item = EvaluationItem>,
+    ) -> Result<Option<Contaminants>> {
         let Some(asked) = &self.recipe.curate.decontamination else { return Ok(None) };
         let named = |set: &str, item: EvaluationItem| EvaluationItem {
             id: format!("`{}` of {set}", item.id),
             ..item
         };
-        let mut items: Vec<EvaluationItem> =
-            held_out.iter().map(|prompt| named(HELD_OUT, EvaluationItem::of_prompt(prompt))).collect();
+        let mut items: Vec<EvaluationItem> = held_out.map(|item| named(HELD_OUT, item)).collect();
         for file in self.evaluation_files() {
             for item in Rows::open(&self.source.resolve_path(file))? {
                 items.push(named(file, EvaluationItem::of(&item?)));
@@ -259,7 +261,7 @@ impl Choice<'_> {
             self.drop(trace, Step::Contaminated, reason);
             return false;
         }
-        if let Some(reason) = self.near.as_mut().and_then(|near| near.repeats(trace)) {
+        if let Some(reason) = self.near.as_mut().and_then(|near| near.repeats_trace(trace)) {
             self.drop(trace, Step::NearDuplicate, reason);
             return false;
         }
@@ -300,44 +302,52 @@ impl Choice<'_> {
     }
 }
 
-fn said(held: &Held<'_>) -> String {
+pub(super) fn said(held: &Held<'_>) -> String {
     let side = json!(held.side);
     let side = side.as_str().unwrap_or_default();
     format!("the {side} has {:.1} % of {}", 100.0 * held.shared, held.item)
 }
 
 /// Texts that were kept, and whose they are.
-struct Seen {
+pub(super) struct Seen {
     texts: NearDuplicates,
     compared: Compared,
     kept: Vec<(Box<str>, u32)>,
 }
 
 impl Seen {
-    fn new(near: Near) -> Seen {
+    pub(super) fn new(near: Near) -> Seen {
         let texts = NearDuplicates::new(near.similarity, near.shingling());
         Seen { texts, compared: near.compared, kept: Vec::new() }
     }
 
-    /// Which trace before this one nearly repeats, if it does; else it is one of those before.
-    fn repeats(&mut self, trace: &Trace) -> Option<String> {
-        let asked = trace.messages.last().map(|message| message.content.as_str());
-        let replied = trace.reasoning_content.as_deref().into_iter().chain([trace.content.as_str()]);
-        let texts: Vec<&str> = match self.compared {
-            Compared::Both => asked.into_iter().chain(replied).collect(),
-            Compared::Prompt => asked.into_iter().collect(),
-            Compared::Reply => replied.collect(),
-        };
-        match self.texts.first_match_or_insert(&texts.join("\n")) {
+    /// How much of which one before the next text nearly repeats, if it does; else it is one of those before.
+    pub(super) fn repeats(
+        &mut self,
+        id: &str,
+        sample: u32,
+        text: impl FnOnce(Compared) -> String,
+    ) -> Option<(f64, &str, u32)> {
+        match self.texts.first_match_or_insert(&text(self.compared)) {
             Some(found) => {
                 let (id, sample) = &self.kept[found.index];
-                Some(format!("{:.1} % like trace {sample} of `{id}`", 100.0 * found.jaccard))
+                Some((found.jaccard, id, *sample))
             }
             None => {
-                self.kept.push((trace.id.as_str().into(), trace.sample));
+                self.kept.push((id.into(), sample));
                 None
             }
         }
+    }
+
+    fn repeats_trace(&mut self, trace: &Trace) -> Option<String> {
+        let text = |compared: Compared| {
+            let asked = trace.messages.last().map(|message| message.content.as_str());
+            let replied = trace.reasoning_content.as_deref().into_iter().chain([trace.content.as_str()]);
+            compared.of(asked, replied).join("\n")
+        };
+        let (share, id, sample) = self.repeats(&trace.id, trace.sample, text)?;
+        Some(format!("{:.1} % like trace {sample} of `{id}`", 100.0 * share))
     }
 }
 

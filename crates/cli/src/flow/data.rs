@@ -12,7 +12,7 @@ use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
-use crate::recipe::{Candidates, Control, PromptSource, ToolCalls};
+use crate::recipe::{PromptSource, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
 const FOLDER: &str = "corpus/prompts";
@@ -40,11 +40,7 @@ impl Flow {
 
     /// Whether anybody learns from what the teacher writes.
     pub(crate) fn asks_for_traces(&self) -> bool {
-        let control = self.recipe.evaluate.controls.contains(&Control::TracesOnly);
-        let judged = self.recipe.feedback.as_ref().is_some_and(|f| f.candidates == Candidates::Teacher);
-        let train = &self.recipe.train;
-        let learned = control || judged || !(train.only_own_text() || train.learns_preferences());
-        self.recipe.teacher.is_some() && !self.learns_text() && learned
+        self.recipe.asks_for_traces()
     }
 
     /// Draws or reads the data, parts it, and writes the parts down.
@@ -66,6 +62,7 @@ impl Flow {
         if !recipe.curate.sources.allow_all() {
             settings.push(json!(recipe.curate.sources));
         }
+        settings.extend(self.rows_settings()?);
         self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
             let parts = match flow.recipe.prompts.source.clone() {
                 PromptSource::Task { .. } => flow.draw_problems(worked)?,
@@ -142,7 +139,8 @@ impl Flow {
         let mut refused = Vec::new();
         let items = allowed_rows(&file, &mut self.allowed(&mut refused))?;
         let mut parts = [items, Vec::new(), Vec::new()];
-        self.refuse_tools(&mut parts, refused)?;
+        self.refuse_tools(&mut parts, &mut refused)?;
+        self.write_refused(&refused)?;
         let [mut items, ..] = parts;
         items.truncate(self.recipe.prompts.num_examples.unwrap_or(usize::MAX));
         if items.is_empty() {
@@ -162,7 +160,9 @@ impl Flow {
         let wanted = [n_train, self.recipe.prompts.num_validation, self.recipe.evaluate.num_examples];
         let seeds = [self.recipe.prompts.seed, self.recipe.prompts.seed, HELD_OUT_ORDER];
         let mut parts = [data.train, data.validation, data.held_out];
-        self.refuse_tools(&mut parts, refused)?;
+        self.refuse_tools(&mut parts, &mut refused)?;
+        self.refuse_rows(&mut parts, &mut refused)?;
+        self.write_refused(&refused)?;
         let mut taken = Vec::with_capacity(3);
         for ((mut items, n), (seed, split)) in
             parts.into_iter().zip(wanted).zip(seeds.into_iter().zip(Split::ALL))
@@ -192,8 +192,8 @@ impl Flow {
             .code("no-data")
             .at(self.source.place(&["prompts", "path"]));
         let refused = self.refused()?;
-        let by_source = refused.iter().filter(|drop| drop.step == Step::Source).count();
-        Ok(match (by_source, refused.len() - by_source) {
+        let with_tools = refused.iter().filter(|drop| drop.step == Step::ToolCalls).count();
+        Ok(match (refused.len() - with_tools, with_tools) {
             (0, 0) => {
                 failure.fix("give more rows, or put `validation.jsonl` and `test.jsonl` beside `train.jsonl`")
             }
@@ -201,8 +201,8 @@ impl Flow {
                 .detail(format!("{n} rows with tool calls were left out"))
                 .fix("give rows without tools, or write `tool_calls = \"keep\"` under `[curate]`"),
             (n, _) => failure
-                .detail(format!("{n} rows were left out for their source; `corpus/prompts/refused.jsonl` has the reasons"))
-                .fix("give rows whose source allows it, or say under `[curate]` what is known of their sources"),
+                .detail(format!("{n} rows were left out; `corpus/prompts/refused.jsonl` has the reasons"))
+                .fix("give more rows, or ask less of them under `[curate]`"),
         })
     }
 

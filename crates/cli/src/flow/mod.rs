@@ -26,6 +26,7 @@ mod prune;
 mod release;
 mod report;
 mod revisions;
+mod rows;
 mod teach;
 pub(crate) mod teachers;
 mod tools;

@@ -11,8 +11,8 @@ use crate::recipe::{PromptSource, ToolCalls};
 pub(super) const REFUSED: &str = "corpus/prompts/refused.jsonl";
 
 impl Flow {
-    /// Takes out of `parts` what the recipe leaves out, and writes down what that was, behind what is `refused` already.
-    pub(super) fn refuse_tools(&self, parts: &mut [Vec<Item>], mut refused: Vec<Dropped>) -> Result<()> {
+    /// Takes rows with tools out of `parts`, where the recipe leaves them out.
+    pub(super) fn refuse_tools(&self, parts: &mut [Vec<Item>], refused: &mut Vec<Dropped>) -> Result<()> {
         let keeps = self.recipe.curate.tool_calls == ToolCalls::Keep && !self.learns_text();
         for items in parts {
             if keeps {
@@ -26,7 +26,12 @@ impl Flow {
                 false
             });
         }
-        self.write_lines(REFUSED, &refused)
+        Ok(())
+    }
+
+    /// Writes down which rows were left out.
+    pub(super) fn write_refused(&self, refused: &[Dropped]) -> Result<()> {
+        self.write_lines(REFUSED, refused)
     }
 
     /// The rows that were left out before the teacher saw them.

@@ -9,6 +9,7 @@ use stillroom_corpus::sources::{DataSource, SourceRules};
 
 use super::raw::{RawCurate, RawDataSource};
 use super::resolve::Checker;
+use super::{PromptSource, Recipe, Source};
 use crate::failure::Result;
 
 /// Most files of evaluation items.
@@ -66,6 +67,21 @@ pub(crate) enum Compared {
     Both,
     Prompt,
     Reply,
+}
+
+impl Compared {
+    /// Those of the texts that are compared.
+    pub(crate) fn of<'a>(
+        self,
+        asked: Option<&'a str>,
+        replied: impl Iterator<Item = &'a str>,
+    ) -> Vec<&'a str> {
+        match self {
+            Compared::Both => asked.into_iter().chain(replied).collect(),
+            Compared::Prompt => asked.into_iter().collect(),
+            Compared::Reply => replied.collect(),
+        }
+    }
 }
 
 /// Drops traces that say nearly the same as one before.
@@ -268,6 +284,42 @@ fn sources(at: &Checker<'_>, raw: &RawCurate) -> Result<SourceRules> {
     Ok(rules)
 }
 
+/// Refuses keys that would drop nothing.
+pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
+    let (curate, filters) = (&recipe.curate, &recipe.curate.filters);
+    let of_traces = [
+        ("min_chars", filters.min_chars.is_some()),
+        ("max_chars", filters.max_chars.is_some()),
+        ("languages", !filters.languages.is_empty()),
+        ("same_language", filters.same_language),
+        ("no_loops", filters.no_loops),
+        ("max_repeated_share", filters.max_repeated_share.is_some()),
+        ("no_refusals", filters.no_refusals),
+        ("no_self_identification", filters.no_self_identification),
+        ("max_share_per_answer", curate.max_share_per_answer.is_some()),
+    ];
+    if let Some((name, _)) = of_traces.into_iter().find(|(_, given)| *given && !recipe.asks_for_traces()) {
+        return Err(source
+            .bad(&key(name), format!("`curate.{name}` drops traces, and nobody learns from any here"))
+            .fix("remove it"));
+    }
+    if !matches!(recipe.prompts.source, PromptSource::Task { .. }) {
+        return Ok(());
+    }
+    let of_rows = [
+        ("allowed_licences", !curate.sources.allowed_licences.is_empty()),
+        ("respect_opt_outs", curate.sources.respect_opt_outs),
+        ("near_duplicates", curate.near.is_some() && !recipe.asks_for_traces()),
+        ("decontaminate_against", curate.decontamination.is_some() && !recipe.asks_for_traces()),
+    ];
+    match of_rows.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((name, _)) => Err(source
+            .bad(&key(name), format!("`curate.{name}` drops rows, and a task has none"))
+            .fix("remove it")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::load;
@@ -344,6 +396,23 @@ path = "rows.jsonl"
             "allowed_licences = []\nallowed_licenses = []",
         ] {
             assert!(curated(keys).is_err(), "{keys}");
+        }
+    }
+
+    #[test]
+    fn keys_that_would_drop_nothing_are_refused() {
+        let texts = RECIPE.replace("rows.jsonl", "texts.txt");
+        let task = RECIPE.replace("path = \"rows.jsonl\"", "task = \"word_problems\"\nnum_examples = 9");
+        let works = |recipe: &str, keys: &str| load(&format!("{recipe}[curate]\n{keys}"), &[]).is_ok();
+        for (keys, of_texts, of_task) in [
+            ("", true, true),
+            ("no_loops = true", false, true),
+            ("max_share_per_answer = 0.5", false, true),
+            ("near_duplicates = 0.8", true, true),
+            ("decontaminate_against = [\"b.jsonl\"]", true, true),
+            ("respect_opt_outs = true", true, false),
+        ] {
+            assert_eq!((works(&texts, keys), works(&task, keys)), (of_texts, of_task), "{keys}");
         }
     }
 }

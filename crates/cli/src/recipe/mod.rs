@@ -364,7 +364,17 @@ impl Recipe {
     pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<(Recipe, Source)> {
         let (source, raw) = Source::read(path, overrides)?;
         let recipe = resolve::resolve(raw, &source)?;
+        curate::check_use(&source, &recipe)?;
         Ok((recipe, source))
+    }
+
+    /// Whether anybody learns from what the teacher writes.
+    pub(crate) fn asks_for_traces(&self) -> bool {
+        let control = self.evaluate.controls.contains(&Control::TracesOnly);
+        let judged = self.feedback.as_ref().is_some_and(|f| f.candidates == Candidates::Teacher);
+        let learned = control || judged || !(self.train.only_own_text() || self.train.learns_preferences());
+        let texts = matches!(self.prompts.source, PromptSource::Text { .. });
+        self.teacher.is_some() && !texts && learned
     }
 
     /// The teacher's distributions that the student learns from, if it does.
