@@ -10,7 +10,7 @@ use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
 use crate::flow::{gate, hidden, teachers, train};
-use crate::recipe::Recipe;
+use crate::recipe::{Egress, Recipe};
 use crate::{models, terminal};
 
 pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
@@ -38,17 +38,37 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
             "estimate": estimate,
         }))?;
     } else {
-        terminal::print(&terminal::harmless(&in_words(&decision, &estimate)))?;
+        terminal::print(&terminal::harmless(&in_words(&recipe, &decision, &estimate)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn in_words(decision: &Decision, estimate: &Estimate) -> String {
+/// The policy, and where it lets the prompts go.
+fn egress_in_words(recipe: &Recipe) -> String {
+    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
+    let places: Vec<&str> = wire
+        .filter(|wire| wire.replay.is_none())
+        .flat_map(|wire| &wire.endpoints)
+        .map(|endpoint| endpoint.base_url.as_str())
+        .collect();
+    let policy = match recipe.policy.egress {
+        Egress::Local => "local",
+        Egress::Listed => "listed",
+        Egress::Any => "any",
+    };
+    match places.is_empty() {
+        true => format!("{policy}; nobody is asked"),
+        false => format!("{policy}; prompts go to {}", places.join(", ")),
+    }
+}
+
+fn in_words(recipe: &Recipe, decision: &Decision, estimate: &Estimate) -> String {
     let mut text = format!("Recipe `{}`\n\n", estimate.recipe);
     let _ = writeln!(text, "Licence     {}", decision.verdict.as_str());
     for rule in &decision.rules {
         let _ = writeln!(text, "            {} ({}): {}", rule.release, rule.licence, rule.says);
     }
+    let _ = writeln!(text, "Egress      {}", egress_in_words(recipe));
     if let Some(n) = estimate.teacher_parameters {
         let _ = writeln!(text, "Teacher     {n} parameters");
         for n in &estimate.further_teachers_parameters {
