@@ -328,3 +328,70 @@ fn rows_that_are_learned_without_a_teacher_are_curated_themselves() {
         assert_eq!(shop.run(&refused).status.code(), Some(78), "there are no traces to drop");
     }
 }
+
+const MIXED: &str = r#"
+name = "mixed"
+seed = 5
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 32
+[teacher]
+kind = "local"
+path = "ASSETS/quickstart-teacher"
+model = "stillroom:quickstart-teacher"
+max_tokens = 96
+logits = { kind = "live" }
+[prompts]
+path = "rows"
+[curate]
+verify = false
+decontaminate_against = ["bench.jsonl"]
+[train]
+max_steps = 4
+per_device_train_batch_size = 2
+max_length = 256
+save_steps = 4
+on_policy_fraction = 0.5
+max_new_tokens = 8
+rollouts_per_step = 6
+replay_buffer_size = 64
+[evaluate]
+num_examples = 1
+controls = []
+"#;
+
+#[test]
+fn a_student_continues_no_prompt_with_an_evaluation_item() {
+    let shop = Shop::with_recipes(&[("mixed.toml", MIXED)]);
+    std::fs::create_dir(shop.path("rows")).expect("a folder");
+    let asked = |name: &str, things: &str| {
+        format!(
+            "{name} has 12 {things} and buys 7 {things} at the market. How many {things} does {name} have now?"
+        )
+    };
+    let row = |question: String| json!({ "prompt": question });
+    let items = [asked("Ann", "apples"), asked("Ben", "books"), asked("Cem", "coins")];
+    let clean = [asked("Dora", "dolls"), asked("Eve", "eggs"), asked("Finn", "forks")];
+    for (name, rows) in [
+        ("rows/train.jsonl", lines(items.iter().chain(&clean).cloned().map(row))),
+        ("rows/validation.jsonl", lines([row(asked("Gus", "globes"))])),
+        ("rows/test.jsonl", lines([row(asked("Hal", "hats"))])),
+        ("bench.jsonl", lines(items.into_iter().map(row))),
+    ] {
+        std::fs::write(shop.path(name), rows).expect("data");
+    }
+    shop.succeed(&["train", "mixed.toml", "--output", "out", "--quiet"]);
+    assert_eq!(dropped(&shop, "out")["contaminated"].len(), 3);
+    let state = shop.json("out/checkpoints/step-000004/state.json");
+    let written: Vec<u64> = state["state"]["progress"]["rollouts"]["buffer"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|rollout| rollout["prompt"].as_u64())
+        .collect();
+    assert!(written.len() >= 6 && written.iter().all(|&prompt| prompt < 3), "{written:?}");
+}

@@ -188,6 +188,17 @@ impl Flow {
         Ok(Some(Contaminants::new(items, asked.overlap)))
     }
 
+    /// Prompts with a trace that holds an evaluation item: the student neither continues them nor learns preferences from
+    /// them. Without traces there are none left among the prompts.
+    pub(crate) fn contaminated_prompts(&self) -> Result<HashSet<String>> {
+        if !self.asks_for_traces() || self.recipe.curate.decontamination.is_none() {
+            return Ok(HashSet::new());
+        }
+        let dropped: Vec<Dropped> = self.read_lines(DROPPED)?;
+        let contaminated = dropped.into_iter().filter(|drop| drop.step == Step::Contaminated);
+        Ok(contaminated.map(|drop| drop.id).collect())
+    }
+
     pub(crate) fn curated(&self, split: Split) -> Result<Vec<Trace>> {
         let path = self.run.path(if split == Split::Train { TRAIN } else { VALIDATION })?;
         let bytes = std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e))?;

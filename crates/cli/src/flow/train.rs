@@ -301,7 +301,9 @@ impl Flow {
 
     /// Pairs to learn a preference from, which the student's start, as the reference, has read.
     fn preferences(&self, split: Split, start: &Model) -> Result<Vec<Example>> {
-        let pairs = self.pairs_of(split)?;
+        let mut pairs = self.pairs_of(split)?;
+        let contaminated = self.contaminated_prompts()?;
+        pairs.retain(|pair| !contaminated.contains(&pair.id));
         let parts = pairs
             .iter()
             .map(|pair| (pair.id.as_str(), &pair.prompt[..], [&pair.chosen[0], &pair.rejected[0]]));
@@ -312,7 +314,9 @@ impl Flow {
 
     /// What the student continues in training.
     fn rollout_prompts(&self, split: Split, tokenizer: &Tokenizer) -> Result<Vec<RolloutPrompt>> {
-        let continued = self.continued(split, tokenizer)?;
+        let mut continued = self.continued(split, tokenizer)?;
+        let contaminated = self.contaminated_prompts()?;
+        continued.retain(|(id, _)| !contaminated.contains(id));
         Ok(continued.into_iter().map(|(id, ids)| RolloutPrompt { id, ids }).collect())
     }
 
