@@ -29,6 +29,37 @@ impl Secret {
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
+
+    /// In bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn is_in(&self, text: &str) -> bool {
+        !self.is_empty() && text.contains(&self.0)
+    }
+
+    /// `text` with `[redacted]` in place of it, and of its beginning from `bytes_min` bytes on.
+    pub fn hidden_in(&self, text: &str, bytes_min: usize) -> String {
+        let beginning = self.0.get(..bytes_min).unwrap_or(&self.0);
+        if beginning.is_empty() {
+            return text.to_owned();
+        }
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(at) = rest.find(beginning) {
+            let same = rest[at..].chars().zip(self.0.chars()).take_while(|(a, b)| a == b);
+            let end = at + same.map(|(c, _)| c.len_utf8()).sum::<usize>();
+            out.push_str(&rest[..at]);
+            out.push_str("[redacted]");
+            rest = &rest[end..];
+        }
+        out + rest
+    }
 }
 
 impl fmt::Debug for Secret {

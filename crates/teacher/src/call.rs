@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use stillroom_formats::openai::{self, Caps, Reply, ReplyFault, StreamReader};
 use stillroom_net::{Address, Client, NetError, Phase, Request, Response};
 
+use crate::redact;
 use crate::settings::{Endpoint, Patience, Sampling};
 
 /// Bytes that a reply may have besides those for its tokens.
@@ -44,8 +45,22 @@ pub(crate) enum FaultKind {
     Hopeless,
 }
 
-/// Sends a body to an endpoint and reads the reply.
+/// Sends a body to an endpoint and reads the reply. Neither that nor a fault has the endpoint's key in it.
 pub(crate) fn chat(
+    client: &Client,
+    endpoint: &Endpoint,
+    body: &[u8],
+    request_id: &str,
+    how: (&Sampling, &Patience),
+) -> Result<Reply, Fault> {
+    let key = endpoint.key.as_ref();
+    match ask(client, endpoint, body, request_id, how) {
+        Ok(reply) => Ok(redact::in_reply(reply, key)),
+        Err(fault) => Err(Fault { what: redact::in_error(fault.what, key), ..fault }),
+    }
+}
+
+fn ask(
     client: &Client,
     endpoint: &Endpoint,
     body: &[u8],

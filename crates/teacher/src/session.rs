@@ -7,10 +7,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use stillroom_core::{Cleared, Digest};
-use stillroom_formats::openai::{Finish, Reply};
+use stillroom_formats::openai::Reply;
 use stillroom_net::{Client, ClientOptions};
 use stillroom_store::{Call, Ending, Entry, Ledger, Outcome, Scribe, Settled};
 
@@ -18,6 +18,7 @@ use crate::TeacherError;
 use crate::ask::{Answer, Ask, Receipt};
 use crate::call::{self, Fault, FaultKind};
 use crate::estimate::Estimator;
+use crate::outcome::{self, unix_ms};
 use crate::schedule::{Ended, Fate, Job, Next, Schedule, Stop};
 use crate::settings::{Budget, Endpoint, Patience, Price, Sampling};
 use crate::window::{Arrived, Window};
@@ -148,7 +149,7 @@ impl Teacher {
         })
     }
 
-    fn client_options(&self, idle_connections: usize) -> ClientOptions {
+    pub(crate) fn client_options(&self, idle_connections: usize) -> ClientOptions {
         let seconds = Duration::from_secs_f64;
         let first = seconds(self.patience.first_token_timeout_s);
         ClientOptions {
@@ -164,7 +165,7 @@ impl Teacher {
         ask.digest(self.served_model(), &self.sampling)
     }
 
-    fn served_model(&self) -> &str {
+    pub(crate) fn served_model(&self) -> &str {
         self.served_as.as_deref().unwrap_or(&self.model)
     }
 }
@@ -409,67 +410,20 @@ impl Shared<'_> {
     }
 
     fn of_reply(&self, call: u64, ask: &Ask, reply: Reply) -> (Outcome, Ended, Option<Answer>) {
-        let receipt = self.receipt(ask, reply);
-        let filtered = receipt.reply.finish == Finish::ContentFilter;
-        let fault = filtered.then(|| "the service filtered the reply".to_owned());
-        let outcome = Outcome {
-            call,
-            ending: if filtered { Ending::Refused } else { Ending::Done },
-            ended_unix_ms: unix_ms(),
-            status: Some(200),
-            fault: fault.clone(),
-            model: receipt.reply.model.as_deref().map(|name| name.chars().take(256).collect()),
-            prompt_tokens: Some(receipt.prompt_tokens),
-            completion_tokens: Some(receipt.completion_tokens),
-            usd: receipt.usd,
-            estimated: receipt.estimated,
-            receipt: Some(serde_json::to_vec(&receipt).expect("a receipt is plain data")),
-        };
+        let receipt = outcome::receipt(&self.teacher.price, &mut self.estimator(), ask, reply);
         let (usd, tokens) = (receipt.usd, receipt.prompt_tokens + receipt.completion_tokens);
-        match fault {
-            Some(fault) => {
-                let answer = Answer::Refused { fault: fault.clone() };
-                (outcome, Ended::Refused { fault, usd }, Some(answer))
-            }
-            None => (outcome, Ended::Answered { usd, tokens }, Some(Answer::Reply(Box::new(receipt)))),
-        }
-    }
-
-    fn receipt(&self, ask: &Ask, reply: Reply) -> Receipt {
-        let mut estimator = self.estimator();
-        let (prompt_tokens, cached, completion_tokens, estimated) = match reply.usage {
-            Some(usage) => {
-                estimator.learn(ask, usage.prompt_tokens, usage.completion_tokens);
-                let cached = usage.cached_prompt_tokens.unwrap_or(0);
-                (usage.prompt_tokens, cached, usage.completion_tokens, false)
-            }
-            None => {
-                let written = reply.content.len() + reply.reasoning_content.as_ref().map_or(0, String::len);
-                (estimator.prompt_tokens(ask), 0, estimator.completion_tokens(written, reply.pieces), true)
-            }
+        let (outcome, answer) = outcome::of_receipt(call, receipt);
+        let ended = match &answer {
+            Answer::Refused { fault } => Ended::Refused { fault: fault.clone(), usd },
+            _ => Ended::Answered { usd, tokens },
         };
-        let usd = self.teacher.price.of(prompt_tokens, cached, completion_tokens);
-        Receipt { reply, prompt_tokens, completion_tokens, usd, estimated }
+        (outcome, ended, Some(answer))
     }
 
     fn of_fault(&self, call: u64, ask: &Ask, fault: Fault) -> (Outcome, Ended, Option<Answer>) {
         let tokens = fault.pieces.map(|pieces| self.estimator().of_fault(ask, pieces));
-        let usd = tokens.map_or(0.0, |(prompt, completion)| self.teacher.price.of(prompt, 0, completion));
-        let ending = if fault.kind == FaultKind::Refused { Ending::Refused } else { Ending::Failed };
-        let what = fault.what;
-        let outcome = Outcome {
-            call,
-            ending,
-            ended_unix_ms: unix_ms(),
-            status: fault.status,
-            fault: Some(what.clone()),
-            model: None,
-            prompt_tokens: tokens.map(|(prompt, _)| prompt),
-            completion_tokens: tokens.map(|(_, completion)| completion),
-            usd,
-            estimated: tokens.is_some(),
-            receipt: None,
-        };
+        let outcome = outcome::of_fault(call, &fault, tokens, &self.teacher.price);
+        let (what, usd) = (fault.what, outcome.usd);
         match fault.kind {
             FaultKind::Refused => {
                 let answer = Answer::Refused { fault: what.clone() };
@@ -488,8 +442,4 @@ impl Shared<'_> {
             }
         }
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }

@@ -92,6 +92,10 @@ impl Flow {
             })?;
         self.check_finished(finished, &totals, parts.given_up.as_ref())?;
         let (rows, unanswered) = parts.close()?;
+        if let (0, Some(Unanswered { id, fault, .. })) = (rows, unanswered.first()) {
+            let cause = format!("the teacher refuses every prompt, the first is `{id}`: {fault}");
+            return Err(refuses(self.source.place(&["teacher", "endpoints"]), cause));
+        }
         self.write_lines(UNANSWERED, &unanswered)?;
         self.write_json("teach.json", &summary(rows, unanswered.len() as u64, &totals))
     }
@@ -293,16 +297,23 @@ impl Flow {
                     .at(self.source.place(&["teacher", "endpoints"]))
                     .fix("check that the server runs and `base_url` is right, then run the same command again")
             }
-            (Finished::Stopped(Stop::Hopeless { fault }), _) => Failure::new(Exit::Failed, fault)
-                .code("teacher-refuses")
-                .at(self.source.place(&["teacher", "endpoints"]))
-                .fix("check `api_key`, `base_url` and the model's name; every request would be refused like this"),
+            (Finished::Stopped(Stop::Hopeless { fault }), _) => {
+                refuses(self.source.place(&["teacher", "endpoints"]), fault)
+            }
             (Finished::Stopped(Stop::Closed), _) => {
                 Failure::new(Exit::Failed, "the session with the teacher was closed")
             }
         };
         Err(failure.detail(spent))
     }
+}
+
+/// What no request gets past.
+fn refuses(place: String, cause: String) -> Failure {
+    Failure::new(Exit::Failed, cause)
+        .code("teacher-refuses")
+        .at(place)
+        .fix("check `api_key`, `base_url` and the model's name; every request would be refused like this")
 }
 
 /// Shows how far a session is, not more often than can be read.

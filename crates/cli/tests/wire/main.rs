@@ -11,5 +11,8 @@ mod fake;
 mod bought;
 mod cuts;
 mod desk;
+mod egress;
 mod faults;
+mod hostile;
 mod kills;
+mod secrets;
