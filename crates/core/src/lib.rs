@@ -5,6 +5,7 @@
 mod cleared;
 mod digest;
 mod random;
+mod scorer;
 mod sparse;
 pub mod statistics;
 mod trace;
@@ -12,6 +13,7 @@ mod trace;
 pub use cleared::{Cleared, Origin, OriginFault, Reach, Scheme};
 pub use digest::{Digest, Digester};
 pub use random::CounterRng;
+pub use scorer::{ScoreError, ScoredText, Scorer};
 pub use sparse::{SparseRow, Tail};
 pub use trace::{FinishReason, Message, Prompt, Role, Trace};
 

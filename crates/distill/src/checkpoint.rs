@@ -11,9 +11,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stillroom_core::{Digest, Digester};
+use stillroom_core::{Digest, Digester, Scorer};
 use stillroom_formats::{Encoding, MappedFile, NamedTensor, peft, safetensors_file, write_peft_dir};
-use stillroom_model::{Decoder, LiveTeacher, TrainState};
+use stillroom_model::{Decoder, TrainState};
 use stillroom_store::{StoreError, atomic_dir, atomic_write, digest_file, remove_dir};
 
 use crate::batches::LossSums;
@@ -43,14 +43,15 @@ pub(crate) struct Identity {
     pub(crate) data: Digest,
     /// Digest of the initial weights, and of an adapter beside them.
     pub(crate) start: Digest,
-    /// Digest of a live teacher's weights; of several, of the weights of each and what it has of the mixture.
+    /// Digest of a live teacher's weights; of several, of the weights of each and what it has of the mixture; of one behind
+    /// endpoints, of what names it.
     pub(crate) teacher: Option<Digest>,
 }
 
 impl Identity {
     pub(crate) fn new(
         start: &Decoder,
-        teacher: Option<LiveTeacher<'_>>,
+        teacher: Option<&dyn Scorer>,
         material: Material<'_>,
         config: &TrainConfig,
     ) -> Identity {
@@ -71,7 +72,7 @@ impl Identity {
             settings: config.digest(),
             data: digester.finish(),
             start: start.digest(),
-            teacher: teacher.map(LiveTeacher::digest),
+            teacher: teacher.map(Scorer::identity),
         }
     }
 

@@ -177,16 +177,16 @@ impl TrainConfig {
     }
 
     /// Refuses losses that these targets cannot give, or not of the texts that there are.
-    pub(crate) fn validate_losses(&self, live: bool) -> Result<()> {
-        let targets = if live { TeacherTargets::Live } else { TeacherTargets::Cached(self.tail) };
+    pub(crate) fn validate_losses(&self, targets: TeacherTargets) -> Result<()> {
         check_losses(&self.losses, targets)?;
         if let Some(aligned) = &self.hidden_alignment {
             aligned.check(&self.losses)?;
-            if !live && self.aligns_hidden_states() {
+            if targets != TeacherTargets::Live && self.aligns_hidden_states() {
                 return Err(DistillError::HiddenStates { what: "only a live teacher has some".to_owned() });
             }
         }
-        check_on_policy(&self.losses, self.on_policy.as_ref(), live)
+        let reads_along = !matches!(targets, TeacherTargets::Cached(_));
+        check_on_policy(&self.losses, self.on_policy.as_ref(), reads_along)
     }
 
     /// Digest of the settings that the trained weights and their choice depend on. How often is saved or
@@ -209,6 +209,11 @@ impl TrainConfig {
     /// Whether a loss is trained on that takes what a teacher, with the student's tokenizer, says of the texts.
     pub fn needs_teacher(&self) -> bool {
         self.computed_losses().need_teacher()
+    }
+
+    /// Whether the student learns from log-probabilities of the tokens that it wrote itself.
+    pub fn learns_own_tokens(&self) -> bool {
+        self.computed_losses().need_own_text()
     }
 
     /// Whether the student's hidden states are held against a live teacher's.
@@ -275,7 +280,7 @@ impl TrainConfig {
 }
 
 /// Refuses losses that do not go with `on_policy`, `None` for off-policy training: one that only the student's own text
-/// has, without any; texts that no loss learns from; and rollouts without a live teacher to read them.
+/// has, without any; texts that no loss learns from; and rollouts without a teacher who `reads_along`, live or scoring.
 ///
 /// ```
 /// use stillroom_distill::{LossFunction, LossTerm, OnPolicy, check_on_policy};
@@ -288,7 +293,7 @@ impl TrainConfig {
 /// assert!(check_on_policy(&[sampled], Some(&half), true).is_err());
 /// assert!(check_on_policy(&[sampled, reverse_kl], Some(&half), true).is_ok());
 /// ```
-pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, live: bool) -> Result<()> {
+pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, reads_along: bool) -> Result<()> {
     let computed = Losses::of(losses);
     let refuse = |key, value: String, rule| Err(DistillError::Config { key, value, rule });
     let sampled = || LossFunction::SampledReverseKl.name().to_owned();
@@ -301,7 +306,7 @@ pub fn check_on_policy(losses: &[LossTerm], on_policy: Option<&OnPolicy>, live: 
     };
     on_policy.validate()?;
     let fraction = on_policy.on_policy_fraction.to_string();
-    if !live {
+    if !reads_along {
         let rule = "the student's own text needs a live teacher to read it";
         return refuse("on_policy_fraction", fraction, rule);
     }

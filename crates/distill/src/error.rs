@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use stillroom_core::{Digest, ErrorKind};
+use stillroom_core::{Digest, ErrorKind, ScoreError};
 use stillroom_formats::FormatError;
 use stillroom_model::{DivergenceError, ModelError};
 use stillroom_store::StoreError;
@@ -27,6 +27,11 @@ pub enum DistillError {
     /// A loss of the student's own text, which no cache knows.
     #[error("`{loss}` needs a live teacher: what the student writes is in no cache")]
     NoLiveTeacher { loss: &'static str },
+    /// A loss that log-probabilities of the text's own tokens do not give.
+    #[error(
+        "`{loss}` needs the teacher's distributions: log-probabilities of the student's tokens are not enough"
+    )]
+    OnlyScored { loss: &'static str },
     /// What one teacher alone can give.
     #[error(
         "{what} cannot be taken of several teachers, which are mixed in their distributions over one vocabulary"
@@ -70,6 +75,9 @@ pub enum DistillError {
     NonFiniteLoss { step: u64, loss: f64, checkpoint: Option<PathBuf> },
     #[error("the gradient of step {step} has norm {norm}{}", last_good(checkpoint))]
     NonFiniteGradient { step: u64, norm: f64, checkpoint: Option<PathBuf> },
+    /// Of the student's own text the teacher said nothing.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
@@ -94,8 +102,10 @@ impl DistillError {
             | DistillError::Losses(_)
             | DistillError::HiddenStates { .. }
             | DistillError::SeveralTeachers { .. }
+            | DistillError::OnlyScored { .. }
             | DistillError::NoLiveTeacher { .. } => ErrorKind::BadRecipe,
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => ErrorKind::Failed,
+            DistillError::Score(error) => error.kind,
             DistillError::Model(error) => error.kind(),
             DistillError::Format(error) => error.kind(),
             DistillError::Store(error) => error.kind(),
@@ -106,6 +116,7 @@ impl DistillError {
     /// What the user can do about it.
     pub fn fix(&self) -> Option<String> {
         let text = match self {
+            DistillError::Score(error) => return error.fix.clone(),
             DistillError::Model(error) => return error.fix(),
             DistillError::Format(error) => return error.fix(),
             DistillError::Store(error) => return error.fix(),
@@ -128,6 +139,9 @@ impl DistillError {
             }
             DistillError::NoLiveTeacher { .. } => {
                 "take the teacher live, with `logits = { kind = \"live\" }`"
+            }
+            DistillError::OnlyScored { .. } => {
+                "learn from own text by `sampled_reverse_kl` alone, or take a teacher whose weights are at hand"
             }
             DistillError::SeveralTeachers { .. } => {
                 "keep one teacher, or learn from its distributions over the student's vocabulary"

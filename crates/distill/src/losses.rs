@@ -89,6 +89,8 @@ pub enum TeacherTargets {
     Cached(Tail),
     /// A teacher that reads each batch as it comes.
     Live,
+    /// One that says log p of the tokens that the student wrote, and nothing else.
+    Scored,
 }
 
 impl LossFunction {
@@ -376,6 +378,9 @@ impl Losses {
 /// assert!(check_losses(&[jsd], TeacherTargets::Live).is_ok());
 /// assert!(check_losses(&[jsd], TeacherTargets::Cached(Tail::Bucket)).is_ok());
 /// assert!(check_losses(&[jsd], TeacherTargets::Cached(Tail::None)).is_err());
+/// assert!(check_losses(&[jsd], TeacherTargets::Scored).is_err());
+/// let sampled = LossTerm::new(LossFunction::SampledReverseKl);
+/// assert!(check_losses(&[sampled], TeacherTargets::Scored).is_ok());
 /// ```
 pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> {
     let mut softened_at = None;
@@ -392,6 +397,9 @@ pub fn check_losses(losses: &[LossTerm], targets: TeacherTargets) -> Result<()> 
             continue;
         };
         divergence.validate()?;
+        if targets == TeacherTargets::Scored {
+            return Err(DistillError::OnlyScored { loss: name });
+        }
         check_temperature(term, TEMPERATURES, "a temperature lies between 0.01 and 100")?;
         n += 1;
         if n > TERMS_MAX {
@@ -415,7 +423,7 @@ fn check_without_distributions(term: &LossTerm, all: &[LossTerm], targets: Teach
     }
     let refuse = |rule| Err(DistillError::Config { key: "losses", value: term.function.name().into(), rule });
     if term.function == LossFunction::SampledReverseKl {
-        if targets != TeacherTargets::Live {
+        if matches!(targets, TeacherTargets::Cached(_)) {
             return Err(DistillError::NoLiveTeacher { loss: term.function.name() });
         }
         if all.iter().any(|other| other.function == LossFunction::Alm) {

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use stillroom_core::{CounterRng, Digest, Digester, FinishReason};
-use stillroom_model::{Decoder, Generation, GenerationRequest, LiveTeacher, SamplingParams};
+use stillroom_core::{CounterRng, Digest, Digester, FinishReason, ScoredText, Scorer};
+use stillroom_model::{Decoder, Generation, GenerationRequest, SamplingParams};
 
 use crate::batches::LossSums;
 use crate::losses::Losses;
@@ -309,9 +309,10 @@ pub(crate) struct Rollouts<'a> {
     validation: &'a [RolloutPrompt],
     /// Texts of an on-policy step.
     per_step: usize,
-    live: Option<LiveTeacher<'a>>,
-    /// Whether a loss takes the teacher's log-probabilities.
-    with_logprobs: bool,
+    /// Who says log p of each token, where a loss takes it.
+    scorer: Option<&'a dyn Scorer>,
+    /// Ids behind the last that the teacher has end a rollout, before them.
+    n_ids: usize,
     /// The last pass over the prompts that was looked at, and their order in it.
     order: (u64, Vec<u32>),
 }
@@ -364,15 +365,20 @@ impl<'a> Rollouts<'a> {
             prompts: prompts.train,
             validation: prompts.validation,
             per_step: config.rollouts_per_step.unwrap_or(fill),
-            live: None,
-            with_logprobs: false,
+            scorer: None,
+            n_ids: usize::MAX,
             order: (0, Vec::new()),
         })
     }
 
-    /// With the teacher whose log-probabilities, if wanted, go with each rollout.
-    pub(crate) fn scored_by(self, live: Option<LiveTeacher<'a>>, with_logprobs: bool) -> Rollouts<'a> {
-        Rollouts { live, with_logprobs, ..self }
+    /// With the teacher whose log-probabilities go with each rollout.
+    pub(crate) fn scored_by(self, scorer: Option<&'a dyn Scorer>) -> Rollouts<'a> {
+        Rollouts { scorer, ..self }
+    }
+
+    /// For a teacher that has the first `n_ids` ids alone.
+    pub(crate) fn of_ids(self, n_ids: Option<usize>) -> Rollouts<'a> {
+        Rollouts { n_ids: n_ids.unwrap_or(usize::MAX), ..self }
     }
 
     /// Steps of one pass over the prompts where every step is on-policy and all text is fresh.
@@ -470,11 +476,9 @@ impl<'a> Rollouts<'a> {
         };
         let requests: Vec<GenerationRequest> = asked.iter().map(request).collect();
         let mut written: Vec<Option<Rollout>> = vec![None; asked.len()];
-        // Ids behind the last that the teacher has end a rollout, before them.
-        let n_ids = self.live.and_then(|live| live.n_ids).unwrap_or(usize::MAX);
         student.generate(&requests, &self.config.sampling(seed), IN_FLIGHT, &mut |i, generation| {
             let Generation { token_ids: mut ids, logprobs: mut drawn, finish_reason } = generation;
-            let known = ids.iter().position(|&id| id as usize >= n_ids).unwrap_or(ids.len());
+            let known = ids.iter().position(|&id| id as usize >= self.n_ids).unwrap_or(ids.len());
             let cut = finish_reason == FinishReason::Length || known < ids.len();
             ids.truncate(known);
             drawn.truncate(known);
@@ -482,21 +486,29 @@ impl<'a> Rollouts<'a> {
             written[i] = Some(Rollout { prompt, step, ids, cut, drawn, teacher: Vec::new() });
         })?;
         let mut written: Vec<Rollout> = written.into_iter().flatten().filter(|r| !r.ids.is_empty()).collect();
-        if let Some(live) = self.live.filter(|_| self.with_logprobs) {
-            score(live, prompts, &mut written);
+        if let Some(scorer) = self.scorer {
+            score(scorer, prompts, &mut written)?;
         }
         Ok(written)
     }
 }
 
-/// Asks the teacher, or the mixture, for log p of each token of each rollout, in one pass.
-fn score(teacher: LiveTeacher<'_>, prompts: &[RolloutPrompt], rollouts: &mut [Rollout]) {
-    let text = |rollout: &Rollout| [&prompts[rollout.prompt as usize].ids[..], &rollout.ids].concat();
-    let texts: Vec<Vec<u32>> = rollouts.iter().map(text).collect();
-    let documents: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-    for (rollout, logprobs) in rollouts.iter_mut().zip(teacher.token_logprobs(&documents)) {
-        rollout.teacher = logprobs[logprobs.len() - rollout.ids.len()..].to_vec();
+/// Asks the teacher for log p of each token of each rollout, all at once.
+fn score(scorer: &dyn Scorer, prompts: &[RolloutPrompt], rollouts: &mut [Rollout]) -> Result<()> {
+    let whole = |rollout: &Rollout| [&prompts[rollout.prompt as usize].ids[..], &rollout.ids].concat();
+    let texts: Vec<Vec<u32>> = rollouts.iter().map(whole).collect();
+    let mut asked = Vec::with_capacity(rollouts.len());
+    for (rollout, ids) in rollouts.iter().zip(&texts) {
+        let prompt = &prompts[rollout.prompt as usize];
+        asked.push(ScoredText { id: &prompt.id, ids, n_prompt: prompt.ids.len() });
     }
+    let answered = scorer.score(&asked)?;
+    assert_eq!(answered.len(), rollouts.len(), "an answer for each text");
+    for (rollout, logprobs) in rollouts.iter_mut().zip(answered) {
+        assert_eq!(logprobs.len(), rollout.ids.len(), "a number for each token");
+        rollout.teacher = logprobs;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -504,7 +516,7 @@ mod tests {
     use std::sync::Arc;
 
     use stillroom_formats::{DecoderConfig, Family, RopeScaling};
-    use stillroom_model::{Device, HeadTerms, TrainState};
+    use stillroom_model::{Device, HeadTerms, LiveTeacher, TrainState};
 
     use super::*;
     use crate::batches::Texts;
@@ -549,10 +561,10 @@ mod tests {
 
     fn write(config: &OnPolicy, n_prompts: u32, steps: std::ops::RangeInclusive<u64>) -> Vec<Vec<Rollout>> {
         let (prompts, student, teacher) = (prompts(n_prompts), decoder(1), decoder(2));
-        let live = Some(LiveTeacher::alone(&teacher, None));
+        let live = LiveTeacher::alone(&teacher, None);
         let both = RolloutPrompts { train: &prompts, validation: &[] };
         let rollouts = Rollouts::new(config, 7, both, VOCAB, 64, 64).unwrap();
-        let (mut rollouts, mut state) = (rollouts.scored_by(live, true), RolloutState::default());
+        let (mut rollouts, mut state) = (rollouts.scored_by(Some(&live)), RolloutState::default());
         steps.map(|step| rollouts.step(step, &student, &mut state).unwrap()).collect()
     }
 
@@ -604,11 +616,10 @@ mod tests {
         let (prompts, student, teacher) = (prompts(30), decoder(1), decoder(2));
         let config = OnPolicy { stop_token_ids: vec![], ..settings() };
         let both = RolloutPrompts { train: &prompts, validation: &prompts };
-        let live = |n_ids| Some(LiveTeacher::alone(&teacher, n_ids));
+        let live = LiveTeacher::alone(&teacher, None);
         let rollouts = |n_ids| {
-            let rollouts =
-                Rollouts::new(&config, 7, both, VOCAB, 64, 64).unwrap().scored_by(live(n_ids), true);
-            rollouts.validation(0, &student).unwrap()
+            let rollouts = Rollouts::new(&config, 7, both, VOCAB, 64, 64).unwrap();
+            rollouts.scored_by(Some(&live)).of_ids(n_ids).validation(0, &student).unwrap()
         };
         let (all, known) = (rollouts(None), rollouts(Some(12)));
         assert!(known.len() < 30 && known.iter().all(|r| r.cut && r.ids.iter().all(|&id| id < 12)));

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use stillroom_core::Scorer;
 use stillroom_model::{Decoder, DivergenceError, Ensemble, HeadTerms, LiveTeacher, MatchedIds, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
@@ -14,8 +15,8 @@ use crate::losses::{Losses, StepWeights, Text};
 use crate::rollouts::{self, Rollout, RolloutSums, Rollouts};
 use crate::schedule::learning_rate;
 use crate::{
-    DistillError, Example, Result, RolloutPrompts, TrainConfig, TrainEvent, TrainPlan, TrainPoint,
-    ValidationPoint,
+    DistillError, Example, Result, RolloutPrompts, TeacherTargets, TrainConfig, TrainEvent, TrainPlan,
+    TrainPoint, ValidationPoint,
 };
 
 /// Teacher entries of one micro-batch accepted at most: its offsets are 32 bits wide.
@@ -60,6 +61,8 @@ pub struct Material<'a> {
     pub matched: Option<&'a MatchedIds>,
     /// Teachers that a live one is mixed with.
     pub ensemble: Option<Ensemble<'a>>,
+    /// Who reads the student's own text where no live teacher does.
+    pub scorer: Option<&'a dyn Scorer>,
 }
 
 /// [`train_with_rollouts`] without rollouts: every text is given.
@@ -72,7 +75,8 @@ pub fn train(
     dir: &Path,
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
-    let material = Material { examples, validation, prompts: None, matched: None, ensemble: None };
+    let (prompts, matched, ensemble, scorer) = (None, None, None, None);
+    let material = Material { examples, validation, prompts, matched, ensemble, scorer };
     train_with_rollouts(start, teacher, material, config, dir, sink)
 }
 
@@ -104,7 +108,13 @@ pub fn train_with_rollouts(
     config.validate()?;
     let live = teacher.filter(|_| config.needs_teacher());
     let live = live.map(|decoder| LiveTeacher::alone(decoder, config.n_ids).mixed(material.ensemble));
-    config.validate_losses(live.is_some())?;
+    let reader = live.as_ref().map(|live| live as &dyn Scorer);
+    let reader = reader.or(material.scorer.filter(|_| config.learns_own_tokens()));
+    config.validate_losses(match (live, reader) {
+        (Some(_), _) => TeacherTargets::Live,
+        (None, Some(_)) => TeacherTargets::Scored,
+        (None, None) => TeacherTargets::Cached(config.tail),
+    })?;
     if material.ensemble.is_some() {
         config.validate_for_several()?;
     }
@@ -119,13 +129,13 @@ pub fn train_with_rollouts(
                 ("none".to_owned(), "`uld` and `gold` need to know which ids are the same token");
             return Err(DistillError::Config { key: "matched", value, rule });
         }
-        None => shared_vocabulary(&start, live)?,
+        None => shared_vocabulary(&start, live, reader.and(config.n_ids))?,
     };
     let context = |decoder: &Decoder| decoder.config().max_position_embeddings;
     let along = live.filter(|_| matched.is_none());
     let of_teacher = along.map_or(usize::MAX, LiveTeacher::max_positions);
     let n_tokens_max = config.max_length.min(context(&start)).min(of_teacher);
-    let rollouts = rollouts(material.prompts, config, live, vocab_size, n_tokens_max)?;
+    let rollouts = rollouts(material.prompts, config, reader, vocab_size, n_tokens_max)?;
     let given = match &rollouts {
         Some(rollouts) if rollouts.config.always() => None,
         _ => Some(Given::fit(material, config, live, vocab_size, n_tokens_max)?),
@@ -138,7 +148,7 @@ pub fn train_with_rollouts(
     sink(TrainEvent::Planned(plan.clone()));
     create_dir_durable(dir)?;
     remove_partials(dir)?;
-    let identity = Identity::new(&start, live, material, config);
+    let identity = Identity::new(&start, reader, material, config);
     let checkpoints = Checkpoints::new(dir, identity);
     let (state, progress) = begin(start, &checkpoints, sink)?;
     let state =
@@ -166,7 +176,7 @@ pub fn train_with_rollouts(
 fn rollouts<'a>(
     prompts: Option<RolloutPrompts<'a>>,
     config: &'a TrainConfig,
-    live: Option<LiveTeacher<'a>>,
+    reader: Option<&'a dyn Scorer>,
     vocab_size: usize,
     n_tokens_max: usize,
 ) -> Result<Option<Rollouts<'a>>> {
@@ -175,7 +185,8 @@ fn rollouts<'a>(
     let n_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
     let n_tokens = n_rows * config.max_length;
     let rollouts = Rollouts::new(on_policy, config.seed, prompts, vocab_size, n_tokens_max, n_tokens)?;
-    Ok(Some(rollouts.scored_by(live, config.computed_losses().need_own_text())))
+    let scorer = reader.filter(|_| config.learns_own_tokens());
+    Ok(Some(rollouts.scored_by(scorer).of_ids(config.n_ids)))
 }
 
 /// Texts that the student did not write.
@@ -220,11 +231,10 @@ fn fit<'a>(examples: &'a [Example], n_tokens_max: usize, config: &TrainConfig) -
     Ok(documents)
 }
 
-/// How many ids the student, and live teachers, have.
-fn shared_vocabulary(start: &Decoder, live: Option<LiveTeacher<'_>>) -> Result<usize> {
+/// How many ids the student, and live teachers, have; `n_ids` where not all of their tables are tokens of whoever reads.
+fn shared_vocabulary(start: &Decoder, live: Option<LiveTeacher<'_>>, n_ids: Option<usize>) -> Result<usize> {
     let student = start.config().vocab_size;
-    let Some(live) = live else { return Ok(student) };
-    let (n_ids, (teacher, widest)) = (live.n_ids, live.vocabularies());
+    let (teacher, widest) = live.map_or((student, student), LiveTeacher::vocabularies);
     let shared = n_ids.unwrap_or(student.max(widest));
     if shared > student.min(teacher) {
         return Err(DivergenceError::Vocabularies { student, teacher, n_ids }.into());
@@ -248,7 +258,7 @@ fn check_examples(
     examples: &[Example],
     config: &TrainConfig,
 ) -> Result<()> {
-    let tail = (config.needs_teacher() && live.is_none()).then_some(config.tail);
+    let tail = (config.needs_distributions() && live.is_none()).then_some(config.tail);
     if let Some(LiveTeacher { decoder, .. }) = live.filter(|_| config.needs_foreign_readings()) {
         check_readings(examples, decoder.config().vocab_size, decoder.config().max_position_embeddings)?;
     }

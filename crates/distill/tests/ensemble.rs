@@ -43,7 +43,8 @@ fn beside(
     let prompt = |i: u32| RolloutPrompt { id: format!("p{i}"), ids: vec![12, 1 + i % 3, i % 11] };
     let prompts: Vec<RolloutPrompt> = (0..8).map(prompt).collect();
     let prompts = Some(RolloutPrompts { train: &prompts, validation: &prompts[..3] });
-    let material = Material { examples: &examples, validation: &held, prompts, matched: None, ensemble };
+    let material =
+        Material { examples: &examples, validation: &held, prompts, matched: None, ensemble, scorer: None };
     train_with_rollouts(student(3, n_threads), Some(&teachers[0]), material, config, dir, sink)
 }
 

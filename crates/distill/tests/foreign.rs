@@ -130,7 +130,14 @@ fn trained(
 ) -> Result<TrainOutcome, DistillError> {
     let (temp, matched) = (tempfile::tempdir().unwrap(), matched());
     let [examples, validation] = examples;
-    let material = Material { examples, validation, prompts: None, matched: Some(&matched), ensemble: None };
+    let material = Material {
+        examples,
+        validation,
+        prompts: None,
+        matched: Some(&matched),
+        ensemble: None,
+        scorer: None,
+    };
     let config = TrainConfig { losses, max_steps: Some(60), learning_rate: 1e-2, ..small_run() };
     train_with_rollouts(student(1, 2), Some(teacher), material, &config, temp.path(), &mut |_| {})
 }

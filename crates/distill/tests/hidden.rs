@@ -97,8 +97,14 @@ fn mixed_run(n_threads: usize, gradient_checkpointing: bool, dir: &Path) -> Stri
     };
     let (examples, held) = (sentences(0..40), sentences(500..505));
     let prompts = Some(RolloutPrompts { train: &train, validation: &validation });
-    let material =
-        Material { examples: &examples, validation: &held, prompts, matched: None, ensemble: None };
+    let material = Material {
+        examples: &examples,
+        validation: &held,
+        prompts,
+        matched: None,
+        ensemble: None,
+        scorer: None,
+    };
     let (start, teacher) = (student(3, n_threads), teacher(9, n_threads));
     let outcome = train_with_rollouts(start, Some(&teacher), material, &config, dir, &mut |_| {}).unwrap();
     let own = outcome.validation.last().unwrap().rollouts.as_ref().unwrap();

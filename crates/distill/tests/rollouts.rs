@@ -70,7 +70,8 @@ fn attempt(
     let (train, validation) = (prompts(0..20), prompts(500..512));
     let held = if examples.is_empty() { Vec::new() } else { sentences(500..505) };
     let prompts = Some(RolloutPrompts { train: &train, validation: &validation });
-    let material = Material { examples, validation: &held, prompts, matched: None, ensemble: None };
+    let material =
+        Material { examples, validation: &held, prompts, matched: None, ensemble: None, scorer: None };
     train_with_rollouts(student(3, n_threads), Some(&teacher(9, n_threads)), material, config, dir, sink)
 }
 
@@ -288,7 +289,14 @@ fn what_cannot_be_right_is_refused_before_anything_is_written() {
     // Without a teacher at hand, and with prompts that are none.
     let attempt = |teacher: Option<&Decoder>, prompts: &[RolloutPrompt], config: &TrainConfig| {
         let prompts = Some(RolloutPrompts { train: prompts, validation: &[] });
-        let material = Material { examples: &given, validation: &[], prompts, matched: None, ensemble: None };
+        let material = Material {
+            examples: &given,
+            validation: &[],
+            prompts,
+            matched: None,
+            ensemble: None,
+            scorer: None,
+        };
         let error =
             train_with_rollouts(student(3, 1), teacher, material, config, &at, &mut |_| {}).unwrap_err();
         assert!(!at.exists());
@@ -313,7 +321,8 @@ fn a_checkpoint_of_other_prompts_or_rollouts_is_refused() {
     run(1, &[], &config, dir.path());
     let refused = |prompts: &[RolloutPrompt], config: &TrainConfig| {
         let prompts = Some(RolloutPrompts { train: prompts, validation: &[] });
-        let material = Material { examples: &[], validation: &[], prompts, matched: None, ensemble: None };
+        let material =
+            Material { examples: &[], validation: &[], prompts, matched: None, ensemble: None, scorer: None };
         let teacher = teacher(9, 1);
         match train_with_rollouts(student(3, 1), Some(&teacher), material, config, dir.path(), &mut |_| {}) {
             Err(DistillError::ForeignCheckpoint { what, .. }) => what,

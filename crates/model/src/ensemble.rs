@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use stillroom_core::{CounterRng, Digest, Digester, SparseRow};
+use stillroom_core::{CounterRng, Digest, Digester, ScoreError, ScoredText, Scorer, SparseRow};
 use stillroom_kernels::{Buf, DenseTargets, Mixture};
 
 use crate::batch::{Batch, LiveTeacher};
@@ -62,6 +62,20 @@ pub(crate) fn dense<'a>(decoder: &'a Decoder, hidden: &'a Buf) -> DenseTargets<'
 impl<'t> From<&'t Decoder> for LiveTeacher<'t> {
     fn from(decoder: &'t Decoder) -> LiveTeacher<'t> {
         LiveTeacher::alone(decoder, None)
+    }
+}
+
+/// In one pass over all texts.
+impl Scorer for LiveTeacher<'_> {
+    fn score(&self, texts: &[ScoredText<'_>]) -> Result<Vec<Vec<f32>>, ScoreError> {
+        let documents: Vec<&[u32]> = texts.iter().map(|text| text.ids).collect();
+        let behind_prompt =
+            |(text, logprobs): (&ScoredText<'_>, Vec<f32>)| logprobs[text.n_prompt - 1..].to_vec();
+        Ok(texts.iter().zip(self.token_logprobs(&documents)).map(behind_prompt).collect())
+    }
+
+    fn identity(&self) -> Digest {
+        self.digest()
     }
 }
 

@@ -177,7 +177,7 @@ impl Flow {
             false => None,
         };
         let (examples, validation, matched) = (&train[..], &validation[..], matched.as_ref());
-        let material = Material { examples, validation, prompts, matched, ensemble };
+        let material = Material { examples, validation, prompts, matched, ensemble, scorer: None };
         let supervision = Supervision { teacher, material };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
