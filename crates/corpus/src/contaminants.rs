@@ -13,13 +13,13 @@
 //!
 //! An item's worked solution of at least [`SOLUTION_WORDS_MIN`] words is looked for in the reply in the same way.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Prompt, Trace};
 
 use crate::prompts::Item;
-use crate::words::{Word, combined, runs, words};
+use crate::words::{ByHash, Word, combined, runs, words};
 
 /// Words in a run.
 pub const RUN_WORDS: usize = 3;
@@ -36,6 +36,8 @@ const MARGIN_WORDS: usize = 3;
 /// "One" is more often no number.
 const CARDINALS: &str = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen \
     seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million";
+
+const NONE: u32 = u32::MAX;
 
 /// What nobody may learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,10 +99,13 @@ pub struct Contaminants {
     overlap: f64,
     ids: Vec<String>,
     entries: Vec<Entry>,
-    /// Of each entry enough of its rarest runs that one of them is in every text that holds it.
-    rare: HashMap<u64, Vec<u32>>,
-    /// Hash and number of words of short items.
-    short: HashMap<u64, u32>,
+    /// Of each entry enough of its rarest runs that one of them is in every text that holds it: where among the links the
+    /// entries of a run begin.
+    rare: ByHash<u64, u32>,
+    /// An entry, and the link to the next entry with the same run, or [`NONE`].
+    links: Vec<(u32, u32)>,
+    /// Short items by the hash of their words.
+    short: ByHash<u64, u32>,
     short_lengths: BTreeSet<usize>,
     cardinals: HashSet<u64>,
 }
@@ -124,8 +129,9 @@ impl Contaminants {
             overlap,
             ids: Vec::new(),
             entries: Vec::new(),
-            rare: HashMap::new(),
-            short: HashMap::new(),
+            rare: ByHash::default(),
+            links: Vec::new(),
+            short: ByHash::default(),
             short_lengths: BTreeSet::new(),
             cardinals,
         };
@@ -177,8 +183,7 @@ impl Contaminants {
             return Finding::Contaminated(self.held(item, side, 1.0));
         }
         let text_runs: Vec<u64> = runs(&words, RUN_WORDS).collect();
-        let found = text_runs.iter().filter_map(|run| self.rare.get(run)).flatten();
-        let candidates: BTreeSet<u32> = found.copied().collect();
+        let candidates: BTreeSet<u32> = text_runs.iter().flat_map(|run| self.entries_with(*run)).collect();
         let mut template = None;
         for candidate in candidates {
             let entry = &self.entries[candidate as usize];
@@ -197,6 +202,15 @@ impl Contaminants {
             template = template.or(Some(held));
         }
         template.map_or(Finding::Nothing, Finding::SameTemplate)
+    }
+
+    fn entries_with(&self, run: u64) -> impl Iterator<Item = u32> {
+        let mut link = self.rare.get(&run).copied().unwrap_or(NONE);
+        std::iter::from_fn(move || {
+            let &(entry, next) = self.links.get(link as usize)?;
+            link = next;
+            Some(entry)
+        })
     }
 
     fn held(&self, item: u32, side: Side, shared: f64) -> Held<'_> {
@@ -239,24 +253,28 @@ impl Contaminants {
     }
 
     fn add_entry(&mut self, item: u32, only_in_replies: bool, words: &[Word]) {
-        let runs: BTreeSet<u64> = runs(words, RUN_WORDS).collect();
-        let (runs, numbers) = (runs.into_iter().collect(), self.numbers(words));
+        let mut runs: Vec<u64> = runs(words, RUN_WORDS).collect();
+        runs.sort_unstable();
+        runs.dedup();
+        let numbers = self.numbers(words);
         self.entries.push(Entry { item, only_in_replies, n_words: words.len(), runs, numbers });
     }
 
     /// Of R runs, a text that holds k at least has one of any R − k + 1.
     fn index_rare_runs(&mut self) {
-        let mut frequency: HashMap<u64, u32> = HashMap::new();
-        self.entries
-            .iter()
-            .flat_map(|entry| &entry.runs)
-            .for_each(|run| *frequency.entry(*run).or_default() += 1);
+        let mut frequency: ByHash<u64, u32> = ByHash::default();
+        for run in self.entries.iter().flat_map(|entry| &entry.runs) {
+            *frequency.entry(*run).or_default() += 1;
+        }
         for (index, entry) in self.entries.iter().enumerate() {
             let needed = (self.overlap * entry.runs.len() as f64).ceil() as usize;
-            let mut runs: Vec<u64> = entry.runs.clone();
-            runs.sort_unstable_by_key(|run| (frequency[run], *run));
+            let mut runs: Vec<(u32, u64)> = entry.runs.iter().map(|run| (frequency[run], *run)).collect();
+            runs.sort_unstable();
             runs.truncate(entry.runs.len() + 1 - needed.max(1));
-            runs.into_iter().for_each(|run| self.rare.entry(run).or_default().push(index as u32));
+            for (_, run) in runs {
+                let next = self.rare.insert(run, self.links.len() as u32).unwrap_or(NONE);
+                self.links.push((index as u32, next));
+            }
         }
     }
 }

@@ -6,13 +6,10 @@
 //!
 //! Memory per text that stays: 4 bytes per shingle, at most [`SHINGLES_MAX`] of them, and about 20 bytes per band.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use stillroom_core::CounterRng;
 
 use crate::shingles::{Shingling, jaccard};
-use crate::words::combined;
+use crate::words::{ByHash, combined};
 
 /// Longest signature.
 const PERMUTATIONS_MAX: usize = 128;
@@ -208,7 +205,7 @@ impl MinHash {
 #[derive(Default)]
 struct Band {
     /// The newest text of each value.
-    newest: HashMap<u32, u32, BuildHasherDefault<AsItIs>>,
+    newest: ByHash<u32, u32>,
     /// For each text the one before with the same value, or [`NONE`].
     before: Vec<u32>,
 }
@@ -225,24 +222,6 @@ impl Band {
     fn texts(&self, key: u32) -> impl Iterator<Item = u32> {
         let newest = self.newest.get(&key).copied();
         std::iter::successors(newest, |&index| Some(self.before[index as usize]).filter(|&b| b != NONE))
-    }
-}
-
-/// The keys are hashes already; a table wants its bits at both ends.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("keys are whole numbers")
-    }
-
-    fn write_u32(&mut self, key: u32) {
-        self.0 = u64::from(key) << 32 | u64::from(key);
     }
 }
 

@@ -3,6 +3,9 @@
 //! A word is a run of letters and digits in lower case. A character of a script that is written without spaces is a word of
 //! its own. Nothing else of Unicode is made equal: a letter with a combining accent differs from the composed one.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
 use unicode_script::{Script, UnicodeScript};
 
 /// One word.
@@ -95,6 +98,31 @@ pub(crate) fn combined(parts: impl IntoIterator<Item = u64>) -> u64 {
 pub(crate) fn runs(words: &[Word], n: usize) -> impl Iterator<Item = u64> {
     let width = n.min(words.len()).max(1);
     words.windows(width).map(|run| combined(run.iter().map(|word| word.hash)))
+}
+
+/// A table whose keys are hashes already.
+pub(crate) type ByHash<K, V> = HashMap<K, V, BuildHasherDefault<AsItIs>>;
+
+/// A table wants bits of a key at both ends.
+#[derive(Default)]
+pub(crate) struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are whole numbers")
+    }
+
+    fn write_u32(&mut self, key: u32) {
+        self.0 = u64::from(key) << 32 | u64::from(key);
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
 }
 
 #[cfg(test)]
