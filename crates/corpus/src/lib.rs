@@ -12,6 +12,7 @@
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`decontamination`]: what training and held-out texts share.
 //! - [`contaminants`]: traces that hold an evaluation item, nearly or word for word.
+//! - [`pii`]: personal data and secrets that have a form, found and taken out.
 
 pub mod balance;
 pub mod contaminants;
@@ -22,6 +23,7 @@ pub mod filters;
 pub mod language;
 pub mod near_duplicates;
 pub mod phrases;
+pub mod pii;
 pub mod prompts;
 pub mod repetition;
 pub mod selection;
