@@ -319,6 +319,7 @@ fn densest(entry: &Entry, text_runs: &[u64]) -> Stretch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use stillroom_core::{FinishReason, Message, Role};
 
     use super::*;
@@ -408,5 +409,27 @@ mod tests {
         let long = "Write a quiz with ten questions such as: what is the capital of France?";
         assert_eq!(found(long, "1. …"), None);
         assert_eq!(found("…", ""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_item_with_a_tenth_of_its_words_exchanged_is_found(
+            words in prop::collection::vec("[a-f]{1,4}", SHORT_WORDS..70),
+            exchanged in prop::collection::vec(any::<prop::sample::Index>(), 0..7),
+            around in prop::collection::vec("[g-k]{1,4}", 0..60),
+        ) {
+            let question = words.join(" ");
+            let item = EvaluationItem { id: "i".into(), question, solution: None };
+            let items = Contaminants::new([item], OVERLAP);
+            let mut edited = words.clone();
+            for at in exchanged.iter().take(words.len() / 10) {
+                edited[at.index(words.len())] = "zzz".into();
+            }
+            let around = around.join(" ");
+            let text = format!("{around} {} {around}", edited.join(" "));
+            let found = items.find(&trace(&text, None, "x"));
+            prop_assert!(matches!(found, Finding::Contaminated(_)), "{:?} in {}", found, text);
+            prop_assert_eq!(items.find(&trace(&around, None, &around)), Finding::Nothing);
+        }
     }
 }
