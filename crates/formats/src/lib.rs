@@ -5,6 +5,7 @@
 
 mod chat_template;
 mod config;
+pub mod croissant;
 mod encode;
 mod error;
 mod files;

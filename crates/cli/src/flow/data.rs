@@ -1,5 +1,7 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
+use std::io::{BufRead, BufReader};
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{CounterRng, Prompt};
@@ -11,7 +13,7 @@ use stillroom_corpus::{Split, Verifier, verify};
 use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::Flow;
+use crate::flow::{Flow, unreadable};
 use crate::recipe::{PromptSource, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
@@ -77,6 +79,16 @@ impl Flow {
             }
             Ok(())
         })
+    }
+
+    /// The prompts of a part one by one, whatever their number.
+    pub(crate) fn prompt_rows(&self, split: Split) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
+        let path = self.run.path(&format!("{FOLDER}/{split}.jsonl"))?;
+        let file = std::fs::File::open(&path).map_err(|e| Failure::io("open", &path, &e))?;
+        Ok(BufReader::new(file).lines().map(move |line| {
+            let line = line.map_err(|e| Failure::io("read", &path, &e))?;
+            serde_json::from_str(&line).map_err(|e| unreadable(&path, &e))
+        }))
     }
 
     /// The prompts of a part, as the stage wrote them.

@@ -11,6 +11,7 @@
 mod across;
 mod curate;
 mod data;
+mod describe;
 mod divergence;
 pub(crate) mod estimate;
 pub(crate) mod explain;
@@ -22,6 +23,7 @@ mod logprobs;
 mod measure;
 mod memory;
 mod own_text;
+mod prompt_pii;
 mod prune;
 mod release;
 mod report;
@@ -210,6 +212,7 @@ impl Flow {
             }
             self.feedback()?;
             self.curate()?;
+            self.describe()?;
         }
         if until >= Until::Train {
             self.logits()?;

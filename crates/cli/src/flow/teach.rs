@@ -14,6 +14,7 @@ use stillroom_store::PartStore;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::{Flow, data, digest_of, wire};
 use crate::models::Model;
+use crate::recipe::PromptPii;
 
 pub(crate) const STAGE: &str = "teach";
 pub(super) const FOLDER: &str = "corpus/traces";
@@ -28,15 +29,16 @@ impl Flow {
             return Ok(());
         }
         if let Some(wire) = &teacher.wire {
-            let settings = json!([
-                1,
+            let mut settings = vec![
+                json!(1),
                 Flow::wire_identity(&teacher, wire),
-                teacher.seed,
-                teacher.samples_per_prompt,
-                teacher.max_tokens,
-                teacher.temperature,
-                teacher.top_p,
-            ]);
+                json!(teacher.seed),
+                json!(teacher.samples_per_prompt),
+                json!(teacher.max_tokens),
+                json!(teacher.temperature),
+                json!(teacher.top_p),
+            ];
+            settings.extend((self.prompt_pii() == PromptPii::Redact).then(|| json!("redacted")));
             let outputs = [FOLDER, "teach.json", wire::UNANSWERED];
             return self.stage(STAGE, &settings, &[data::STAGE], &outputs, |flow| {
                 flow.write_traces_over_wire(digest_of(&settings))

@@ -14,10 +14,11 @@ use stillroom_teacher::{
     Answer, Ask, Budget, Counts, Endpoint, Finished, Patience, Price, Receipt, Sampling, Stop, TeacherError,
 };
 
+use super::prompt_pii::redacted;
 use super::teach::{self, key_of};
 use super::{Flow, gate};
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{Teacher, Wire, variable_of};
+use crate::recipe::{PromptPii, Teacher, Wire, variable_of};
 use crate::terminal::Progress;
 
 pub(crate) const LEDGER: &str = "ledger.sqlite";
@@ -77,12 +78,20 @@ impl Flow {
     pub(super) fn write_traces_over_wire(&mut self, made_from: Digest) -> Result<()> {
         let teacher = self.recipe.teacher.clone().expect("a stage of a teacher");
         // Validation first: its rows stay where they are when the number of examples grows.
-        let mut prompts = self.prompts_of(Split::Validation)?;
-        prompts.extend(self.prompts_of(Split::Train)?);
-        let n_asked = prompts.len() as u64 * u64::from(teacher.samples_per_prompt);
-        let mut asks = prompts.iter().flat_map(|prompt| {
-            let ask = |sample| Ok(ask_of(prompt, sample, teacher.seed));
-            (0..teacher.samples_per_prompt).map(ask)
+        let rows = || -> Result<_> {
+            Ok(self.prompt_rows(Split::Validation)?.chain(self.prompt_rows(Split::Train)?))
+        };
+        let n_asked = self.check_pii(rows()?)? * u64::from(teacher.samples_per_prompt);
+        let redacts = self.prompt_pii() == PromptPii::Redact;
+        let prompts = rows()?;
+        let (seed, samples) = (teacher.seed, teacher.samples_per_prompt);
+        let mut asks = prompts.flat_map(move |prompt| {
+            let prompt = prompt.map(|prompt| if redacts { redacted(prompt) } else { prompt });
+            let asks: Vec<Result<Ask>> = match prompt {
+                Ok(prompt) => (0..samples).map(|sample| Ok(ask_of(&prompt, sample, seed))).collect(),
+                Err(error) => vec![Err(error)],
+            };
+            asks
         });
         let dir = self.run.dir(teach::FOLDER)?;
         let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &teacher.model);
@@ -113,7 +122,10 @@ impl Flow {
             top_p: 1.0,
             ..sampling(&teacher)
         };
-        let mut asks = prompts.iter().map(|prompt| Ok(ask_of(prompt, 0, teacher.seed)));
+        self.check_pii(prompts.iter().cloned().map(Ok))?;
+        let redacts = self.prompt_pii() == PromptPii::Redact;
+        let sent = |prompt: &Prompt| if redacts { redacted(prompt.clone()) } else { prompt.clone() };
+        let mut asks = prompts.iter().map(|prompt| Ok(ask_of(&sent(prompt), 0, teacher.seed)));
         let (mut traces, mut usd, mut given_up) = (Vec::with_capacity(prompts.len()), 0.0, None);
         let started = Instant::now();
         let of = prompts.len() as u64;
@@ -295,7 +307,9 @@ impl Flow {
                 Failure::new(Exit::TryLater, format!("no endpoint answers: {fault}"))
                     .code("nobody-there")
                     .at(self.source.place(&["teacher", "endpoints"]))
-                    .fix("check that the server runs and `base_url` is right, then run the same command again")
+                    .fix(
+                        "check that the server runs and `base_url` is right, then run the same command again",
+                    )
             }
             (Finished::Stopped(Stop::Hopeless { fault }), _) => {
                 refuses(self.source.place(&["teacher", "endpoints"]), fault)
@@ -445,15 +459,15 @@ fn price(wire: &Wire) -> Price {
 
 fn ask_of(prompt: &Prompt, sample: u32, seed: u64) -> Ask {
     let seed = CounterRng::new(&[REPLY, seed, key_of(&prompt.id), sample.into()]).next_u64() & SEED_MASK;
-    Ask { id: prompt.id.clone(), sample, messages: prompt.messages.clone(), seed }
+    Ask::chat(prompt.id.clone(), sample, prompt.messages.clone(), seed)
 }
 
 fn trace_of(ask: Ask, receipt: &Receipt, teacher: &str) -> Trace {
     let reply = &receipt.reply;
     Trace {
-        id: ask.id,
+        id: ask.id.clone(),
         sample: ask.sample,
-        messages: ask.messages,
+        messages: ask.into_messages(),
         reasoning_content: reply.reasoning_content.clone(),
         content: reply.content.clone(),
         finish_reason: if reply.finish == Finish::Length { FinishReason::Length } else { FinishReason::Stop },
@@ -467,9 +481,9 @@ fn trace_of(ask: Ask, receipt: &Receipt, teacher: &str) -> Trace {
 /// What stands for a reply that the teacher refused: an empty one, which no verifier takes for right.
 fn no_reply(ask: Ask, teacher: &str) -> Trace {
     Trace {
-        id: ask.id,
+        id: ask.id.clone(),
         sample: ask.sample,
-        messages: ask.messages,
+        messages: ask.into_messages(),
         reasoning_content: None,
         content: String::new(),
         finish_reason: FinishReason::Stop,

@@ -30,7 +30,7 @@ pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
-pub(crate) use policy::{Egress, Policy};
+pub(crate) use policy::{Egress, Policy, PromptPii, is_this_machine};
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
 pub(crate) use wire::{Endpoint, Wire, variable_of};
