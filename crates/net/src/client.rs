@@ -421,6 +421,8 @@ fn trouble(error: ureq::Error, place: &str, phase: Phase, options: ClientOptions
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::AddrNotAvailable => NetError::Connect { place, cause: error.kind().to_string() },
+            // The standard library has no kind of its own for a name that nobody knows.
+            _ if error.to_string().starts_with("failed to lookup address") => NetError::UnknownHost { place },
             io::ErrorKind::InvalidData => NetError::Tls { place, cause: shown(&error.to_string()) },
             _ => NetError::Cut { place },
         },

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use stillroom_formats::openai::{self, Caps, Reply, ReplyFault, StreamReader};
 use stillroom_net::{Address, Client, NetError, Phase, Request, Response};
 
+use crate::ask::{Ask, Question};
 use crate::redact;
 use crate::settings::{Endpoint, Patience, Sampling};
 
@@ -45,29 +46,29 @@ pub(crate) enum FaultKind {
     Hopeless,
 }
 
-/// Sends a body to an endpoint and reads the reply. Neither that nor a fault has the endpoint's key in it.
-pub(crate) fn chat(
+/// Sends what is asked to an endpoint and reads the reply. Neither that nor a fault has the endpoint's key in it.
+pub(crate) fn send(
     client: &Client,
     endpoint: &Endpoint,
-    body: &[u8],
+    asked: (&Ask, &[u8]),
     request_id: &str,
     how: (&Sampling, &Patience),
 ) -> Result<Reply, Fault> {
     let key = endpoint.key.as_ref();
-    match ask(client, endpoint, body, request_id, how) {
+    match exchange(client, endpoint, asked, request_id, how) {
         Ok(reply) => Ok(redact::in_reply(reply, key)),
         Err(fault) => Err(Fault { what: redact::in_error(fault.what, key), ..fault }),
     }
 }
 
-fn ask(
+fn exchange(
     client: &Client,
     endpoint: &Endpoint,
-    body: &[u8],
+    (ask, body): (&Ask, &[u8]),
     request_id: &str,
     (sampling, patience): (&Sampling, &Patience),
 ) -> Result<Reply, Fault> {
-    let address = under(&endpoint.base, "chat/completions").map_err(|e| of_net(&e, None))?;
+    let address = under(&endpoint.base, ask.path()).map_err(|e| of_net(&e, None))?;
     let request = Request::post(address, "application/json", body)
         .header("accept", "text/event-stream, application/json")
         .header(REQUEST_ID, request_id)
@@ -80,7 +81,7 @@ fn ask(
         let what = format!("the reply names another request in `{REQUEST_ID}`");
         return Err(again(what, Some(response.status()), Some(0)));
     }
-    read(response, patience, reply_bytes_max(sampling)).and_then(checked)
+    read(response, patience, reply_bytes_max(ask, sampling)).and_then(checked)
 }
 
 /// A reply of which a part came twice is not what the teacher wrote.
@@ -110,7 +111,11 @@ pub(crate) fn under(base: &Address, path: &str) -> Result<Address, NetError> {
     Address::parse(&format!("{}/{path}", place.trim_end_matches('/')))
 }
 
-fn reply_bytes_max(sampling: &Sampling) -> u64 {
+fn reply_bytes_max(ask: &Ask, sampling: &Sampling) -> u64 {
+    if let Question::Score(text) = &ask.question {
+        // Each token and the likeliest in its place, and the one that is written behind them.
+        return REPLY_BYTES + (text.ids.len() as u64 + 1) * TOKEN_BYTES * 2;
+    }
     let alternatives = sampling.top_logprobs.map_or(0, |n| u64::from(n) + 1);
     REPLY_BYTES + sampling.max_tokens as u64 * TOKEN_BYTES * (1 + alternatives)
 }

@@ -1,6 +1,6 @@
 //! How many tokens something is, where nobody counted them.
 
-use crate::ask::Ask;
+use crate::ask::{Ask, Question};
 
 /// Bytes of a token before any reply has told better.
 const BYTES_PER_TOKEN: f64 = 4.0;
@@ -28,6 +28,9 @@ impl Estimator {
     }
 
     pub(crate) fn prompt_tokens(&self, ask: &Ask) -> u64 {
+        if let Question::Score(text) = &ask.question {
+            return text.ids.len() as u64;
+        }
         let ratio = match self.prompt_bytes > 0.0 && self.prompt_tokens > 0.0 {
             true => self.prompt_tokens / self.prompt_bytes,
             false => 1.0 / BYTES_PER_TOKEN,
@@ -60,7 +63,12 @@ impl Estimator {
 }
 
 fn bytes_of(ask: &Ask) -> usize {
-    ask.messages.iter().map(|message| message.content.len()).sum::<usize>().max(1)
+    match &ask.question {
+        Question::Chat(messages) => {
+            messages.iter().map(|message| message.content.len()).sum::<usize>().max(1)
+        }
+        Question::Score(text) => size_of_val(&text.ids[..]),
+    }
 }
 
 #[cfg(test)]
@@ -70,12 +78,7 @@ mod tests {
 
     #[test]
     fn usage_teaches_what_a_token_is() {
-        let ask = |text: &str| Ask {
-            id: "a".into(),
-            sample: 0,
-            messages: vec![Message::new(Role::User, text)],
-            seed: 0,
-        };
+        let ask = |text: &str| Ask::chat("a".into(), 0, vec![Message::new(Role::User, text)], 0);
         let mut estimator = Estimator::new(100);
         assert_eq!(estimator.of_fault(&ask("12345678"), 3), (2, 100), "before any reply: the worst");
         estimator.learn(&ask("12345678"), 8, 30);

@@ -27,7 +27,7 @@ pub(crate) fn receipt(price: &Price, estimator: &mut Estimator, ask: &Ask, reply
         }
     };
     let usd = price.of(prompt_tokens, cached, completion_tokens);
-    Receipt { reply, prompt_tokens, completion_tokens, usd, estimated }
+    Receipt { reply, prompt_tokens, completion_tokens, usd, estimated, logprobs: Vec::new() }
 }
 
 /// Of a reply: it is the answer, unless the service filtered it.

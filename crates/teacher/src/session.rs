@@ -20,6 +20,7 @@ use crate::call::{self, Fault, FaultKind};
 use crate::estimate::Estimator;
 use crate::outcome::{self, unix_ms};
 use crate::schedule::{Ended, Fate, Job, Next, Schedule, Stop};
+use crate::scores;
 use crate::settings::{Budget, Endpoint, Patience, Price, Sampling};
 use crate::window::{Arrived, Window};
 
@@ -379,10 +380,11 @@ impl Shared<'_> {
         let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
         let request_id = format!("{}-{call}", &job.what.request.to_string()[..32]);
         let how = (&teacher.sampling, &teacher.patience);
-        let got = call::chat(&self.client, &teacher.endpoints[endpoint], &body, &request_id, how);
+        let got = call::send(&self.client, &teacher.endpoints[endpoint], (ask, &body), &request_id, how)
+            .and_then(|reply| scores::of(ask, reply));
         self.calls.fetch_add(1, Ordering::Relaxed);
         let (outcome, ended, answer) = match got {
-            Ok(reply) => self.of_reply(call, ask, reply),
+            Ok((reply, logprobs)) => self.of_reply(call, ask, reply, logprobs),
             Err(fault) => {
                 self.failed_calls.fetch_add(1, Ordering::Relaxed);
                 self.of_fault(call, ask, fault)
@@ -409,8 +411,15 @@ impl Shared<'_> {
         Unwritten { entry: Entry::End(outcome), answer }
     }
 
-    fn of_reply(&self, call: u64, ask: &Ask, reply: Reply) -> (Outcome, Ended, Option<Answer>) {
+    fn of_reply(
+        &self,
+        call: u64,
+        ask: &Ask,
+        reply: Reply,
+        logprobs: Vec<f64>,
+    ) -> (Outcome, Ended, Option<Answer>) {
         let receipt = outcome::receipt(&self.teacher.price, &mut self.estimator(), ask, reply);
+        let receipt = Receipt { logprobs, ..receipt };
         let (usd, tokens) = (receipt.usd, receipt.prompt_tokens + receipt.completion_tokens);
         let (outcome, answer) = outcome::of_receipt(call, receipt);
         let ended = match &answer {

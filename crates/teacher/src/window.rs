@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::ask::Answer;
+use crate::ask::{Answer, Question};
 use crate::session::Asked;
 
 /// Requests that may be ahead of the first one without an answer.
@@ -89,7 +89,11 @@ impl Window {
 /// Of the text, and of what holds it.
 fn asked_bytes(asked: &Asked) -> usize {
     let text = |message: &stillroom_core::Message| size_of_val(message) + message.content.len();
-    size_of::<Asked>() + asked.ask.id.len() + asked.ask.messages.iter().map(text).sum::<usize>()
+    let question = match &asked.ask.question {
+        Question::Chat(messages) => messages.iter().map(text).sum::<usize>(),
+        Question::Score(text) => size_of_val(&text.ids[..]),
+    };
+    size_of::<Asked>() + asked.ask.id.len() + question
 }
 
 fn answer_bytes(answer: &Answer) -> usize {
@@ -100,6 +104,7 @@ fn answer_bytes(answer: &Answer) -> usize {
         + reply.content.len()
         + reply.reasoning_content.as_ref().map_or(0, String::len)
         + logprobs
+        + size_of_val(&receipt.logprobs[..])
 }
 
 #[cfg(test)]
@@ -110,7 +115,7 @@ mod tests {
     use crate::ask::Ask;
 
     fn asked(id: u64) -> Arc<Asked> {
-        let ask = Ask { id: id.to_string(), sample: 0, messages: Vec::new(), seed: 0 };
+        let ask = Ask::chat(id.to_string(), 0, Vec::new(), 0);
         Arc::new(Asked { ask, request: Digest::of(b"") })
     }
 
@@ -152,6 +157,7 @@ mod tests {
             completion_tokens: 1,
             usd: 0.0,
             estimated: false,
+            logprobs: Vec::new(),
         }))
     }
 

@@ -34,6 +34,9 @@ use log::Log;
 /// Gives the text of a reply to a request's body, in place of the usual one.
 pub(crate) type Author = dyn Fn(&Value) -> String + Send + Sync;
 
+/// Gives log p of each token of a prompt but the first, in place of the usual one.
+pub(crate) type Reader = dyn Fn(&[u32]) -> Vec<f32> + Send + Sync;
+
 /// How the server behaves.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -58,6 +61,7 @@ pub(crate) struct Options {
     /// Whether a reply may have reasoning, as a field or between tags.
     pub(crate) reasoning: bool,
     pub(crate) author: Option<Arc<Author>>,
+    pub(crate) reader: Option<Arc<Reader>>,
     /// Whether replies are hostile: the one of the number that stands behind a `#` in the last turn, or any.
     pub(crate) hostile: bool,
     /// Where each request's entry is appended as a line of JSON.
@@ -79,6 +83,7 @@ impl Default for Options {
             usage: true,
             reasoning: true,
             author: None,
+            reader: None,
             hostile: false,
             log: None,
         }

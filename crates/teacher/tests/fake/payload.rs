@@ -14,6 +14,8 @@ pub(crate) struct Payload<'a> {
     pub(crate) model: String,
     /// Whether the usage is told at all.
     pub(crate) usage: bool,
+    /// Log-probabilities of the prompt's tokens but the first, where somebody has read it.
+    pub(crate) read: Option<Vec<f32>>,
 }
 
 /// JSON as it goes over the wire, lone surrogates and all.
@@ -132,7 +134,10 @@ impl Payload<'_> {
         let has_prompt = self.body["echo"] == true;
         let of =
             |(i, token): (usize, &&str)| if i == 0 && has_prompt { Value::Null } else { logprob(token, top) };
-        let each: Vec<Value> = tokens.iter().enumerate().map(of).collect();
+        let mut each: Vec<Value> = tokens.iter().enumerate().map(of).collect();
+        if let Some(read) = self.read.as_ref().filter(|_| has_prompt) {
+            each.iter_mut().skip(1).zip(read).for_each(|(each, logprob)| each["logprob"] = json!(logprob));
+        }
         let tops = each.iter().map(|of_token| match &of_token["top_logprobs"] {
             Value::Array(list) => list
                 .iter()
@@ -153,18 +158,22 @@ impl Payload<'_> {
     /// vLLM's form: a map by token id for each token but the first.
     fn prompt_logprobs(&self, k: u64) -> Value {
         let text = self.prompt_text();
+        let given = |i: usize| self.body["prompt"][i].as_u64().map(|id| id.to_string());
         let of = |(i, token): (usize, &str)| -> Value {
             if i == 0 {
                 return Value::Null;
             }
-            let own = json!({"logprob": -0.125, "rank": 1, "decoded_token": token});
+            let logprob = self.read.as_ref().map_or(-0.125, |read| read[i - 1]);
+            let own = json!({"logprob": logprob, "rank": 1, "decoded_token": token});
             let others = (1..k).map(|rank| {
                 let token = format!(" {rank}");
                 let id = token_id(&token).to_string();
                 (id, json!({"logprob": -0.125 - rank as f64, "rank": rank + 1, "decoded_token": token}))
             });
             let all: Map<String, Value> =
-                std::iter::once((token_id(token).to_string(), own)).chain(others).collect();
+                std::iter::once((given(i).unwrap_or_else(|| token_id(token).to_string()), own))
+                    .chain(others)
+                    .collect();
             Value::Object(all)
         };
         Value::Array(tokens(&text).into_iter().enumerate().map(of).collect())

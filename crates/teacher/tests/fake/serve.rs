@@ -256,12 +256,19 @@ impl Exchange<'_> {
             id: format!("{kind}-{}-{}", &name[..12], self.attempt),
             model: self.body["model"].as_str().unwrap_or("fake-teacher").to_owned(),
             usage: self.shared.options.usage,
+            read: self.read(),
         };
         if let Some(How::Names(text)) = self.hostile.map(|hostile| &hostile.how) {
             payload.id.push_str(text);
             payload.model.push_str(text);
         }
         payload
+    }
+
+    /// Log-probabilities of a prompt of ids, where somebody reads it.
+    fn read(&self) -> Option<Vec<f32>> {
+        let ids: Option<Vec<u32>> = serde_json::from_value(self.body["prompt"].clone()).ok();
+        Some(self.shared.options.reader.as_ref()?(&ids?))
     }
 
     fn written(&self) -> words::Written {
