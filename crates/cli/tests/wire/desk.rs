@@ -18,6 +18,7 @@ use crate::shop::{self, text};
 pub(crate) const PRICE: (f64, f64) = (2e-6, 10e-6);
 
 const RECIPE: &str = r#"
+name = "wire"
 [teacher]
 kind = "openai"
 model = "us:teacher"
@@ -103,6 +104,13 @@ impl Desk {
         let files = files_below(&root);
         let name = |path: &Path| path.strip_prefix(&root).expect("below").display().to_string();
         files.iter().map(|path| (name(path), std::fs::read(path).expect("a file"))).collect()
+    }
+
+    /// Files below `corpus/` that are not what they should be, by name.
+    pub(crate) fn differing(&self, output: &str, expected: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+        let found = self.corpus(output);
+        let names: BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
+        names.into_iter().filter(|name| found.get(*name) != expected.get(*name)).cloned().collect()
     }
 
     pub(crate) fn traces(&self, output: &str) -> Vec<Trace> {
