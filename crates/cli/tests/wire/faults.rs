@@ -81,7 +81,7 @@ fn dollars(prompt_tokens: u64, completion_tokens: u64) -> f64 {
 
 #[test]
 fn a_budget_stops_in_time_and_what_it_bought_is_kept() {
-    let n = size("STILLROOM_WIRE_PROMPTS", 1000);
+    let n = size("STILLROOM_WIRE_PROMPTS", 600);
     let desk = Desk::new(n);
     let calm = desk.calm("teach", TEACHER);
     let whole: f64 = desk.json("calm/teach.json")["usd"].as_f64().unwrap();

@@ -163,3 +163,79 @@ fn on_a_terminal_nothing_of_a_reply_steers_it() {
     assert!(text(&output.stdout).contains(" replies, "), "it shows progress: {}", text(&output.stdout));
     check_shown("the terminal", &output.stdout);
 }
+
+const STUDENT: &str = r#"
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+max_position_embeddings = 512
+tokenizer = "ASSETS/quickstart-tokenizer"
+[train]
+max_steps = 2
+loss_functions = [{ function = "hard_labels", weight = 1.0 }]
+[evaluate]
+num_examples = 3
+max_tokens = 300
+controls = []
+"#;
+
+/// The report shows held-out problems with the replies to them, on a page that runs none of it.
+#[test]
+fn a_report_shows_hostile_replies_without_becoming_theirs() {
+    let line = |i: usize, what: &str| {
+        format!("{{\"id\": \"{what}{i}\", \"prompt\": \"Is the {what} of {i} hares open?\"}}\n")
+    };
+    let desk = Desk::with_prompts("");
+    std::fs::create_dir(desk.path("rows")).expect("a folder");
+    for (file, n) in [("train", 12), ("validation", 2), ("test", 3)] {
+        let lines: String = (0..n).map(|i| line(i, file)).collect();
+        std::fs::write(desk.path(&format!("rows/{file}.jsonl")), lines).expect("rows");
+    }
+    let texts: Vec<String> = all_hostile().into_iter().filter_map(page_text).collect();
+    assert!(texts.len() > 50);
+    let all = texts.join(" ");
+    let author = move |body: &Value| match body.to_string().contains("Is the test of") {
+        true => all.clone(),
+        false => "Yes, the door is open.".to_owned(),
+    };
+    let server =
+        FakeTeacher::start(Options { author: Some(std::sync::Arc::new(author)), ..Options::default() });
+    desk.recipe("bad.toml", &server.base_url(), "");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
+    let recipe = std::fs::read_to_string(desk.path("bad.toml")).expect("a recipe") + STUDENT;
+    let recipe = recipe.replace("ASSETS", &assets.display().to_string()).replace("prompts.jsonl", "rows");
+    std::fs::write(desk.path("bad.toml"), recipe).expect("a recipe is written");
+    let output = desk.succeed(&["evaluate", "bad.toml", "--output", "out"]);
+    check_shown("stdout", &output.stdout);
+    check_shown("stderr", &output.stderr);
+    let page = std::fs::read_to_string(desk.path("out/report.html")).expect("a page");
+    assert!(page.contains("&lt;img src=x onerror="), "the replies are shown");
+    for text in texts.iter().filter(|text| text.contains('<') && !text.contains("&lt;")) {
+        assert!(!page.contains(text.as_str()), "{text}");
+    }
+    for live in [
+        "<img src=x",
+        "<svg/onload",
+        "<iframe srcdoc",
+        "<base href=http://evil",
+        "<form action=http",
+        "='owned'<",
+    ] {
+        assert!(!page.contains(live), "{live}");
+    }
+    check_shown("the page", page.replace('\t', " ").as_bytes());
+}
+
+/// A short text that stands alone in a reply.
+fn page_text(hostile: Hostile) -> Option<String> {
+    match hostile.how {
+        How::Text { content, reasoning: None, .. } if hostile.name.starts_with("content-") => {
+            let fits = content.len() < 200 && !content.contains("think") && !content.contains(LONE_SURROGATE);
+            fits.then_some(content)
+        }
+        _ => None,
+    }
+}
