@@ -73,11 +73,18 @@ impl Flow {
     }
 
     fn choose_traces(&mut self) -> Result<()> {
-        let train = self.prompts_of(Split::Train)?;
-        let validation = self.prompts_of(Split::Validation)?;
         let verifier = self.verifier();
         let mut summary = Summary::default();
         let held_out = if self.compares_held_out() { self.prompts_of(Split::HeldOut)? } else { Vec::new() };
+        // Only a verifier reads whole prompts, and only held-out ones are compared with their last turns.
+        let needed = |prompt: &mut Prompt| {
+            if verifier.is_none() {
+                let last = prompt.messages.pop().filter(|_| !held_out.is_empty());
+                (prompt.messages, prompt.target) = (last.into_iter().collect(), None);
+            }
+        };
+        let train = self.prompts_changed(Split::Train, needed)?;
+        let validation = self.prompts_changed(Split::Validation, needed)?;
         let tainted = tainted(&train, &held_out);
         if self.compares_held_out() {
             summary.contamination = Some(contamination(&train, &held_out));

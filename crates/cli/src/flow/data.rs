@@ -96,6 +96,17 @@ impl Flow {
         self.read_lines(&format!("{FOLDER}/{split}.jsonl"))
     }
 
+    /// The prompts of a part as `change` leaves them: all of them at once may be much.
+    pub(crate) fn prompts_changed(&self, split: Split, change: impl Fn(&mut Prompt)) -> Result<Vec<Prompt>> {
+        let prompts = self.lines_of(&format!("{FOLDER}/{split}.jsonl"))?;
+        let changed = prompts.map(|prompt: Result<Prompt>| {
+            let mut prompt = prompt?;
+            change(&mut prompt);
+            Ok(prompt)
+        });
+        changed.collect()
+    }
+
     pub(crate) fn texts_of(&self, split: Split) -> Result<Vec<Document>> {
         self.read_lines(&format!("{FOLDER}/{split}.jsonl"))
     }

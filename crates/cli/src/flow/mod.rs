@@ -37,6 +37,8 @@ pub(crate) mod trial;
 mod wire;
 mod wire_estimate;
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -350,9 +352,20 @@ impl Flow {
     }
 
     pub(crate) fn read_lines<T: DeserializeOwned>(&self, relative: &str) -> Result<Vec<T>> {
+        self.lines_of(relative)?.collect()
+    }
+
+    /// The JSON values of a file, one at a time.
+    pub(crate) fn lines_of<T: DeserializeOwned>(
+        &self,
+        relative: &str,
+    ) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
         let path = self.run.path(relative)?;
-        let text = std::fs::read_to_string(&path).map_err(|e| Failure::io("read", &path, &e))?;
-        text.lines().map(|line| serde_json::from_str(line).map_err(|e| unreadable(&path, &e))).collect()
+        let file = File::open(&path).map_err(|e| Failure::io("read", &path, &e))?;
+        Ok(BufReader::new(file).lines().map(move |line| {
+            let line = line.map_err(|e| Failure::io("read", &path, &e))?;
+            serde_json::from_str(&line).map_err(|e| unreadable(&path, &e))
+        }))
     }
 }
 
