@@ -12,6 +12,7 @@ mod bought;
 mod cuts;
 mod desk;
 mod egress;
+mod endpoints;
 mod faults;
 mod hostile;
 mod kills;
