@@ -98,6 +98,16 @@ pub struct Settled {
     pub fault: Option<String>,
 }
 
+/// A call for some request that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Try {
+    pub attempt: u32,
+    pub endpoint: String,
+    pub is_done: bool,
+    /// Whether tokens are counted for it.
+    pub is_billed: bool,
+}
+
 /// Sums over all calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Totals {
@@ -238,6 +248,26 @@ impl LedgerReader {
         row.map_err(|e| failed("read", &self.path, e))
     }
 
+    /// Calls for a request that have ended, in their order.
+    pub fn tries(&self, request: &Digest) -> Result<Vec<Try>> {
+        let mut statement = self
+            .reader
+            .prepare_cached(
+                "SELECT attempt, endpoint, state = 'done', prompt_tokens IS NOT NULL FROM calls
+                 WHERE request = ?1 AND state <> 'in_flight' ORDER BY call",
+            )
+            .map_err(|e| failed("read", &self.path, e))?;
+        let rows = statement.query_map([&request.as_bytes()[..]], |row| {
+            Ok(Try {
+                attempt: row.get(0)?,
+                endpoint: row.get(1)?,
+                is_done: row.get(2)?,
+                is_billed: row.get(3)?,
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(|e| failed("read", &self.path, e))
+    }
+
     /// Sums over all calls, or those of one stage.
     pub fn totals(&self, stage: Option<&str>) -> Result<Totals> {
         let sums = self.reader.query_row(
@@ -364,6 +394,9 @@ mod tests {
         let settled = ledger.settled(&Digest::of(b"a")).unwrap().unwrap();
         assert_eq!((settled.ending, settled.receipt), (Ending::Done, b"reply 1".to_vec()));
         assert_eq!(ledger.settled(&Digest::of(b"b")).unwrap(), None);
+        assert_eq!(ledger.tries(&Digest::of(b"b")).unwrap(), []);
+        let tries = ledger.tries(&Digest::of(b"c")).unwrap();
+        assert_eq!((tries.len(), tries[0].is_done, tries[0].is_billed), (1, false, true));
         drop((ledger, scribe));
 
         let reader = LedgerReader::open(&dir.path().join("ledger.sqlite")).unwrap();
