@@ -8,7 +8,7 @@ use stillroom_core::{Cleared, Reach};
 use ureq::http::{self, HeaderMap, HeaderName, HeaderValue};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
-use ureq::{Agent, Body, BodyReader};
+use ureq::{Agent, Body, BodyReader, SendBody};
 
 use crate::Result;
 use crate::error::{NetError, Phase, shown};
@@ -224,7 +224,38 @@ impl Client {
         Err(NetError::Redirects { place: address.place(), redirects_max: REDIRECTS_MAX })
     }
 
+    /// Sends a [`Request::post`] whose body is read piece by piece: `bytes` of it. Any status is a reply, a redirect is an
+    /// error. If the body cannot be read, the connection is cut.
+    pub fn upload(&self, request: &Request<'_>, body: &mut dyn Read, bytes: u64) -> Result<Response> {
+        let (address, home) = (&request.address, request.address.origin());
+        if !self.reach().permits(home) {
+            return Err(NetError::NotCleared { place: home.to_string() });
+        }
+        let builder = Client::builder(request, address, true)?.header(http::header::CONTENT_LENGTH, bytes);
+        let malformed = |_| NetError::BadPath { place: address.place() };
+        let built = builder.body(SendBody::from_reader(body)).map_err(malformed)?;
+        let reply = self.agent.run(built).map_err(|error| self.trouble(error, &address.place()))?;
+        if reply.status().is_redirection() {
+            let to = reply.headers().get(http::header::LOCATION).and_then(|to| to.to_str().ok());
+            let to = without_query(to.unwrap_or("\u{fffd}"));
+            return Err(NetError::Redirect { from: address.place(), to });
+        }
+        Response::of(reply, address, None, self.options)
+    }
+
     fn once(&self, request: &Request<'_>, address: &Address, at_home: bool) -> Result<http::Response<Body>> {
+        let builder = Client::builder(request, address, at_home)?;
+        let malformed = |_| NetError::BadPath { place: address.place() };
+        let sent = if request.method == Method::Post {
+            self.agent.run(builder.body(request.body).map_err(malformed)?)
+        } else {
+            self.agent.run(builder.body(()).map_err(malformed)?)
+        };
+        sent.map_err(|error| self.trouble(error, &address.place()))
+    }
+
+    /// A request's head. What proves who asks goes home and nowhere else.
+    fn builder(request: &Request<'_>, address: &Address, at_home: bool) -> Result<http::request::Builder> {
         let method = match request.method {
             Method::Get => http::Method::GET,
             Method::Head => http::Method::HEAD,
@@ -241,13 +272,7 @@ impl Client {
             value.set_sensitive(true);
             builder = builder.header(http::header::AUTHORIZATION, value);
         }
-        let malformed = |_| NetError::BadPath { place: address.place() };
-        let sent = if request.method == Method::Post {
-            self.agent.run(builder.body(request.body).map_err(malformed)?)
-        } else {
-            self.agent.run(builder.body(()).map_err(malformed)?)
-        };
-        sent.map_err(|error| self.trouble(error, &address.place()))
+        Ok(builder)
     }
 
     fn trouble(&self, error: ureq::Error, place: &str) -> NetError {

@@ -129,6 +129,42 @@ fn a_posted_body_arrives_and_is_not_sent_on() {
 }
 
 #[test]
+fn a_body_is_sent_piece_by_piece_with_its_length_and_nowhere_else() {
+    let server = Server::start(|request, stream| {
+        let answer = if request.starts_with("POST /moved") { moved("/?key=1") } else { ok("done") };
+        drop(stream.write_all(answer.as_bytes()));
+    });
+    let client = client(&[&server.url]);
+    let key = Secret::new("abc");
+    let post = |path: &str| {
+        let address = Address::parse(&format!("{}{path}", server.url)).unwrap();
+        Request::post(address, "text/plain", b"").bearer(Some(&key))
+    };
+    let text = "0123456789".repeat(50_000);
+    let reply = client.upload(&post("/"), &mut text.as_bytes(), text.len() as u64).unwrap();
+    assert_eq!(reply.read_to_vec(100).unwrap(), b"done");
+    let (head, body) =
+        server.seen()[0].split_once("\r\n\r\n").map(|(h, b)| (h.to_owned(), b.to_owned())).unwrap();
+    let head = head.to_ascii_lowercase();
+    assert!(
+        body == text && head.contains("content-length: 500000") && head.contains("authorization: bearer abc")
+    );
+    assert!(!head.contains("transfer-encoding") && head.matches("content-length").count() == 1, "{head}");
+    let refused = client.upload(&post("/moved"), &mut &b"x"[..], 1).unwrap_err();
+    assert!(
+        matches!(refused, NetError::Redirect { .. }) && !refused.to_string().contains("key=1"),
+        "{refused}"
+    );
+    // A body that is shorter than announced is no request.
+    assert!(client.upload(&post("/"), &mut &b"x"[..], 2).is_err());
+    let elsewhere = Server::fixed(ok(""));
+    let address = Address::parse(&elsewhere.url).unwrap();
+    let refused = client.upload(&Request::post(address, "text/plain", b""), &mut &b"x"[..], 1).unwrap_err();
+    assert!(matches!(refused, NetError::NotCleared { .. }), "{refused}");
+    assert_eq!((server.seen().len(), elsewhere.seen().len()), (2, 0));
+}
+
+#[test]
 fn a_place_without_leave_is_not_asked() {
     let server = Server::fixed(ok("secret"));
     let other = Server::fixed(ok(""));
