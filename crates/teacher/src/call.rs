@@ -85,7 +85,7 @@ fn exchange(
 }
 
 /// A reply of which a part came twice is not what the teacher wrote.
-fn checked(reply: Reply) -> Result<Reply, Fault> {
+pub(crate) fn checked(reply: Reply) -> Result<Reply, Fault> {
     let counted = reply.usage.is_some_and(|usage| usage.completion_tokens > 0);
     if counted && reply.has_more_pieces_than_tokens() {
         let what = format!("{} pieces came, more than the tokens that were counted", reply.pieces);
@@ -116,6 +116,11 @@ fn reply_bytes_max(ask: &Ask, sampling: &Sampling) -> u64 {
         // Each token and the likeliest in its place, and the one that is written behind them.
         return REPLY_BYTES + (text.ids.len() as u64 + 1) * TOKEN_BYTES * 2;
     }
+    chat_bytes_max(sampling)
+}
+
+/// Of a reply to a conversation.
+pub(crate) fn chat_bytes_max(sampling: &Sampling) -> u64 {
     let alternatives = sampling.top_logprobs.map_or(0, |n| u64::from(n) + 1);
     REPLY_BYTES + sampling.max_tokens as u64 * TOKEN_BYTES * (1 + alternatives)
 }
@@ -175,7 +180,7 @@ fn of_reply(fault: &ReplyFault, status: Option<u16>, pieces: u64) -> Fault {
 }
 
 /// `pieces` is what had come of the reply; `None` where not even a status had.
-fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
+pub(crate) fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
     let kind = match error {
         NetError::NotCleared { .. }
         | NetError::Redirect { .. }
@@ -196,15 +201,22 @@ fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
     Fault { what: error.to_string(), status: None, kind, wait: None, pieces }
 }
 
-/// Of a status that is no success: the service did no work.
-fn of_status(response: Response) -> Fault {
-    let (status, wait, place) = (response.status(), response.retry_after(), response.place().to_owned());
-    let kind = match status {
+/// What a status that is no success means for another try.
+pub(crate) fn kind_of_status(status: u16) -> FaultKind {
+    match status {
         429 => FaultKind::Postponed,
-        503 if wait.is_some() => FaultKind::Postponed,
         400 | 413 | 414 | 415 | 422 => FaultKind::Refused,
         300..=499 if !matches!(status, 408 | 409 | 425) => FaultKind::Hopeless,
         _ => FaultKind::Again,
+    }
+}
+
+/// Of a status that is no success: the service did no work.
+pub(crate) fn of_status(response: Response) -> Fault {
+    let (status, wait, place) = (response.status(), response.retry_after(), response.place().to_owned());
+    let kind = match status {
+        503 if wait.is_some() => FaultKind::Postponed,
+        _ => kind_of_status(status),
     };
     let said = response.read_to_vec(ERROR_BYTES_MAX).ok().and_then(|body| openai::read_error(&body));
     let what = match said {

@@ -4,6 +4,10 @@
 //! its reply is used, so that no reply is bought twice.
 
 mod ask;
+mod batch;
+mod batch_desk;
+mod batch_files;
+mod batch_jobs;
 mod breaker;
 mod call;
 mod error;
@@ -19,6 +23,7 @@ mod settings;
 mod window;
 
 pub use ask::{Answer, Ask, Question, Receipt, Scoring, Unscored};
+pub use batch::{BatchEnd, BatchOptions, JobEnd, Problem, Tally, WaitingFile};
 pub use error::TeacherError;
 pub use schedule::Stop;
 pub use session::{Counts, Finished, IN_FLIGHT_MAX, Teacher};

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 mod faults;
 mod hostile;
-mod http;
+pub(crate) mod http;
 mod log;
 mod payload;
 mod serve;
@@ -88,6 +88,21 @@ impl Default for Options {
             log: None,
         }
     }
+}
+
+/// The whole good reply to a request's body.
+pub(crate) fn whole_reply(body: &Value) -> Value {
+    let written = written(body, Options::default().reasoning, None);
+    let name = request_digest(body).to_string();
+    let payload = payload::Payload {
+        body,
+        written: &written,
+        id: format!("chatcmpl-{}", &name[..12]),
+        model: body["model"].as_str().unwrap_or("fake-teacher").to_owned(),
+        usage: true,
+        read: None,
+    };
+    payload.whole(faults::Fault::None)
 }
 
 /// What the server has seen and done.
