@@ -75,7 +75,7 @@ enum News {
 
 struct Shared<'a> {
     teacher: &'a Teacher,
-    client: Client,
+    client: &'a Client,
     scribe: Scribe,
     schedule: Mutex<Schedule<Arc<Asked>>>,
     wake: Condvar,
@@ -110,12 +110,29 @@ impl Teacher {
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
     ) -> Result<Finished, E> {
+        self.answer_all_by(&self.client(cleared), ledger, asks, deliver)
+    }
+
+    /// What speaks to the endpoints in one session after another, over connections that stay open between them.
+    pub fn client(&self, cleared: Cleared) -> Client {
+        Client::new(cleared, self.client_options(self.n_threads()))
+    }
+
+    /// [`Teacher::answer_all`] by a client that [`Teacher::client`] made. The ledger has been opened since the last
+    /// session: it knows the numbers of its calls then.
+    pub fn answer_all_by<E: From<TeacherError>>(
+        &self,
+        client: &Client,
+        ledger: &Ledger,
+        asks: &mut dyn Iterator<Item = Result<Ask, E>>,
+        deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+    ) -> Result<Finished, E> {
         let totals = ledger.totals(None).map_err(TeacherError::from)?;
         let spent = (totals.usd, totals.prompt_tokens + totals.completion_tokens);
-        let n_threads = self.endpoints.iter().map(|e| e.max_in_flight).sum::<usize>().clamp(1, IN_FLIGHT_MAX);
+        let n_threads = self.n_threads();
         let shared = Shared {
             teacher: self,
-            client: Client::new(cleared, self.client_options(n_threads)),
+            client,
             scribe: ledger.scribe(),
             schedule: Mutex::new(Schedule::new(
                 &self.endpoints,
@@ -159,6 +176,10 @@ impl Teacher {
             stall: first.max(seconds(self.patience.stall_timeout_s)),
             idle_connections,
         }
+    }
+
+    fn n_threads(&self) -> usize {
+        self.endpoints.iter().map(|e| e.max_in_flight).sum::<usize>().clamp(1, IN_FLIGHT_MAX)
     }
 
     /// What names a request of this teacher in a ledger.
@@ -380,7 +401,7 @@ impl Shared<'_> {
         let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
         let request_id = format!("{}-{call}", &job.what.request.to_string()[..32]);
         let how = (&teacher.sampling, &teacher.patience);
-        let got = call::send(&self.client, &teacher.endpoints[endpoint], (ask, &body), &request_id, how)
+        let got = call::send(self.client, &teacher.endpoints[endpoint], (ask, &body), &request_id, how)
             .and_then(|reply| scores::of(ask, reply));
         self.calls.fetch_add(1, Ordering::Relaxed);
         let (outcome, ended, answer) = match got {
