@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use crate::{Digest, ErrorKind};
 
 /// A text behind its prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScoredText<'a> {
     /// Id of the prompt.
     pub id: &'a str,

@@ -1,6 +1,6 @@
 //! What can go wrong while measuring or reading a report.
 
-use stillroom_core::ErrorKind;
+use stillroom_core::{ErrorKind, ScoreError};
 use stillroom_model::ModelError;
 
 /// Errors of this crate.
@@ -23,6 +23,9 @@ pub enum EvaluateError {
     BadMask { id: String, n_tokens: usize, n_mask: usize },
     #[error("the teacher has {teacher_vocab} tokens, the model {model_vocab}")]
     DifferentVocabularies { teacher_vocab: usize, model_vocab: usize },
+    /// Of a model's own text the teacher said nothing.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("report is not readable: {reason}")]
@@ -34,6 +37,7 @@ impl EvaluateError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EvaluateError::NotFinite { .. } => ErrorKind::Failed,
+            EvaluateError::Score(error) => error.kind,
             EvaluateError::Model(error) => error.kind(),
             _ => ErrorKind::BadData,
         }
@@ -57,6 +61,7 @@ impl EvaluateError {
             EvaluateError::DifferentVocabularies { .. } => {
                 Some("a divergence needs a student with the teacher's tokenizer".into())
             }
+            EvaluateError::Score(error) => error.fix.clone(),
             EvaluateError::Model(error) => error.fix(),
             EvaluateError::DifferentShapes { .. }
             | EvaluateError::MissingTensor { .. }

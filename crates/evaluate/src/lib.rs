@@ -32,7 +32,7 @@ pub use measurement::{
     Claim, Comparison, DocumentDivergence, DocumentLoss, Grade, Measurement, Metric, Throughput,
     accuracy_retained, compare, grade_replies,
 };
-pub use own_text::{OwnText, OwnTextScore, check_own_texts, own_texts};
+pub use own_text::{OwnText, OwnTextScore, check_own_texts, own_texts, scored_own_texts};
 pub use report::{
     Agreement, CacheFacts, Contender, CorpusFacts, Curve, CurvePoint, FeedbackFacts, LicenceDecision,
     LicenceRule, Pair, REPORT_BYTES_MAX, REPORT_VERSION, Report, RevisionFacts, Sample, SampleReply,

@@ -4,8 +4,8 @@
 //! that costs is seen from the reverse KL of what it writes itself, early and late in a text.
 
 use serde::{Deserialize, Serialize};
-use stillroom_core::FinishReason;
 use stillroom_core::statistics::{CONFIDENCE_95, ClusterSum, Estimate, clustered_mean};
+use stillroom_core::{FinishReason, ScoredText, Scorer};
 use stillroom_model::{
     Batch, Decoder, Divergence, Generation, GenerationRequest, LiveTeacher, SamplingParams, Targets, Term,
 };
@@ -26,8 +26,10 @@ pub struct OwnText {
     pub token_ids: Vec<u32>,
     pub finish_reason: FinishReason,
     /// KL(model‖teacher) of the distribution that each token was drawn from, in nats, over the whole vocabulary at
-    /// temperature 1.
+    /// temperature 1; where it is `sampled`, log q − log p of the token, whose mean over all draws that is.
     pub reverse_kl: Vec<f32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sampled: bool,
 }
 
 /// Means over the tokens of a model's own texts. Intervals are 95 %, clustered by text.
@@ -42,6 +44,9 @@ pub struct OwnTextScore {
     /// The same over the tokens of each quarter of a text, first to last: token t of n, from 0, lies in quarter
     /// ⌊4t/n⌋.
     pub reverse_kl_by_quarter: [Option<Estimate>; QUARTERS],
+    /// Whether it is estimated from the tokens that were drawn, and not computed over the whole vocabulary.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sampled: bool,
 }
 
 /// Lets `model` continue each prompt and measures its exact KL from `teacher` at every token it wrote.
@@ -62,6 +67,7 @@ pub fn own_texts(
         token_ids: Vec::new(),
         finish_reason: FinishReason::Length,
         reverse_kl: Vec::new(),
+        sampled: false,
     };
     texts.extend(prompts.iter().map(empty));
     let (n_ids, mut done) = (teacher.n_ids.unwrap_or(usize::MAX), 0);
@@ -117,6 +123,52 @@ fn measure(
     Ok(())
 }
 
+/// Lets `model` continue each prompt at temperature 1, and estimates its KL from a teacher that says how likely each token
+/// is and nothing else: log q − log p of the tokens drawn, whose expectation under q is KL(q‖p). Single numbers may be
+/// negative, and their mean has the noise of the draws on top.
+///
+/// A text ends before the first id that is not below `n_ids`.
+pub fn scored_own_texts(
+    teacher: &dyn Scorer,
+    model: &Decoder,
+    prompts: &[(String, GenerationRequest)],
+    sampling: &SamplingParams,
+    n_ids: Option<usize>,
+    max_in_flight: usize,
+) -> Result<Vec<OwnText>, EvaluateError> {
+    assert!(sampling.temperature == 1.0 && sampling.top_p == 1.0, "an estimate is of what is drawn plainly");
+    let requests: Vec<GenerationRequest> = prompts.iter().map(|(_, request)| request.clone()).collect();
+    let mut written: Vec<Option<Generation>> = vec![None; prompts.len()];
+    model.generate(&requests, sampling, max_in_flight, &mut |i, generation| written[i] = Some(generation))?;
+    let mut texts = Vec::with_capacity(prompts.len());
+    for ((id, _), generation) in prompts.iter().zip(written) {
+        let (mut token_ids, mut drawn, finish_reason) = match generation {
+            Some(Generation { token_ids, logprobs, finish_reason }) => (token_ids, logprobs, finish_reason),
+            None => (Vec::new(), Vec::new(), FinishReason::Length),
+        };
+        let known = token_ids.iter().position(|&id| id as usize >= n_ids.unwrap_or(usize::MAX));
+        token_ids.truncate(known.unwrap_or(token_ids.len()));
+        drawn.truncate(token_ids.len());
+        texts.push(OwnText { id: id.clone(), token_ids, finish_reason, reverse_kl: drawn, sampled: true });
+    }
+    let whole =
+        |(text, request): (&OwnText, &GenerationRequest)| [&request.prompt_ids[..], &text.token_ids].concat();
+    let ids: Vec<Vec<u32>> = texts.iter().zip(&requests).map(whole).collect();
+    let asked: Vec<usize> = (0..texts.len()).filter(|&i| !texts[i].token_ids.is_empty()).collect();
+    let scored: Vec<ScoredText<'_>> = asked
+        .iter()
+        .map(|&i| ScoredText { id: &prompts[i].0, ids: &ids[i], n_prompt: requests[i].prompt_ids.len() })
+        .collect();
+    for (&i, logprobs) in asked.iter().zip(teacher.score(&scored)?) {
+        let text = &mut texts[i];
+        text.reverse_kl.iter_mut().zip(logprobs).for_each(|(nats, logprob)| *nats -= logprob);
+        if text.reverse_kl.iter().any(|nats| !nats.is_finite()) {
+            return Err(EvaluateError::NotFinite { what: "reverse KL", id: text.id.clone() });
+        }
+    }
+    Ok(texts)
+}
+
 /// Refuses a teacher whose distributions cannot be compared with the model's.
 pub fn check_own_texts(teacher: LiveTeacher<'_>, model: &Decoder) -> Result<(), EvaluateError> {
     let ((teacher_vocab, widest), model_vocab) = (teacher.vocabularies(), model.config().vocab_size);
@@ -140,6 +192,7 @@ impl OwnTextScore {
             share_cut: cut as f64 / texts.len().max(1) as f64,
             reverse_kl: mean(&|_| true),
             reverse_kl_by_quarter: [0, 1, 2, 3].map(|quarter| mean(&|of| of == quarter)),
+            sampled: texts.iter().any(|text| text.sampled),
         }
     }
 }

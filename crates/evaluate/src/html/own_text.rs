@@ -10,12 +10,17 @@ use crate::words;
 const UNDER: &str = "Each model continues the held-out prompts by its own draws at temperature 1; the teacher says how far it \
      is from the distribution of each token, KL(model‖teacher) in nats. A model that was trained on its teacher's text \
      alone strays from it as a text goes on.";
+/// Where whole distributions are not to be had.
+const SAMPLED: &str = "Each model continues the held-out prompts by its own draws at temperature 1; the teacher, behind an \
+     endpoint, says how likely each of those tokens is. KL(model‖teacher) in nats is estimated from them alone: the mean \
+     over tokens of what the model's log-probability exceeds the teacher's by.";
 
 pub(super) fn own_text(main: &mut Markup, report: &Report) {
     if report.own_text.is_empty() {
         return;
     }
-    section(main, "On their own text", UNDER, |section| {
+    let under = if report.own_text.values().any(|own| own.sampled) { SAMPLED } else { UNDER };
+    section(main, "On their own text", under, |section| {
         section.nest("div", &[("class", &"scroll")], |scroll| {
             scroll.nest("table", &[("class", &"figures")], |table| table_of(table, report));
         });

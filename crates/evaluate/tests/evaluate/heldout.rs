@@ -206,16 +206,46 @@ fn tensors_that_stand_on_one_side_only_are_errors() {
     assert!(matches!(cut, Err(EvaluateError::MissingTensor { .. })));
 }
 
-fn own_texts_of(teacher: &Decoder, model: &Decoder, n: usize, n_ids: Option<usize>) -> Vec<OwnText> {
+fn own_text_prompts(n: usize) -> (Vec<(String, GenerationRequest)>, SamplingParams) {
     let request = |i: usize| {
         let prompt_ids: Vec<u32> = (0..3 + i % 2).map(|t| ((7 * i + t) % VOCAB) as u32).collect();
         (format!("p{i}"), GenerationRequest { prompt_ids, key: i as u64, sample: 0 })
     };
-    let prompts: Vec<_> = (0..n).map(request).collect();
     let sampling =
         SamplingParams { max_tokens: 12, temperature: 1.0, top_p: 1.0, seed: 4, stop_token_ids: vec![5, 6] };
+    ((0..n).map(request).collect(), sampling)
+}
+
+fn own_texts_of(teacher: &Decoder, model: &Decoder, n: usize, n_ids: Option<usize>) -> Vec<OwnText> {
+    let (prompts, sampling) = own_text_prompts(n);
     let live = LiveTeacher::alone(teacher, n_ids);
     own_texts(live, model, &prompts, &sampling, 3, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn from_log_probabilities_of_drawn_tokens_the_same_divergence_is_estimated() {
+    let (teacher, model) = (decoder(1), decoder(2));
+    let (prompts, sampling) = own_text_prompts(400);
+    let live = LiveTeacher::alone(&teacher, None);
+    let of = |n_ids| scored_own_texts(&live, &model, &prompts, &sampling, n_ids, 3).unwrap();
+    let (sampled, exact) = (of(None), own_texts_of(&teacher, &model, 400, None));
+    for ((sampled, exact), (_, request)) in sampled.iter().zip(&exact).zip(&prompts) {
+        assert_eq!((&sampled.token_ids, sampled.finish_reason), (&exact.token_ids, exact.finish_reason));
+        let ids = [&request.prompt_ids[..], &sampled.token_ids].concat();
+        let [q, p] = [&model, &teacher].map(|decoder| decoder.token_logprobs(&[&ids]).remove(0));
+        let behind = q.iter().zip(p).skip(request.prompt_ids.len() - 1);
+        assert_eq!(behind.len(), sampled.reverse_kl.len());
+        assert!(behind.zip(&sampled.reverse_kl).all(|((q, p), nats)| (q - p - nats).abs() < 1e-4));
+    }
+    let (sampled, exact) = (OwnTextScore::of(&sampled), OwnTextScore::of(&exact));
+    assert!(sampled.sampled && !exact.sampled);
+    let (estimate, truth) = (sampled.reverse_kl.unwrap(), exact.reverse_kl.unwrap().value);
+    let width = estimate.interval.high - estimate.interval.low;
+    assert!((estimate.value - truth).abs() < width, "{estimate:?} {truth}");
+    assert!(width < truth, "the estimate says something: {estimate:?} {truth}");
+    let cut = of(Some(30));
+    assert!(cut.iter().all(|text| text.token_ids.iter().all(|&id| id < 30)));
+    assert!(cut.iter().all(|text| text.token_ids.len() == text.reverse_kl.len()));
 }
 
 #[test]
@@ -247,6 +277,7 @@ fn a_model_is_measured_on_what_it_writes_itself_token_by_token() {
 #[test]
 fn quarters_are_those_of_each_text_and_every_token_counts_the_same() {
     let text = |nats: &[f32], finish_reason| OwnText {
+        sampled: false,
         id: "x".into(),
         token_ids: vec![0; nats.len()],
         finish_reason,

@@ -142,6 +142,7 @@ fn the_tensor_check_passes_only_when_every_tensor_moved() {
 #[test]
 fn what_models_write_themselves_is_compared_text_by_text_each_counting_alike() {
     let text = |id: &str, reverse_kl: &[f32]| OwnText {
+        sampled: false,
         id: id.to_owned(),
         token_ids: vec![0; reverse_kl.len()],
         finish_reason: FinishReason::Length,
