@@ -300,6 +300,20 @@ fn training_tokens(recipe: &Recipe, sizes: &Sizes) -> f64 {
     }
 }
 
+/// Texts of the student's own that a teacher behind endpoints reads, in training and where they are measured, and their
+/// tokens with the prompts.
+pub(super) fn scored(recipe: &Recipe, sizes: &Sizes) -> (f64, f64) {
+    let own = own_text(recipe, sizes, training_tokens(recipe, sizes));
+    let rollouts = recipe.train.rollouts.as_ref();
+    let new_tokens = rollouts.map_or(recipe.evaluate.max_tokens, |rollouts| rollouts.max_new_tokens);
+    let whole = (sizes.prompt_tokens + sizes.reply_tokens.min(new_tokens as f64)).max(1.0);
+    let of_control = |control: &Control| if *control == Control::Undistilled { 2.0 } else { 1.0 };
+    let writers = 2.0 + recipe.evaluate.controls.iter().map(of_control).sum::<f64>();
+    let measured = writers * sizes.held_out_items.min(recipe.evaluate.own_text_examples as f64);
+    let tokens = own.written + measured * whole;
+    (tokens / whole, tokens)
+}
+
 /// What the student writes while it trains.
 #[derive(Default)]
 struct OwnText {

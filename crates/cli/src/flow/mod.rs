@@ -29,6 +29,7 @@ mod release;
 mod report;
 mod revisions;
 mod rows;
+mod scoring;
 mod teach;
 pub(crate) mod teachers;
 mod tools;

@@ -1,14 +1,16 @@
 //! Stage `own-text`: how far every model is from the teacher on what it writes itself.
 
 use serde_json::json;
-use stillroom_evaluate::{Contender, LossDrop, Measured, OwnText, OwnTextScore, own_texts};
-use stillroom_model::{GenerationRequest, LiveTeacher, SamplingParams};
+use stillroom_evaluate::{Contender, LossDrop, Measured, OwnText, OwnTextScore, own_texts, scored_own_texts};
+use stillroom_model::{GenerationRequest, SamplingParams};
 
 use crate::failure::Result;
+use crate::flow::prompt_pii::redacted;
 use crate::flow::teach::key_of;
-use crate::flow::train::{stage_of, student_shape};
+use crate::flow::train::{shared_ids, stage_of, student_shape};
 use crate::flow::{Flow, data, measure};
 use crate::models::Model;
+use crate::recipe::PromptPii;
 
 pub(crate) const STAGE: &str = "own-text";
 const FOLDER: &str = "evaluation/own_text";
@@ -38,7 +40,11 @@ impl Flow {
         let recipe = &self.recipe;
         let start = json!([recipe.student, recipe.train.seed, self.start_digest()?]);
         let evaluate = json!([recipe.evaluate.own_text_examples, recipe.evaluate.max_tokens]);
-        let settings = json!([1, self.teachers_digest()?, start, recipe.train.max_length, evaluate]);
+        let mut settings =
+            vec![json!(1), self.teachers_digest()?, start, json!(recipe.train.max_length), evaluate];
+        if self.is_over_wire() {
+            settings.push(self.scoring_identity()?);
+        }
         let outputs: Vec<String> = self.writers().into_iter().map(file).collect();
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
         self.stage(STAGE, &settings, &after, &outputs, Flow::write_own_texts)
@@ -50,6 +56,9 @@ impl Flow {
     }
 
     fn write_own_texts(&mut self) -> Result<()> {
+        if self.is_over_wire() {
+            return self.write_scored_own_texts();
+        }
         let teachers = self.teachers()?;
         let others = teachers.others();
         let (config, tokenizer) = student_shape(&self.recipe, &self.source)?;
@@ -67,11 +76,29 @@ impl Flow {
             let model = self.model_of(writer)?;
             let prompts = self.own_text_prompts(&model)?;
             let total = prompts.len();
-            let sampling = self.own_text_sampling(live, &model, &prompts);
+            let sampling = self.own_text_sampling(live.max_positions(), &model, &prompts);
             let texts =
                 own_texts(live, &model.decoder, &prompts, &sampling, measure::IN_FLIGHT, &mut |done| {
                     self.progress.update(&format!("{}: {done} of {total} own texts", writer.label()))
                 })?;
+            self.write_json(&file(writer), &Measured::Value(texts))?;
+        }
+        Ok(())
+    }
+
+    /// As a teacher behind endpoints finds the tokens that each model drew.
+    fn write_scored_own_texts(&mut self) -> Result<()> {
+        let n_ids = shared_ids(&self.recipe, &self.source)?;
+        let scorer = self.scorer(STAGE, &[stillroom_corpus::Split::HeldOut])?;
+        for writer in self.writers() {
+            let model = self.model_of(writer)?;
+            let prompts = self.own_text_prompts(&model)?;
+            let context = model.decoder.config().max_position_embeddings;
+            let sampling = self.own_text_sampling(context, &model, &prompts);
+            self.progress.update(&format!("{}: {} own texts", writer.label(), prompts.len()));
+            let texts =
+                scored_own_texts(&scorer, &model.decoder, &prompts, &sampling, n_ids, measure::IN_FLIGHT)
+                    .map_err(|error| self.why_silent(&scorer).unwrap_or_else(|| error.into()))?;
             self.write_json(&file(writer), &Measured::Value(texts))?;
         }
         Ok(())
@@ -101,7 +128,11 @@ impl Flow {
             };
             return Ok(pieces.into_iter().map(beginning).filter(|(_, ids)| !ids.is_empty()).collect());
         }
-        let prompts = self.prompts_of(split)?;
+        let mut prompts = self.prompts_of(split)?;
+        // They go out with what is written behind them.
+        if self.prompt_pii() == PromptPii::Redact {
+            prompts = prompts.into_iter().map(redacted).collect();
+        }
         let templated =
             prompts.into_iter().map(|prompt| Ok((prompt.id, tokenizer.encode_chat(&prompt.messages, true)?)));
         templated.collect()
@@ -110,12 +141,11 @@ impl Flow {
     /// The model's distribution as it is, as far as both contexts go.
     fn own_text_sampling(
         &self,
-        teacher: LiveTeacher<'_>,
+        context: usize,
         model: &Model,
         prompts: &[(String, GenerationRequest)],
     ) -> SamplingParams {
         let longest = prompts.iter().map(|(_, request)| request.prompt_ids.len()).max().unwrap_or(0);
-        let context = teacher.max_positions();
         SamplingParams {
             max_tokens: self.recipe.evaluate.max_tokens.min(context.saturating_sub(longest)),
             temperature: 1.0,

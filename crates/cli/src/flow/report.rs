@@ -259,6 +259,9 @@ impl Flow {
             facts.heldout_overlaps = curation.heldout_overlaps;
             facts.teacher_usd = Some(self.teacher_usd()?);
         }
+        if self.is_scored() {
+            facts.teacher_usd = Some(facts.teacher_usd.unwrap_or(0.0) + self.scoring_usd()?);
+        }
         Ok(facts)
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use stillroom_core::{Prompt, Tail, Trace};
+use stillroom_core::{Prompt, Scorer, Tail, Trace};
 use stillroom_corpus::Split;
 use stillroom_distill::{
     DistillError, Example, LossFunction, LossTerm, LossWeight, Material, Overlong, RolloutPrompt,
@@ -24,10 +24,11 @@ use stillroom_net::hub::RepositoryId;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens, teacher_tokenizer};
 use crate::flow::teachers::further_files;
-use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune};
+use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune, scoring};
 use crate::models::{Model, with_adapter};
 use crate::recipe::{
-    Architecture, Base, Control, Logits, Recipe, Schedule, Shape, Source, Student, open_adapter,
+    Architecture, Base, Control, Logits, Recipe, Schedule, Scores, Shape, Source, Student, TOKENIZER,
+    open_adapter,
 };
 
 /// Folder of a model that was trained by an adapter: the adapter alone, as PEFT reads it.
@@ -107,13 +108,18 @@ impl Flow {
             config.hidden_alignment = hidden::aligned_layers(&self.recipe, &self.source)?;
         }
         let live = config.needs_teacher() && self.recipe.targets().is_some_and(Logits::is_live);
-        if live {
+        let scored = config.learns_own_tokens() && self.is_scored();
+        if live || scored {
             config.n_ids = shared_ids(&self.recipe, &self.source)?;
         }
         if let Some(on_policy) = &mut config.on_policy {
             on_policy.stop_token_ids = student_shape(&self.recipe, &self.source)?.0.eos_token_ids;
         }
-        let teacher = live.then(|| self.teachers_digest()).transpose()?;
+        let teacher = match (live, scored) {
+            (true, _) => Some(self.teachers_digest()?),
+            (false, true) => Some(self.scoring_identity()?),
+            (false, false) => None,
+        };
         // A run goes on with or without it: the bits are the same.
         let of_result = TrainConfig { gradient_checkpointing: false, ..config.clone() };
         let (student, seed) = (&self.recipe.student, self.recipe.train.seed);
@@ -125,7 +131,7 @@ impl Flow {
         if self.asks_for_traces() {
             after.push(curate::STAGE);
         }
-        if config.needs_teacher() && !live {
+        if config.needs_distributions() && !live {
             after.push(logits::STAGE);
         }
         if config.needs_chunks() {
@@ -176,8 +182,13 @@ impl Flow {
             true => Some(matched_ids(tokenizer, &self.teacher_tokenizer()?)),
             false => None,
         };
+        let scorer = match config.learns_own_tokens() && !live {
+            true => Some(self.scorer(scoring::TRAINING, &[Split::Train, Split::Validation])?),
+            false => None,
+        };
         let (examples, validation, matched) = (&train[..], &validation[..], matched.as_ref());
-        let material = Material { examples, validation, prompts, matched, ensemble, scorer: None };
+        let scored_by = scorer.as_ref().map(|scorer| scorer as &dyn Scorer);
+        let material = Material { examples, validation, prompts, matched, ensemble, scorer: scored_by };
         let supervision = Supervision { teacher, material };
         let folder = match contender {
             Contender::Student => self.run.checkpoints(),
@@ -189,10 +200,15 @@ impl Flow {
                 self.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
                 remove_checkpoints(&folder)?;
                 let again = self.start()?.decoder;
-                self.train_once(contender, again, supervision, &config, &folder)?
+                self.train_once(contender, again, supervision, &config, &folder)
             }
-            other => other?,
+            other => other,
         };
+        let silent = |error| match scorer.as_ref().and_then(|scorer| self.why_silent(scorer)) {
+            Some(failure) => failure,
+            None => Failure::from(error),
+        };
+        let outcome = outcome.map_err(silent)?;
         let loss = self.method_in_words(&config, &outcome.decoder);
         let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
@@ -217,6 +233,11 @@ impl Flow {
         let mut loss = method(&config.losses, self.recipe.targets());
         if self.has_several_teachers() && config.needs_teacher() {
             loss.push_str(&format!("; the teacher is a mixture: {}", self.teachers_in_words()));
+        }
+        if config.learns_own_tokens() && self.is_scored() {
+            loss.push_str(
+                "; from log-probabilities of the student's own tokens that the teacher's endpoint gives",
+            );
         }
         loss.push_str(&hidden::in_words(config.hidden_alignment.as_ref()));
         if let (Some(rollouts), Some(_)) = (&self.recipe.train.rollouts, &config.on_policy) {
@@ -279,7 +300,7 @@ impl Flow {
             true => self.attach_both_readings(split, pieces, tokenizer, config)?,
             false => examples_of(pieces),
         };
-        if config.needs_teacher() && !live {
+        if config.needs_distributions() && !live {
             self.attach_logits(&mut examples, config)?;
         }
         Ok(examples)
@@ -542,6 +563,9 @@ fn sizes(tables: &[usize]) -> String {
 /// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ; how many the
 /// student has, where a loss is of two vocabularies. A teacher whose distributions the student cannot learn from is refused.
 pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
+    if recipe.is_scored() {
+        return scored_ids(recipe, source);
+    }
     let Some(targets) = recipe.targets() else { return Ok(None) };
     let teacher = super::teacher_files(recipe, source)?;
     let (config, tokenizer) = student_shape(recipe, source)?;
@@ -573,6 +597,26 @@ pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usiz
     })
 }
 
+/// How many ids are tokens, where the student's table has more. Ids are sent to the teacher's endpoint as they are, so one
+/// whose tokenizer is not the student's, token by token, is refused.
+fn scored_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
+    let scores = recipe.teacher.as_ref().and_then(|teacher| teacher.scores.as_ref());
+    let Some(Scores { tokenizer: named, .. }) = scores else { return Ok(None) };
+    let theirs = read_tokenizer(&source.resolve_path(named), "teacher.tokenizer")?;
+    let (config, tokenizer) = student_shape(recipe, source)?;
+    if theirs.digest() != tokenizer.digest() {
+        return Err(Failure::new(Exit::BadRecipe, "teacher and student have different tokenizers")
+            .code("wrong-tokenizer")
+            .at(source.place(&TOKENIZER))
+            .detail("token ids that the student writes would be other tokens to the teacher")
+            .fix(
+                "take a student with the teacher's tokenizer, or learn the teacher's text by `hard_labels`",
+            ));
+    }
+    let n_ids = tokenizer.vocab_size();
+    Ok((n_ids < config.vocab_size).then_some(n_ids))
+}
+
 /// The model whose weights the student starts from.
 pub(super) fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
     match recipe.student.base() {
@@ -584,7 +628,7 @@ pub(super) fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles>
 fn student_tokenizer(recipe: &Recipe, source: &Source) -> Result<Tokenizer> {
     let files = match &recipe.student {
         Student::FromScratch(Shape { tokenizer: Some(path), .. }) => {
-            return read_tokenizer(&source.resolve_path(path));
+            return read_tokenizer(&source.resolve_path(path), "student.tokenizer");
         }
         Student::FromScratch(_) => super::teacher_files(recipe, source)?,
         _ => base_files(recipe, source)?,
@@ -635,7 +679,8 @@ fn scratch_config(
     })
 }
 
-fn read_tokenizer(dir: &std::path::Path) -> Result<Tokenizer> {
+/// The tokenizer in a directory that `key` names.
+fn read_tokenizer(dir: &std::path::Path, key: &str) -> Result<Tokenizer> {
     let optional = |name: &str| -> Result<Option<String>> {
         let path = dir.join(name);
         match std::fs::read_to_string(&path) {
@@ -646,7 +691,7 @@ fn read_tokenizer(dir: &std::path::Path) -> Result<Tokenizer> {
     };
     let text = optional("tokenizer.json")?.ok_or_else(|| {
         Failure::new(Exit::Io, format!("there is no `tokenizer.json` in `{}`", dir.display()))
-            .fix("check `student.tokenizer`")
+            .fix(format!("check `{key}`"))
     })?;
     let (config, template) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
     Ok(Tokenizer::from_json_files(&text, config.as_deref(), template.as_deref())?)

@@ -178,7 +178,7 @@ impl Flow {
     }
 
     /// The ledger in a run's directory, or the file itself.
-    fn replayed_ledger(&self, named: &str) -> Result<LedgerReader> {
+    pub(super) fn replayed_ledger(&self, named: &str) -> Result<LedgerReader> {
         let mut path = self.source.resolve_path(named);
         if path.is_dir() {
             path = path.join(LEDGER);
@@ -199,7 +199,7 @@ impl Flow {
     }
 
     /// The ledger of this run. What a kill left open is counted at the price of a longest reply, until replies say more.
-    fn ledger(&mut self, teacher: &Teacher) -> Result<Ledger> {
+    pub(super) fn ledger(&mut self, teacher: &Teacher) -> Result<Ledger> {
         let longest =
             teacher.wire.as_ref().map_or(0.0, |wire| price(wire).of(0, 0, teacher.max_tokens as u64));
         let ledger = Ledger::open(&self.run.path(LEDGER)?, longest)?;
@@ -213,7 +213,7 @@ impl Flow {
         Ok(ledger)
     }
 
-    fn session(
+    pub(super) fn session(
         &self,
         teacher: &Teacher,
         stage: &'static str,
@@ -267,7 +267,7 @@ impl Flow {
     }
 
     /// Whether everything was answered; else why not, and what can be done.
-    fn check_finished(
+    pub(super) fn check_finished(
         &self,
         finished: Finished,
         totals: &Totals,

@@ -1,6 +1,6 @@
 //! What a teacher behind endpoints takes: money, and time at a pace that nobody has measured yet.
 
-use super::estimate::{Sizes, StageEstimate, asked};
+use super::estimate::{Sizes, StageEstimate, asked, scored};
 use crate::recipe::{Recipe, Wire};
 
 /// Tokens that one request receives in a second: what hosted services give, and what a plan can be wrong about.
@@ -15,6 +15,8 @@ pub(super) struct OverWire<'a> {
     /// Replies that are asked for, to learn from and to measure the teacher by.
     asked: f64,
     measured: f64,
+    /// Texts of the student's own that it reads, and their tokens, prompts included.
+    scored: (f64, f64),
     prompt_tokens: f64,
     reply_tokens: f64,
     in_flight: f64,
@@ -26,7 +28,8 @@ impl OverWire<'_> {
         let wire = recipe.teacher.as_ref()?.wire.as_ref()?;
         Some(OverWire {
             wire,
-            asked: asked(recipe, sizes),
+            asked: if recipe.asks_for_traces() { asked(recipe, sizes) } else { 0.0 },
+            scored: if recipe.is_scored() { scored(recipe, sizes) } else { (0.0, 0.0) },
             measured: if recipe.student.is_nobody() { 0.0 } else { sizes.held_out_items },
             prompt_tokens: sizes.prompt_tokens,
             reply_tokens: sizes.reply_tokens,
@@ -42,7 +45,15 @@ impl OverWire<'_> {
             peak_memory_bytes: SESSION_BYTES,
         };
         let measured = (self.measured > 0.0).then(|| of("measure-teacher", self.measured));
-        std::iter::once(of("teach", self.asked)).chain(measured).collect()
+        let teach = (self.asked > 0.0).then(|| of("teach", self.asked));
+        let (texts, tokens) = self.scored;
+        let scoring = (texts > 0.0).then(|| StageEstimate {
+            stage: "scoring",
+            tokens,
+            wall_s: texts / TOKENS_PER_SECOND / self.in_flight.min(texts.max(1.0)),
+            peak_memory_bytes: SESSION_BYTES,
+        });
+        teach.into_iter().chain(measured).chain(scoring).collect()
     }
 
     fn usd_per_request(&self) -> f64 {
@@ -51,16 +62,20 @@ impl OverWire<'_> {
     }
 
     pub(super) fn usd(&self) -> f64 {
-        (self.asked + self.measured) * self.usd_per_request()
+        let (texts, tokens) = self.scored;
+        let price = &self.wire.price;
+        let scoring = (tokens * price.input_usd_per_mtok + texts * price.output_usd_per_mtok) / 1e6;
+        (self.asked + self.measured) * self.usd_per_request() + scoring
     }
 
     /// Requests for which the teacher would cost what making the student costs.
     pub(super) fn break_even_requests(&self) -> Option<u64> {
-        (self.usd_per_request() > 0.0).then(|| (self.asked + self.measured).ceil() as u64)
+        (self.usd_per_request() > 0.0).then(|| (self.usd() / self.usd_per_request()).round() as u64)
     }
 
     pub(super) fn disk_bytes(&self) -> u64 {
-        ((self.asked + self.measured) * (self.prompt_tokens + self.reply_tokens) * BYTES_PER_TOKEN) as u64
+        let replies = (self.asked + self.measured) * (self.prompt_tokens + self.reply_tokens);
+        ((replies + self.scored.1) * BYTES_PER_TOKEN) as u64
     }
 
     pub(super) fn assumptions(&self) -> Vec<String> {
@@ -79,6 +94,12 @@ impl OverWire<'_> {
         } else {
             "a teacher that costs nothing, since `teacher.price` is not given".to_owned()
         });
+        if self.scored.0 > 0.0 {
+            assumes.push(
+                "texts of the student's own as long as its teacher's replies, each read in the time of one written token"
+                    .to_owned(),
+            );
+        }
         assumes
     }
 }

@@ -13,6 +13,7 @@ mod on_policy;
 mod policy;
 mod raw;
 mod resolve;
+mod scoring;
 mod source;
 mod student;
 mod wire;
@@ -31,6 +32,7 @@ pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
 pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use policy::{Egress, Policy, PromptPii, is_this_machine};
+pub(crate) use scoring::{Scores, TOKENIZER};
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
 pub(crate) use wire::{Endpoint, Wire, variable_of};
@@ -140,6 +142,9 @@ pub(crate) struct Teacher {
     /// Where it is reached, if it is not on this machine.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) wire: Option<Wire>,
+    /// How it says how likely the student's own tokens are, if it does and is not on this machine.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) scores: Option<Scores>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -284,6 +289,11 @@ impl Train {
         self.hidden_alignment.is_some() || self.computed(LossFunction::asks_teacher)
     }
 
+    /// Whether it learns from how likely the teacher finds the tokens that it wrote itself.
+    pub(crate) fn learns_own_tokens(&self) -> bool {
+        self.computed(|function| function == LossFunction::SampledReverseKl)
+    }
+
     /// Whether it learns from prompts alone.
     pub(crate) fn only_own_text(&self) -> bool {
         self.rollouts.as_ref().is_some_and(Rollouts::always)
@@ -375,6 +385,12 @@ impl Recipe {
         let learned = control || judged || !(self.train.only_own_text() || self.train.learns_preferences());
         let texts = matches!(self.prompts.source, PromptSource::Text { .. });
         self.teacher.is_some() && !texts && learned
+    }
+
+    /// Whether a teacher behind endpoints says how likely the student's own tokens are: to learn from, or to measure it by.
+    pub(crate) fn is_scored(&self) -> bool {
+        let wanted = self.train.learns_own_tokens() || self.evaluate.own_text_examples > 0;
+        wanted && self.teacher.as_ref().is_some_and(|teacher| teacher.scores.is_some())
     }
 
     /// The teacher's distributions that the student learns from, if it does.

@@ -152,10 +152,13 @@ fn check(
     teacher: Option<&Teacher>,
 ) -> Result<()> {
     let live = teacher.and_then(|teacher| teacher.logits).is_some_and(Logits::is_live);
+    let over_wire = teacher.is_some_and(|teacher| teacher.wire.is_some());
+    let reads_along = live || teacher.is_some_and(|teacher| teacher.scores.is_some());
     let config = rollouts.map(|rollouts| rollouts.config(Vec::new()));
-    check_on_policy(losses, config.as_ref(), live).map_err(|refused| {
+    check_on_policy(losses, config.as_ref(), reads_along).map_err(|refused| {
         let (cause, name) = (refused.to_string(), if rollouts.is_some() { "on_policy_fraction" } else { "loss_functions" });
-        let fix = match (rollouts, live) {
+        let fix = match (rollouts, reads_along) {
+            (Some(_), false) if over_wire => "learn by `sampled_reverse_kl`, and add `tokenizer = \"DIRECTORY\"` to `[teacher]`; docs/on-policy.md",
             (Some(_), false) => "take the teacher live, with `logits = { kind = \"live\" }`, or remove `on_policy_fraction`",
             (Some(_), true) => "change `loss_functions`, `on_policy_fraction` or the keys that go with them; docs/on-policy.md",
             (None, _) => "add `on_policy_fraction = 1`, or take `reverse_kl` itself",

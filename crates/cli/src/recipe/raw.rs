@@ -66,6 +66,8 @@ pub(super) struct RawTeacher {
     pub(super) send_seed: Option<bool>,
     pub(super) top_logprobs: Option<usize>,
     pub(super) return_token_ids: Option<bool>,
+    pub(super) scoring: Option<String>,
+    pub(super) tokenizer: Option<String>,
     pub(super) extra_body: Option<serde_json::Map<String, serde_json::Value>>,
     pub(super) connect_timeout_s: Option<f64>,
     pub(super) first_token_timeout_s: Option<f64>,

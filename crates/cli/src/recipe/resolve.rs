@@ -177,6 +177,7 @@ fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> 
     ];
     let kind = at.choose(&key("kind"), &kind, &kinds)?;
     let (weight, ensemble) = ensemble::ensemble(at, kind, raw.weight, raw.ensemble.take())?;
+    let scores = scoring::scores(at, kind, &mut raw)?;
     let wire = wire::wire(at, kind, &mut raw)?;
     let path = at.path(&key("path"), raw.path.take())?;
     if kind == TeacherKind::Local && path.is_none() {
@@ -206,6 +207,7 @@ fn teacher(at: &Checker<'_>, mut raw: RawTeacher, seed: u64) -> Result<Teacher> 
         weight,
         ensemble,
         wire,
+        scores,
     })
 }
 
@@ -373,7 +375,7 @@ fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>
     };
     let mut losses: Vec<LossTerm> = Vec::with_capacity(raw.len());
     for given in raw {
-        let term = loss(at, given, logits)?;
+        let term = loss(at, given, teacher)?;
         let name = term.function.name();
         if losses.iter().any(|l| l.function == term.function && l.temperature == term.temperature) {
             return Err(at.bad(&LOSSES, format!("`{name}` stands twice")).fix("add up the weights"));
@@ -387,7 +389,9 @@ fn losses(at: &Checker<'_>, raw: Option<Vec<RawLoss>>, teacher: Option<&Teacher>
         };
         return Err(at.bad(&LOSSES, cause).fix("give one of them a weight above 0"));
     }
-    let targets = logits.map_or(TeacherTargets::Live, Logits::targets);
+    let scored = teacher.is_some_and(|teacher| teacher.scores.is_some());
+    let without = if scored { TeacherTargets::Scored } else { TeacherTargets::Live };
+    let targets = logits.map_or(without, Logits::targets);
     check_losses(&losses, targets).map_err(|refused| {
         let failure = at.bad(&LOSSES, refused.to_string());
         failure.fix(refused.fix().unwrap_or_else(|| "choose a value within these bounds".to_owned()))
@@ -405,11 +409,21 @@ fn across_tokenizers(at: &Checker<'_>, train: &Train, teacher: Option<&Teacher>)
         .fix("add a table `[teacher]`, or train on `hard_labels` only"))
 }
 
-fn loss(at: &Checker<'_>, given: RawLoss, logits: Option<Logits>) -> Result<LossTerm> {
+fn loss(at: &Checker<'_>, given: RawLoss, teacher: Option<&Teacher>) -> Result<LossTerm> {
+    let logits = teacher.and_then(|teacher| teacher.logits);
     let function = loss_function(at, &given)?;
     let (name, softened) = (function.name(), function.divergence().is_some());
-    if function.asks_teacher() && logits.is_none() {
+    let is_scored = function == LossFunction::SampledReverseKl && teacher.is_some_and(|t| t.scores.is_some());
+    if function.asks_teacher() && logits.is_none() && !is_scored {
+        let over_wire = teacher.is_some_and(|teacher| teacher.wire.is_some());
         let fix = match function {
+            LossFunction::SampledReverseKl if over_wire => {
+                "add `tokenizer = \"DIRECTORY\"` to `[teacher]`, whose `tokenizer.json` is teacher's and student's; docs/on-policy.md"
+            }
+            _ if over_wire => {
+                "take `sampled_reverse_kl`: of a teacher behind endpoints only log-probabilities of the student's own \
+                 tokens can be had; docs/on-policy.md"
+            }
             LossFunction::ForwardKl => {
                 "add `[teacher.logits]`, for example `logits = { kind = \"random_sampling\", draws = 50 }`"
             }
@@ -547,6 +561,13 @@ fn own_text_examples(
     let n = at.count(&key, given.unwrap_or(default), 0..=EXAMPLES_MAX)?;
     if n > 0 && teacher.is_none() {
         return Err(at.bad(&key, "own texts are measured against a teacher").fix("remove the key"));
+    }
+    if n > 0 && teacher.is_some_and(|teacher| teacher.wire.is_some() && teacher.scores.is_none()) {
+        let cause =
+            "a teacher behind endpoints does not say what it thinks of own texts unless it scores them";
+        return Err(at
+            .bad(&key, cause)
+            .fix("remove the key, or add `tokenizer` to `[teacher]`; docs/on-policy.md"));
     }
     Ok(n)
 }

@@ -227,7 +227,8 @@ pub(super) fn check_use(at: &Checker<'_>, wire: Option<&Wire>, logits: Option<Lo
     if wire.is_some() && logits.is_some() {
         return Err(at
             .bad(&["teacher", "logits"], "endpoints give text, not whole distributions")
-            .fix("remove `logits` and train on `hard_labels`, or take local weights: `kind = \"local\"` and `path`"));
+            .fix("remove `logits` and train on `hard_labels`, or on the student's own text by `sampled_reverse_kl`; or take \
+                  local weights: `kind = \"local\"` and `path`"));
     }
     Ok(())
 }

@@ -16,4 +16,5 @@ mod endpoints;
 mod faults;
 mod hostile;
 mod kills;
+mod scoring;
 mod secrets;
