@@ -84,6 +84,7 @@ pub(crate) enum Ended {
     Refused {
         fault: String,
         usd: f64,
+        tokens: u64,
     },
     Hopeless {
         fault: String,
@@ -287,9 +288,9 @@ impl<T> Schedule<T> {
                 self.answered += 1;
                 Fate::Settled
             }
-            Ended::Refused { fault, usd } => {
+            Ended::Refused { fault, usd, tokens } => {
                 line.breaker.answered();
-                self.spend(*usd, 0);
+                self.spend(*usd, *tokens);
                 self.refused += 1;
                 if self.answered == 0 && self.refused >= REFUSED_MAX {
                     self.stop(Stop::Hopeless { fault: fault.clone() });
@@ -303,7 +304,8 @@ impl<T> Schedule<T> {
             Ended::Failed { fault, postponed, wait_ms, usd, tokens } => {
                 line.breaker.failed(now_ms, wait_ms.unwrap_or(0));
                 line.correct(job.tokens, *tokens);
-                if *usd > 0.0 {
+                // What costs no money may still be of an allowance of tokens.
+                if *usd > 0.0 || *tokens > 0 {
                     self.spend(*usd, *tokens);
                 }
                 self.check_outage(fault);
@@ -538,7 +540,7 @@ mod tests {
     fn what_no_request_can_pass_stops_all() {
         let mut schedule = schedule(&[endpoint(1.0, 9)], Budget::default());
         (0..9).for_each(|i| schedule.push(i, i, 1));
-        let refused = Ended::Refused { fault: "no such model".into(), usd: 0.0 };
+        let refused = Ended::Refused { fault: "no such model".into(), usd: 0.0, tokens: 0 };
         for _ in 0..REFUSED_MAX {
             assert!(schedule.stopped().is_none());
             let (job, at) = send(&mut schedule, 0);

@@ -444,7 +444,7 @@ impl Shared<'_> {
         let (usd, tokens) = (receipt.usd, receipt.prompt_tokens + receipt.completion_tokens);
         let (outcome, answer) = outcome::of_receipt(call, receipt);
         let ended = match &answer {
-            Answer::Refused { fault } => Ended::Refused { fault: fault.clone(), usd },
+            Answer::Refused { fault } => Ended::Refused { fault: fault.clone(), usd, tokens },
             _ => Ended::Answered { usd, tokens },
         };
         (outcome, ended, Some(answer))
@@ -454,10 +454,11 @@ impl Shared<'_> {
         let tokens = fault.pieces.map(|pieces| self.estimator().of_fault(ask, pieces));
         let outcome = outcome::of_fault(call, &fault, tokens, &self.teacher.price);
         let (what, usd) = (fault.what, outcome.usd);
+        let tokens = tokens.map_or(0, |(prompt, completion)| prompt + completion);
         match fault.kind {
             FaultKind::Refused => {
                 let answer = Answer::Refused { fault: what.clone() };
-                (outcome, Ended::Refused { fault: what, usd }, Some(answer))
+                (outcome, Ended::Refused { fault: what, usd, tokens }, Some(answer))
             }
             FaultKind::Hopeless => (outcome, Ended::Hopeless { fault: what }, None),
             FaultKind::Again | FaultKind::Postponed => {
@@ -466,7 +467,7 @@ impl Shared<'_> {
                     postponed: fault.kind == FaultKind::Postponed,
                     wait_ms: fault.wait.map(|wait| wait.as_millis() as u64 + 1),
                     usd,
-                    tokens: tokens.map_or(0, |(prompt, completion)| prompt + completion),
+                    tokens,
                 };
                 (outcome, ended, None)
             }

@@ -48,6 +48,8 @@ pub(crate) struct Row {
     pub(crate) request: String,
     pub(crate) state: String,
     pub(crate) usd: f64,
+    /// Of prompt and reply.
+    pub(crate) tokens: u64,
     pub(crate) estimated: bool,
     pub(crate) fault: Option<String>,
     pub(crate) has_receipt: bool,
@@ -131,7 +133,8 @@ impl Desk {
         let ledger = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("a ledger");
         let mut statement = ledger
             .prepare(
-                "SELECT call, lower(hex(request)), state, usd, estimated, fault, body IS NOT NULL
+                "SELECT call, lower(hex(request)), state, usd, estimated, fault, body IS NOT NULL,
+                        coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)
                  FROM calls LEFT JOIN receipts USING (call)",
             )
             .expect("its tables");
@@ -144,6 +147,7 @@ impl Desk {
                 estimated: row.get(4)?,
                 fault: row.get(5)?,
                 has_receipt: row.get(6)?,
+                tokens: row.get::<_, i64>(7)? as u64,
             })
         });
         rows.expect("rows").map(|row| row.expect("a row")).map(|row| (row.call, row)).collect()

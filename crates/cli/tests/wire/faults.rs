@@ -115,3 +115,31 @@ fn a_budget_stops_in_time_and_what_it_bought_is_kept() {
 fn billed_of(stats: &Stats) -> f64 {
     dollars(stats.billed_prompt_tokens, stats.billed_completion_tokens)
 }
+
+/// Where nothing costs money, what was wasted is still of the allowance.
+#[test]
+fn a_budget_of_tokens_counts_what_may_have_been_wasted() {
+    const FREE: [&str; 4] =
+        ["--set", "teacher.price.input_usd_per_mtok=0", "--set", "teacher.price.output_usd_per_mtok=0"];
+    let n = 300;
+    let desk = Desk::new(n);
+    let faults = Faults { bad_json: 0.5, per_request_max: 2, ..Faults::none() };
+    let server = FakeTeacher::start(Options { seed: 13, faults, ..Options::default() });
+    let run = |limit: u64| {
+        desk.recipe("bad.toml", &server.base_url(), &format!("max_in_flight = 8\nbudget_tokens = {limit}"));
+        desk.run(&[&["teach", "bad.toml", "--output", "bad"], &FREE[..]].concat())
+    };
+    let limit = 3000;
+    let stopped = run(limit);
+    assert_eq!(stopped.status.code(), Some(75), "{}", text(&stopped.stderr));
+    assert!(text(&stopped.stderr).contains("the budget of tokens is used up"), "{}", text(&stopped.stderr));
+    let ledger = desk.ledger("bad");
+    let spent: u64 = ledger.values().map(|row| row.tokens).sum();
+    let largest = ledger.values().map(|row| row.tokens).max().expect("calls");
+    assert!(ledger.values().any(|row| row.state == "failed" && row.tokens > 0));
+    assert!((limit..=limit + 8 * largest).contains(&spent), "{spent} tokens, {largest} at most in a call");
+    let resumed = run(1_000_000);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    let stats = server.stats();
+    assert_eq!((stats.served, stats.served_again), (n as u64, 0), "{stats:?}");
+}
