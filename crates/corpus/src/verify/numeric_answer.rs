@@ -1,17 +1,20 @@
-//! The verifier `numeric_answer`: the last word of a worked answer is a number.
+//! The verifier `numeric_answer`: a reply's answer is a number.
 //!
-//! Replies end in `#### 18` (GSM8K), in `\boxed{18}`, or just somewhere in a number, with
-//! currency, units, thousands separators, decimals or fractions. Numbers are compared exactly,
-//! as fractions: 0.5 equals 1/2 and 18.00 equals 18.
+//! Replies end in `#### 18` (GSM8K), in `\boxed{18}`, in "the answer is 18", or just somewhere in a number, with currency,
+//! units, thousands in groups, decimals, fractions, mixed numbers or powers of ten. Numbers are compared exactly, as
+//! fractions: 0.5 equals 1/2 and 18.00 equals 18. 50% equals 1/2, and 50 where the other side has no sign of percent; units
+//! are not compared. What is boxed has to be one number: `2\sqrt{3}` and `1, 2` are none.
 
 use stillroom_core::{Message, Prompt};
 
+use super::ending::{Ending, ending, plain};
+pub use super::number::Number;
+use super::number::{Found, numbers};
 use super::{Verdict, Verifier};
 
-/// Only the end of a longer reply is read.
-const REPLY_BYTES_MAX: usize = 1 << 16;
-/// Longer numbers are no numbers.
-const DIGITS_MAX: usize = 18;
+/// What in a box makes it something else than the number that it starts with.
+const NO_NUMBER: [&str; 12] =
+    ["\\sqrt", "\\pi", "\\infty", "\\pm", "\\cup", "\\cap", "\\ln", "\\log", "\\sin", "\\cos", "π", "√"];
 
 /// Compares the number that a reply ends in with the number that is the prompt's answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,12 +26,14 @@ impl Verifier for NumericAnswer {
     }
 
     fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict {
-        let Some(answer) = prompt.answer.as_deref().and_then(final_number) else {
+        let Some(answer) = prompt.answer.as_deref().and_then(found) else {
             return Verdict::wrong("the prompt has no number as its answer");
         };
-        match final_number(&reply.content) {
+        match found(&reply.content) {
             None => Verdict::wrong("no number in the reply"),
-            Some(given) if given != answer => Verdict::wrong(format!("answered {given} instead of {answer}")),
+            Some(given) if !same(given, answer) => {
+                Verdict::wrong(format!("answered {} instead of {}", given.number, answer.number))
+            }
             Some(_) => Verdict::right(),
         }
     }
@@ -38,173 +43,64 @@ impl Verifier for NumericAnswer {
     }
 }
 
-/// A fraction in lowest terms with a positive denominator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Number {
-    numerator: i128,
-    denominator: i128,
-}
-
-impl Number {
-    fn new(numerator: i128, denominator: i128) -> Option<Number> {
-        if denominator == 0 {
-            return None;
-        }
-        let sign = denominator.signum();
-        let divisor = gcd(numerator.unsigned_abs(), denominator.unsigned_abs()) as i128;
-        Some(Number { numerator: sign * numerator / divisor, denominator: sign * denominator / divisor })
-    }
-
-    fn negated(self) -> Number {
-        Number { numerator: -self.numerator, ..self }
-    }
-
-    /// This number over another; both have at most [`DIGITS_MAX`] digits on each side, so nothing overflows.
-    fn over(self, other: Number) -> Option<Number> {
-        let numerator = self.numerator.checked_mul(other.denominator)?;
-        Number::new(numerator, self.denominator.checked_mul(other.numerator)?)
-    }
-}
-
-impl std::fmt::Display for Number {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.denominator {
-            1 => write!(f, "{}", self.numerator),
-            _ => write!(f, "{}/{}", self.numerator, self.denominator),
-        }
-    }
-}
-
-fn gcd(a: u128, b: u128) -> u128 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The number that a text ends in: the first after the last `####`, else the first in the last
-/// `\boxed{…}`, else the last of all.
+/// The number that a text ends in: the first after the last `####`, else the one in the last `\boxed{…}`, else the one that
+/// "the answer is" announces, else the last of all.
 pub fn final_number(text: &str) -> Option<Number> {
-    let text = tail(text);
-    if let Some((_, after)) = text.rsplit_once("####") {
-        return numbers(after.trim_start().lines().next()?).next();
-    }
-    if let Some((_, after)) = text.rsplit_once("\\boxed{") {
-        return numbers(inside_braces(after)).next();
-    }
-    numbers(text).last()
+    found(text).map(|found| found.number)
 }
 
-fn tail(text: &str) -> &str {
-    let mut start = text.len().saturating_sub(REPLY_BYTES_MAX);
-    while !text.is_char_boundary(start) {
-        start += 1;
+fn found(text: &str) -> Option<Found> {
+    match ending(text) {
+        Ending::Hashes(line) => numbers(line).next(),
+        Ending::Boxed(inside) => alone(inside),
+        Ending::Said(line) => announced(line).or_else(|| numbers(text).last()),
+        Ending::Open(text) => numbers(text).last(),
     }
-    &text[start..]
 }
 
-/// The text up to the brace that closes the one before it; all of it where none does.
-fn inside_braces(text: &str) -> &str {
-    let mut depth = 1usize;
-    for (i, c) in text.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return &text[..i];
-        }
-    }
-    text
+/// Equal, or one a percentage that the other states as a share.
+fn same(a: Found, b: Found) -> bool {
+    let hundredth = |found: Found| Number::new(100, 1).and_then(|hundred| found.number.over(hundred));
+    a.number == b.number
+        || a.percent && !b.percent && hundredth(a) == Some(b.number)
+        || b.percent && !a.percent && hundredth(b) == Some(a.number)
 }
 
-/// Every number of a text, from left to right.
-fn numbers(text: &str) -> impl Iterator<Item = Number> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < text.len() {
-            let start = at;
-            match read_number(text, start) {
-                Some((number, end)) => {
-                    at = end;
-                    if let Some(number) = number {
-                        return Some(number);
-                    }
-                }
-                None => at += text[start..].chars().next().map_or(1, char::len_utf8),
-            }
-        }
-        None
-    })
-}
-
-/// The number that starts at `start` (nothing where it is too long) and where it ends.
-fn read_number(text: &str, start: usize) -> Option<(Option<Number>, usize)> {
-    let rest = &text[start..];
-    let sign = ["-", "\u{2212}"].into_iter().find(|sign| rest.starts_with(sign));
-    // A dash after a letter, a digit or a bracket is a hyphen or a subtraction.
-    let glued = text[..start].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == ')');
-    if sign.is_some() && glued {
+/// The number that a box holds, if it holds one: behind the last `=`, with a unit perhaps.
+fn alone(inside: &str) -> Option<Found> {
+    let inside = plain(inside);
+    let value = inside.rsplit(['=', '≈']).next().unwrap_or(&inside);
+    if NO_NUMBER.iter().any(|sign| value.contains(sign)) {
         return None;
     }
-    let mut at = sign.map_or(0, str::len);
-    if sign.is_some() && rest[at..].starts_with('$') {
-        at += 1;
-    }
-    let (number, length) = read_latex_fraction(&rest[at..]).or_else(|| read_fraction(&rest[at..]))?;
-    let number = number.map(|number| if sign.is_some() { number.negated() } else { number });
-    Some((number, start + at + length))
+    let number = numbers(value).next()?;
+    let before = &value[..number.start];
+    let after = &value[number.end..];
+    let bracketed = before.trim() == "(" && after.trim() == ")";
+    let opens = !before.contains(['(', '[', '{', '^', '/', '*', '+']) || before.trim() == "{";
+    (bracketed || opens && !calculates(after)).then_some(number)
 }
 
-/// `\frac{3}{4}`, also `\dfrac` and `\tfrac`.
-fn read_latex_fraction(text: &str) -> Option<(Option<Number>, usize)> {
-    let name = ["\\frac{", "\\dfrac{", "\\tfrac{"].into_iter().find(|name| text.starts_with(name))?;
-    let over = &text[name.len()..];
-    let (numerator, n) = read_decimal(over)?;
-    let under = over[n..].strip_prefix("}{")?;
-    let (denominator, d) = read_decimal(under)?;
-    let closed = under[d..].starts_with('}');
-    closed.then(|| (quotient(numerator, denominator), name.len() + n + "}{".len() + d + 1))
+/// Whether more than a unit follows a number. A unit may have an exponent: `cm^2`, `^\circ`.
+fn calculates(after: &str) -> bool {
+    let after = after.replace("^\\circ", "").replace("^{\\circ}", "");
+    let mut before = ' ';
+    let mut raised = after.starts_with(['^', '!']);
+    for c in after.chars() {
+        if c.is_ascii_digit() && !matches!(before, '^' | '{') && !before.is_ascii_digit() {
+            return true;
+        }
+        raised |= matches!(c, '+' | '*' | '±' | '×' | '∪');
+        before = c;
+    }
+    raised
 }
 
-/// A decimal, or one decimal over another as in `3/4`.
-fn read_fraction(text: &str) -> Option<(Option<Number>, usize)> {
-    let (numerator, n) = read_decimal(text)?;
-    let under = text[n..].strip_prefix('/').or_else(|| text[n..].strip_prefix(" / "));
-    if let Some(under) = under
-        && let Some((denominator, d)) = read_decimal(under)
-    {
-        return Some((quotient(numerator, denominator), text.len() - under.len() + d));
-    }
-    Some((numerator, n))
-}
-
-fn quotient(numerator: Option<Number>, denominator: Option<Number>) -> Option<Number> {
-    numerator?.over(denominator?)
-}
-
-/// Digits with thousands separators and a decimal part, and their length in bytes.
-fn read_decimal(text: &str) -> Option<(Option<Number>, usize)> {
-    let bytes = text.as_bytes();
-    let digits_at =
-        |at: usize| bytes[at.min(bytes.len())..].iter().take_while(|b| b.is_ascii_digit()).count();
-    let mut end = digits_at(0);
-    let mut digits = text[..end].to_string();
-    // `1,234,567`: groups of exactly three after one to three digits.
-    while (1..=3).contains(&digits_at(0)) && bytes.get(end) == Some(&b',') && digits_at(end + 1) == 3 {
-        digits.push_str(&text[end + 1..end + 4]);
-        end += 4;
-    }
-    let mut n_decimals = 0;
-    if bytes.get(end) == Some(&b'.') && digits_at(end + 1) > 0 {
-        n_decimals = digits_at(end + 1);
-        digits.push_str(&text[end + 1..end + 1 + n_decimals]);
-        end += 1 + n_decimals;
-    }
-    if digits.is_empty() {
-        return None;
-    }
-    let short = digits.len() <= DIGITS_MAX;
-    let number = short.then(|| digits.parse().ok()).flatten();
-    Some((number.and_then(|n| Number::new(n, 10i128.pow(n_decimals as u32))), end))
+/// The number of a sentence that announces an answer: the first, or the first behind the last `=`.
+fn announced(line: &str) -> Option<Found> {
+    let sentence = line.find(". ").map_or(line, |end| &line[..end]);
+    let value = sentence.rsplit('=').next().unwrap_or(sentence);
+    numbers(value).next()
 }
 
 #[cfg(test)]
@@ -227,7 +123,21 @@ mod tests {
             ("so we get \\boxed{18}.", n(18, 1)),
             ("\\boxed{\\frac{3}{4}} of 12", n(3, 4)),
             ("\\boxed{\\text{about }\\dfrac{10}{4}\\text{ m}}", n(5, 2)),
+            ("\\boxed{x = 5}", n(5, 1)),
+            ("\\boxed{12\\text{ cm}^2}", n(12, 1)),
+            ("\\boxed{45^\\circ}", n(45, 1)),
+            ("\\boxed{2\\sqrt{3}}", None),
+            ("\\boxed{1, 2}", None),
+            ("\\boxed{(3, 4)}", None),
+            ("\\boxed{3^2}", None),
+            ("\\boxed{3!}", None),
+            ("\\boxed{(3)}", n(3, 1)),
+            ("\\boxed{3 + 2i}", None),
+            ("\\boxed{\\$1{,}250}", n(1250, 1)),
             ("The answer is 42.", n(42, 1)),
+            ("The answer is 42. I checked it 3 times.", n(42, 1)),
+            ("Answer: 5 + 3 = 8", n(8, 1)),
+            ("The answer is yes: 7", n(7, 1)),
             ("She pays $18.00", n(18, 1)),
             ("a loss of -$7", n(-7, 1)),
             ("16-3 is 13, so 13", n(13, 1)),
@@ -250,12 +160,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_percentage_is_a_share_too() {
+        let prompt = |answer: &str| Prompt {
+            id: "1".into(),
+            messages: vec![],
+            answer: Some(answer.into()),
+            target: None,
+        };
+        let right = |answer: &str, reply: &str| {
+            NumericAnswer
+                .verify(&prompt(answer), &Message::new(stillroom_core::Role::Assistant, reply))
+                .correct
+        };
+        for (answer, reply) in
+            [("50%", "0.5"), ("0.5", "50%"), ("50", "50%"), ("50%", "50"), ("50%", "\\boxed{50\\%}")]
+        {
+            assert!(right(answer, reply), "{answer} {reply}");
+        }
+        assert!(!right("50", "0.5") && !right("50%", "5%") && !right("0.5%", "0.5 of 2, so 1"));
+    }
+
     proptest! {
         #[test]
-        fn any_text_is_read_without_panic(text in "\\PC*", tail in "[-0-9.,/$\\\\{} #a-f\u{2212}]{0,40}") {
+        fn any_text_is_read_without_panic(text in "\\PC*", tail in "[-0-9.,/$\\\\{}^ #a-f×'\u{2212}]{0,40}") {
             final_number(&format!("{text}{tail}"));
             final_number(&format!("\\boxed{{{tail}"));
             final_number(&format!("\\frac{{{tail}"));
+            final_number(&format!("the answer is {tail}"));
         }
 
         #[test]
