@@ -300,7 +300,8 @@ fn tries_have_an_end_and_budgets_are_kept_before_anything_is_asked() {
     loop {
         let output = desk.run(&TEACH);
         let spent: f64 = desk.ledger("run").values().map(|row| row.usd).sum();
-        assert!(spent <= 0.0067, "${spent}");
+        // What replies take is estimated by those before them.
+        assert!(spent <= 1.05 * 0.0067, "${spent}");
         if text(&output.stderr).contains("error[budget]") {
             stopped(&output, "budget");
             break;
@@ -319,7 +320,8 @@ fn tries_have_an_end_and_budgets_are_kept_before_anything_is_asked() {
 fn jobs_give_the_corpus_of_an_endpoint_however_their_results_come() {
     let desk = Desk::new(150);
     let calm = desk.calm("teach", "");
-    let options = Options { failing: 0.3, disorder: true, looks: 3, page: 2, ..Options::default() };
+    let options =
+        Options { failing: 0.3, disorder: true, looks: 3, page: 2, busy_every: 5, ..Options::default() };
     let service = FakeBatch::start(options);
     service.add_foreign_jobs(5);
     recipe(&desk, &jobs_at(&service, "max_requests_per_file = 40"));
@@ -348,7 +350,7 @@ fn a_batch_may_cost_less() {
 fn jobs_that_end_badly_are_told_and_what_came_of_them_counts() {
     let desk = Desk::new(40);
     let calm = desk.calm("teach", "");
-    let ends = vec!["expired", "failed", "cancelled"];
+    let ends = vec!["expired", "failed", "cancelled", "gone"];
     let service = FakeBatch::start(Options { ends, ..Options::default() });
     recipe(&desk, &jobs_at(&service, ""));
     // The first half comes of a job that expires; the rest is asked again at once, and that job fails.
@@ -361,9 +363,11 @@ fn jobs_that_end_badly_are_told_and_what_came_of_them_counts() {
     );
     let said = stopped(&desk.run(&TEACH), "batch-job");
     assert!(said.contains("job `batch_2` ended as `cancelled`"), "{said}");
+    let said = stopped(&desk.run(&TEACH), "batch-job");
+    assert!(said.contains("its output file is gone"), "{said}");
     desk.succeed(&TEACH);
     assert!(desk.corpus("run") == calm, "another corpus than over the wire");
-    assert_eq!(service.stats().jobs.len(), 4);
+    assert_eq!(service.stats().jobs.len(), 5);
     check_ledger(&desk, 40);
 }
 

@@ -140,7 +140,7 @@ impl Flow {
 
     fn ended_badly(&self, jobs: &[JobEnd]) -> Failure {
         let cause = match jobs {
-            [job] => format!("job `{}` ended as `{}`", job.job, job.status),
+            [job] => format!("job `{}` ended as `{}`, without all of its results", job.job, job.status),
             _ => format!("{} jobs ended without all of their results", jobs.len()),
         };
         let mut failure = Failure::new(Exit::TryLater, cause).code("batch-job");

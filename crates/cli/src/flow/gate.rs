@@ -10,7 +10,7 @@ use stillroom_governance::{
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, TeacherKind};
+use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student};
 
 /// What the gate is asked about a recipe.
 pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
@@ -88,20 +88,6 @@ pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<De
         return Err(refusal(&refused, &decision).next(check_command(recipe)));
     }
     Ok(decision)
-}
-
-/// What only later versions can do is refused after the gate has spoken: a licence that says no is the
-/// more important answer.
-pub(crate) fn supported(recipe: &Recipe, source: &Source) -> Result<()> {
-    let Some(teacher) = &recipe.teacher else { return Ok(()) };
-    let kind = match teacher.kind {
-        TeacherKind::Local | TeacherKind::Openai | TeacherKind::Cache => return Ok(()),
-        TeacherKind::Batch => "batch",
-    };
-    Err(source
-        .bad(&["teacher", "kind"], format!("a teacher of kind `{kind}` is not supported yet"))
-        .code("not-supported-yet")
-        .fix("name local weights: `kind = \"local\"` and `path`"))
 }
 
 /// The rules that closed the gate, clause by clause.

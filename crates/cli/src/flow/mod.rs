@@ -9,6 +9,7 @@
 //! skipped. Verbs for single stages call the same functions and stop earlier.
 
 mod across;
+mod batch;
 mod curate;
 mod data;
 mod describe;
@@ -132,7 +133,6 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     let output = output_of(request.output, &recipe);
     let decision = gate::pass(&recipe, &source, &output)?;
     gate::egress(&recipe, &source)?;
-    gate::supported(&recipe, &source)?;
     check_student(&recipe, request.until)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;

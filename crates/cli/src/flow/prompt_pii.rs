@@ -18,7 +18,8 @@ impl Flow {
         let wire = self.recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
         let leaves = wire.is_some_and(|wire| {
             wire.replay.is_none()
-                && wire.endpoints.iter().any(|endpoint| !is_this_machine(&endpoint.base_url))
+                && (wire.is_by_hand()
+                    || wire.endpoints.iter().any(|endpoint| !is_this_machine(&endpoint.base_url)))
         });
         // A replayed run has what was sent then.
         let replays = wire.is_some_and(|wire| wire.replay.is_some());

@@ -168,6 +168,10 @@ impl Flow {
             return Ok((Finished::All, Totals::default()));
         }
         let ledger = self.ledger(&teacher)?;
+        if let Some(wire) = teacher.wire.as_ref().filter(|wire| wire.batch.is_some()) {
+            let finished = self.ask_by_file(&session, wire, &ledger, asks, deliver)?;
+            return Ok((finished, ledger.totals(Some(stage))?));
+        }
         let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
         let mut shown = Shown::new(&mut self.progress, stage, of);
         let finished = session.answer_all(cleared, &ledger, asks, &mut |ask, answer, counts| {
@@ -288,9 +292,14 @@ impl Flow {
             }
             (Finished::All, Some((id, fault))) => {
                 let cause = format!("some prompts have no reply, the first is `{id}`: {fault}");
-                Failure::new(Exit::TryLater, cause)
-                    .code("no-reply")
-                    .fix("run the same command again: only those are asked; or raise `teacher.max_attempts`")
+                Failure::new(Exit::TryLater, cause).code("no-reply").fix(match self.is_asked_by_file() {
+                    true => {
+                        "raise `teacher.max_attempts` and run the same command again: only those are asked"
+                    }
+                    false => {
+                        "run the same command again: only those are asked; or raise `teacher.max_attempts`"
+                    }
+                })
             }
             (Finished::Stopped(Stop::Budget(what)), _) => {
                 let key = match what {
@@ -450,10 +459,11 @@ fn sampling(teacher: &Teacher) -> Sampling {
 }
 
 fn price(wire: &Wire) -> Price {
+    let paid = wire.paid();
     Price {
-        input_usd_per_mtok: wire.price.input_usd_per_mtok,
-        output_usd_per_mtok: wire.price.output_usd_per_mtok,
-        cached_input_usd_per_mtok: wire.price.cached_input_usd_per_mtok,
+        input_usd_per_mtok: paid.input_usd_per_mtok,
+        output_usd_per_mtok: paid.output_usd_per_mtok,
+        cached_input_usd_per_mtok: paid.cached_input_usd_per_mtok,
     }
 }
 

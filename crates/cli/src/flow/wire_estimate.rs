@@ -9,6 +9,8 @@ const TOKENS_PER_SECOND: f64 = 50.0;
 const SESSION_BYTES: u64 = 128 << 20;
 /// Bytes of the ledger and of traces for a token of a reply, both together.
 const BYTES_PER_TOKEN: f64 = 12.0;
+/// Within which a job is done.
+const JOB_S: f64 = 86_400.0;
 
 pub(super) struct OverWire<'a> {
     wire: &'a Wire,
@@ -33,7 +35,8 @@ impl OverWire<'_> {
             measured: if recipe.student.is_nobody() { 0.0 } else { sizes.held_out_items },
             prompt_tokens: sizes.prompt_tokens,
             reply_tokens: sizes.reply_tokens,
-            in_flight: wire.endpoints.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>() as f64,
+            in_flight: wire.endpoints.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>().max(1)
+                as f64,
         })
     }
 
@@ -41,7 +44,13 @@ impl OverWire<'_> {
         let of = |stage, replies: f64| StageEstimate {
             stage,
             tokens: replies * (self.prompt_tokens + self.reply_tokens),
-            wall_s: replies * self.reply_tokens / TOKENS_PER_SECOND / self.in_flight.min(replies.max(1.0)),
+            wall_s: match &self.wire.batch {
+                Some(_) if self.wire.is_by_hand() => 0.0,
+                Some(_) => JOB_S,
+                None => {
+                    replies * self.reply_tokens / TOKENS_PER_SECOND / self.in_flight.min(replies.max(1.0))
+                }
+            },
             peak_memory_bytes: SESSION_BYTES,
         };
         let measured = (self.measured > 0.0).then(|| of("measure-teacher", self.measured));
@@ -57,13 +66,13 @@ impl OverWire<'_> {
     }
 
     fn usd_per_request(&self) -> f64 {
-        let price = &self.wire.price;
+        let price = &self.wire.paid();
         (self.prompt_tokens * price.input_usd_per_mtok + self.reply_tokens * price.output_usd_per_mtok) / 1e6
     }
 
     pub(super) fn usd(&self) -> f64 {
         let (texts, tokens) = self.scored;
-        let price = &self.wire.price;
+        let price = &self.wire.paid();
         let scoring = (tokens * price.input_usd_per_mtok + texts * price.output_usd_per_mtok) / 1e6;
         (self.asked + self.measured) * self.usd_per_request() + scoring
     }
@@ -79,12 +88,19 @@ impl OverWire<'_> {
     }
 
     pub(super) fn assumptions(&self) -> Vec<String> {
-        let mut assumes = vec![format!(
+        let pace = format!(
             "the teacher writes {TOKENS_PER_SECOND:.0} tokens a second for each of {:.0} requests at once; its pace is not \
              known before it is asked",
             self.in_flight
-        )];
-        let price = &self.wire.price;
+        );
+        let mut assumes = vec![match &self.wire.batch {
+            Some(_) if self.wire.is_by_hand() => {
+                "files that are answered at once: how long you carry them is not known".to_owned()
+            }
+            Some(_) => "jobs that take their whole window of 24 hours; most are done sooner".to_owned(),
+            None => pace,
+        }];
+        let price = &self.wire.paid();
         assumes.push(if self.usd_per_request() > 0.0 {
             format!(
                 "${} per million tokens read and ${} written, no faults, and a student that costs nothing to run: then it \

@@ -81,3 +81,37 @@ pub(super) fn batch(at: &Checker<'_>, kind: TeacherKind, raw: &RawTeacher) -> Re
         wait_s: raw.wait_s.map(|s| at.number(&key("wait_s"), s, 0.0..=1e9)).transpose()?,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::recipe::load;
+
+    const RECIPE: &str = r#"
+[teacher]
+kind = "batch"
+model = "us:teacher"
+price = { input_usd_per_mtok = 2.0, output_usd_per_mtok = 10.0, cached_input_usd_per_mtok = 1.0 }
+KEYS
+[prompts]
+path = "p.jsonl"
+"#;
+
+    #[test]
+    fn a_resolved_recipe_reads_back_and_says_what_is_paid() {
+        for keys in
+            ["", "endpoints = [{ base_url = \"https://a.example/v1\" }]\nwait_s = 5\nbatch_discount = 0.25"]
+        {
+            let recipe = load(&RECIPE.replace("KEYS", keys), &[]).unwrap();
+            assert_eq!(load(&recipe.to_toml(), &[]).unwrap().to_toml(), recipe.to_toml());
+            let wire = recipe.teacher.unwrap().wire.unwrap();
+            let batch = wire.batch.as_ref().unwrap();
+            assert_eq!((batch.max_requests_per_file, batch.max_bytes_per_file), (50_000, 200_000_000));
+            assert_eq!((wire.is_by_hand(), wire.stream), (keys.is_empty(), false));
+            let share = if keys.is_empty() { 1.0 } else { 0.75 };
+            let (paid, price) = (wire.paid(), wire.price);
+            assert_eq!(paid.input_usd_per_mtok, price.input_usd_per_mtok * share);
+            assert_eq!(paid.output_usd_per_mtok, price.output_usd_per_mtok * share);
+            assert_eq!(paid.cached_input_usd_per_mtok, Some(share));
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! complete: written out again ([`Recipe::to_toml`]) it reads back as itself, and that text is what a run
 //! directory keeps.
 
+mod batch;
 mod curate;
 mod ensemble;
 mod feedback;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use stillroom_core::Tail;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
+pub(crate) use batch::Batch;
 pub(crate) use curate::{Compared, Curate, Near, Select, ToolCalls};
 pub(crate) use ensemble::{EnsembleTeacher, KEY as ENSEMBLE};
 pub(crate) use feedback::{Candidates, Feedback, Judge};

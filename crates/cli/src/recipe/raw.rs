@@ -77,6 +77,11 @@ pub(super) struct RawTeacher {
     pub(super) budget_tokens: Option<u64>,
     pub(super) budget_s: Option<f64>,
     pub(super) price: Option<RawPrice>,
+    pub(super) max_requests_per_file: Option<usize>,
+    pub(super) max_bytes_per_file: Option<usize>,
+    pub(super) batch_discount: Option<f64>,
+    pub(super) poll_s: Option<f64>,
+    pub(super) wait_s: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::raw::{RawEndpoint, RawPrice, RawTeacher};
 use super::resolve::Checker;
-use super::{Logits, TeacherKind};
+use super::{Batch, Logits, TeacherKind, batch};
 use crate::failure::Result;
 
 const ENDPOINTS: [&str; 2] = ["teacher", "endpoints"];
@@ -53,6 +53,26 @@ pub(crate) struct Wire {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) budget_s: Option<f64>,
     pub(crate) price: Price,
+    /// Of a teacher that is asked by the file.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) batch: Option<Batch>,
+}
+
+impl Wire {
+    /// What is paid: the price, less what a batch saves.
+    pub(crate) fn paid(&self) -> Price {
+        let share = 1.0 - self.batch.as_ref().map_or(0.0, |batch| batch.batch_discount);
+        Price {
+            input_usd_per_mtok: self.price.input_usd_per_mtok * share,
+            output_usd_per_mtok: self.price.output_usd_per_mtok * share,
+            cached_input_usd_per_mtok: self.price.cached_input_usd_per_mtok.map(|usd| usd * share),
+        }
+    }
+
+    /// Whether somebody carries files of requests and of results.
+    pub(crate) fn is_by_hand(&self) -> bool {
+        self.batch.is_some() && self.endpoints.is_empty()
+    }
 }
 
 /// One address that answers.
@@ -88,7 +108,8 @@ pub(crate) struct Price {
 /// What the keys say, where the kind has endpoints; other kinds have none of them.
 pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) -> Result<Option<Wire>> {
     secret(at, &["teacher", "api_key"], raw.api_key.as_deref())?;
-    if !matches!(kind, TeacherKind::Openai | TeacherKind::Cache) {
+    let batch = batch::batch(at, kind, raw)?;
+    if !matches!(kind, TeacherKind::Openai | TeacherKind::Cache | TeacherKind::Batch) {
         return no_keys(at, raw).map(|()| None);
     }
     let replayed = kind == TeacherKind::Cache;
@@ -117,14 +138,14 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
     let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
     let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
     Ok(Some(Wire {
-        endpoints: match (replayed, raw.endpoints.take()) {
+        endpoints: match (replayed || batch.is_some(), raw.endpoints.take()) {
             (true, None) => Vec::new(),
             (_, given) => endpoints(at, given, in_flight)?,
         },
         replay,
         api_key: raw.api_key.clone(),
         served_model_name: raw.served_model_name.clone(),
-        stream: raw.stream.unwrap_or(true),
+        stream: raw.stream.unwrap_or(batch.is_none()),
         send_seed: raw.send_seed.unwrap_or(true),
         top_logprobs: top_logprobs.transpose()?.map(|n| n as u32),
         return_token_ids: raw.return_token_ids.unwrap_or(false),
@@ -142,6 +163,7 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
         budget_tokens: raw.budget_tokens,
         budget_s: raw.budget_s.map(|s| at.number(&key("budget_s"), s, 0.0..=1e9)).transpose()?,
         price: price(at, raw.price.take())?,
+        batch,
     }))
 }
 

@@ -10,7 +10,7 @@ use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
 use crate::flow::{gate, hidden, teachers, train};
-use crate::recipe::{Egress, Recipe};
+use crate::recipe::{Egress, Recipe, Wire};
 use crate::{models, terminal};
 
 pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
@@ -25,7 +25,6 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
         return Ok(ExitCode::from(Exit::Policy as u8));
     }
     gate::egress(&recipe, &source)?;
-    gate::supported(&recipe, &source)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
@@ -56,7 +55,9 @@ fn egress_in_words(recipe: &Recipe) -> String {
         Egress::Listed => "listed",
         Egress::Any => "any",
     };
+    let by_hand = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref()).any(Wire::is_by_hand);
     match places.is_empty() {
+        true if by_hand => format!("{policy}; prompts go into files, and where you carry them"),
         true => format!("{policy}; nobody is asked"),
         false => format!("{policy}; prompts go to {}", places.join(", ")),
     }
