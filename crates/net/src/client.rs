@@ -225,7 +225,7 @@ impl Client {
     }
 
     /// Sends a [`Request::post`] whose body is read piece by piece: `bytes` of it. Any status is a reply, a redirect is an
-    /// error. If the body cannot be read, the connection is cut.
+    /// error. If so much of the body cannot be read, the connection is cut.
     pub fn upload(&self, request: &Request<'_>, body: &mut dyn Read, bytes: u64) -> Result<Response> {
         let (address, home) = (&request.address, request.address.origin());
         if !self.reach().permits(home) {
@@ -233,7 +233,8 @@ impl Client {
         }
         let builder = Client::builder(request, address, true)?.header(http::header::CONTENT_LENGTH, bytes);
         let malformed = |_| NetError::BadPath { place: address.place() };
-        let built = builder.body(SendBody::from_reader(body)).map_err(malformed)?;
+        let mut body = Exactly { body, left: bytes };
+        let built = builder.body(SendBody::from_reader(&mut body)).map_err(malformed)?;
         let reply = self.agent.run(built).map_err(|error| self.trouble(error, &address.place()))?;
         if reply.status().is_redirection() {
             let to = reply.headers().get(http::header::LOCATION).and_then(|to| to.to_str().ok());
@@ -277,6 +278,24 @@ impl Client {
 
     fn trouble(&self, error: ureq::Error, place: &str) -> NetError {
         trouble(error, place, Phase::FirstByte, self.options)
+    }
+}
+
+/// A body whose end is an error before its announced length: who waits for more would wait for ever.
+struct Exactly<'a> {
+    body: &'a mut dyn Read,
+    left: u64,
+}
+
+impl Read for Exactly<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = self.body.read(&mut buffer[..most])?;
+        if n == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= n as u64;
+        Ok(n)
     }
 }
 

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use stillroom_core::Cleared;
 use stillroom_net::{Client, Request, Response, encode_component};
 use stillroom_store::{StoreError, atomic_write, atomic_write_with, digest_file};
 
 use crate::TeacherError;
 use crate::batch::JobEnd;
-use crate::batch_desk::Desk;
+use crate::batch_desk::{Desk, Waiting};
 use crate::batch_files::{JOBS, RESULTS, failed, requests_name, stem};
 use crate::call::{self, Fault, FaultKind, of_net, of_status};
 use crate::redact;
@@ -36,6 +36,8 @@ const FILE: &str = "stillroom_file";
 /// The first wait after a fault; each further one doubles it.
 const WAIT: Duration = Duration::from_millis(500);
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Faults of one request, those included that only ask for patience.
+const FAULTS_MAX: u32 = 1000;
 /// Errors of a job that are told.
 const ERRORS_MAX: usize = 5;
 
@@ -70,17 +72,11 @@ struct Job {
     id: String,
     #[serde(default)]
     status: String,
-    metadata: Option<Map<String, Value>>,
+    metadata: Option<Value>,
     output_file_id: Option<String>,
     error_file_id: Option<String>,
-    errors: Option<Errors>,
+    errors: Option<Value>,
     request_counts: Option<Counted>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Errors {
-    #[serde(default)]
-    data: Vec<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -105,20 +101,11 @@ struct Uploaded {
     id: String,
 }
 
-/// What can be done about a job.
-enum Phase {
-    Runs,
-    /// What results there are can be fetched.
-    Ended,
-}
-
 impl Job {
-    fn phase(&self) -> Phase {
-        match self.status.as_str() {
-            "completed" | "expired" | "cancelled" | "failed" => Phase::Ended,
-            // `validating`, `in_progress`, `finalizing`, `cancelling`, and whatever else a service may say.
-            _ => Phase::Runs,
-        }
+    /// Whether what results there are can be fetched. `validating`, `in_progress`, `finalizing`, `cancelling` and whatever
+    /// else a service may say are no end.
+    fn has_ended(&self) -> bool {
+        matches!(self.status.as_str(), "completed" | "expired" | "cancelled" | "failed")
     }
 
     fn is_of(&self, file: &str) -> bool {
@@ -137,7 +124,8 @@ impl Job {
     }
 
     fn errors(&self) -> Vec<String> {
-        let told = self.errors.iter().flat_map(|errors| &errors.data).take(ERRORS_MAX);
+        let told =
+            self.errors.iter().filter_map(|errors| errors["data"].as_array()).flatten().take(ERRORS_MAX);
         told.filter_map(|error| stillroom_formats::openai::read_error(error.to_string().as_bytes()))
             .map(|error| match error.code {
                 Some(code) => format!("{code}: {}", error.message),
@@ -157,7 +145,15 @@ pub(crate) struct Service<'a> {
 /// What a request to the service came to, where it is not what was asked for.
 enum Trouble {
     Fault(Fault),
+    /// Another try is of no use.
+    Stopped(Stop),
     Broken(TeacherError),
+}
+
+impl From<TeacherError> for Trouble {
+    fn from(error: TeacherError) -> Trouble {
+        Trouble::Broken(error)
+    }
 }
 
 impl From<StoreError> for Trouble {
@@ -190,23 +186,23 @@ impl<'a> Service<'a> {
         desk: &mut Desk<'_>,
         heard: &mut dyn FnMut(&str),
     ) -> Result<Carried, TeacherError> {
-        if let Some(stop) = self.submit(desk, heard)? {
-            return Ok(Carried::Stopped(stop));
+        match self.submit(desk, heard).and_then(|()| self.wait(desk, heard)) {
+            Ok(carried) => Ok(carried),
+            Err(Trouble::Stopped(stop)) => Ok(Carried::Stopped(stop)),
+            Err(Trouble::Fault(fault)) => Ok(Carried::Stopped(Stop::Hopeless { fault: fault.what })),
+            Err(Trouble::Broken(error)) => Err(error),
         }
+    }
+
+    fn wait(&self, desk: &mut Desk<'_>, heard: &mut dyn FnMut(&str)) -> Got<Carried> {
         loop {
             let (mut ends, mut came, mut shown) = (Vec::new(), false, Vec::new());
             for number in desk.waiting().into_keys() {
                 let Some(record) = record(&desk.folder, number)? else { continue };
-                let job = match self.again(|_| self.look(&record.job))? {
-                    Ok(job) => job,
-                    Err(stop) => return Ok(Carried::Stopped(stop)),
-                };
+                let job = self.again(|_| self.look(&record.job))?;
                 shown.push(told(number, &job));
-                if let Phase::Ended = job.phase() {
-                    match self.fetch(desk, number, &job)? {
-                        Ok(end) => ends.extend(end),
-                        Err(stop) => return Ok(Carried::Stopped(stop)),
-                    }
+                if job.has_ended() {
+                    ends.extend(self.fetch(desk, number, &job)?);
                     came = true;
                 }
             }
@@ -223,123 +219,100 @@ impl<'a> Service<'a> {
     }
 
     /// Gives every waiting file a job: one that is there, or a new one as far as the budget allows.
-    fn submit(&self, desk: &Desk<'_>, heard: &mut dyn FnMut(&str)) -> Result<Option<Stop>, TeacherError> {
+    fn submit(&self, desk: &Desk<'_>, heard: &mut dyn FnMut(&str)) -> Got<()> {
         let (mut without, mut committed, mut running) = (Vec::new(), (0, 0.0), 0);
+        let more = |sum: (u64, f64), file: &Waiting| (sum.0 + file.tokens, sum.1 + file.usd);
         for (number, file) in desk.waiting() {
             let path = desk.folder.join(requests_name(number));
             if record(&desk.folder, number)?.is_some() {
-                committed = (committed.0 + file.tokens, committed.1 + file.usd);
-                running += 1;
+                (committed, running) = (more(committed, &file), running + 1);
             } else {
                 without.push((number, file, digest_file(&path)?.0.to_string()));
             }
         }
         if without.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         heard("looking for jobs of this run");
         let digests: Vec<&str> = without.iter().map(|(.., digest)| digest.as_str()).collect();
-        let found = match self.again(|_| self.find(&digests))? {
-            Ok(found) => found,
-            Err(stop) => return Ok(Some(stop)),
-        };
+        let found = self.find(&digests)?;
         let mut new = Vec::new();
         for ((number, file, digest), job) in without.iter().zip(found) {
             match job {
                 Some(job) => {
                     keep(&desk.folder, *number, &Record::of(&job, false))?;
-                    committed = (committed.0 + file.tokens, committed.1 + file.usd);
-                    running += 1;
+                    (committed, running) = (more(committed, file), running + 1);
                 }
                 None => new.push((*number, file, digest)),
             }
         }
         for (number, file, digest) in new {
-            committed = (committed.0 + file.tokens, committed.1 + file.usd);
-            if let Some(what) = desk.beyond(committed)? {
+            committed = more(committed, file);
+            match desk.beyond(committed)? {
+                None => {}
                 // What runs may come cheaper than it was estimated.
-                return Ok((running == 0).then_some(Stop::Budget(what)));
+                Some(_) if running > 0 => return Ok(()),
+                Some(what) => return Err(Trouble::Stopped(Stop::Budget(what))),
             }
             heard(&format!("submitting {}", requests_name(number)));
-            match self.submit_one(desk, number, digest)? {
-                Ok(()) => running += 1,
-                Err(stop) => return Ok(Some(stop)),
-            }
+            self.submit_one(&desk.folder, number, digest)?;
+            running += 1;
         }
-        Ok(None)
+        Ok(())
     }
 
-    fn submit_one(
-        &self,
-        desk: &Desk<'_>,
-        number: u32,
-        digest: &str,
-    ) -> Result<Result<(), Stop>, TeacherError> {
-        let path = desk.folder.join(requests_name(number));
-        let file = match self.again(|_| self.upload(&path, digest))? {
-            Ok(file) => file,
-            Err(stop) => return Ok(Err(stop)),
-        };
+    fn submit_one(&self, folder: &Path, number: u32, digest: &str) -> Got<()> {
+        let path = folder.join(requests_name(number));
+        let file = self.again(|_| self.upload(&path, digest))?;
         let job = self.again(|tries| {
             // The request before may have come through, and only its reply been lost.
             let found = if tries > 0 { self.find(&[digest])?.pop().flatten() } else { None };
             found.map_or_else(|| self.create(&file, digest), Ok)
         })?;
-        match job {
-            Ok(job) => {
-                keep(&desk.folder, number, &Record::of(&job, false)).map(Ok).map_err(TeacherError::from)
-            }
-            Err(stop) => Ok(Err(stop)),
-        }
+        Ok(keep(folder, number, &Record::of(&job, false))?)
     }
 
     /// Brings what a job has made into the folder of results; says what somebody should look at.
-    fn fetch(
-        &self,
-        desk: &mut Desk<'_>,
-        number: u32,
-        job: &Job,
-    ) -> Result<Result<Option<JobEnd>, Stop>, TeacherError> {
+    fn fetch(&self, desk: &mut Desk<'_>, number: u32, job: &Job) -> Got<Option<JobEnd>> {
         let mut gone = None;
+        // The output first: whatever is missing from what came is asked again.
         let parts = [("output", &job.output_file_id), ("errors", &job.error_file_id)];
         for (kind, file) in parts.into_iter().filter_map(|(kind, file)| Some((kind, file.as_deref()?))) {
             let to = desk.folder.join(RESULTS).join(format!("{}-{kind}.jsonl", stem(number)));
-            match self.again(|_| self.download(file, &to, desk.requests_max()))? {
-                Ok(true) => {}
-                Ok(false) => gone = Some(format!("its {kind} file is gone")),
-                Err(stop) => return Ok(Err(stop)),
+            if !self.again(|_| self.download(file, &to, desk.requests_max()))? {
+                gone = Some(format!("its {kind} file is gone"));
             }
         }
         keep(&desk.folder, number, &Record::of(job, true))?;
         desk.is_over(number);
         let needs_a_look = matches!(job.status.as_str(), "failed" | "cancelled") || gone.is_some();
-        let end = needs_a_look.then(|| JobEnd {
+        Ok(needs_a_look.then(|| JobEnd {
             file: requests_name(number),
             job: job.id.clone(),
             status: job.status.clone(),
             errors: job.errors().into_iter().chain(gone).collect(),
-        });
-        Ok(Ok(end))
+        }))
     }
 
-    /// Tries until something comes of it; faults that every try would have, and too many of the others, are an end.
-    fn again<T>(&self, mut act: impl FnMut(u32) -> Got<T>) -> Result<Result<T, Stop>, TeacherError> {
-        let mut tries = 0;
+    /// Tries until something comes of it. Faults that every try would have are an end, and too many of the others.
+    /// Being told to come back later is no try.
+    fn again<T>(&self, mut act: impl FnMut(u32) -> Got<T>) -> Got<T> {
+        let (mut tries, mut faults) = (0, 0);
         loop {
-            let fault = match act(tries) {
-                Ok(value) => return Ok(Ok(value)),
-                Err(Trouble::Broken(error)) => return Err(error),
+            let fault = match act(faults) {
                 Err(Trouble::Fault(fault)) => fault,
+                other => return other,
             };
             let what = redact::in_error(fault.what, self.endpoint.key.as_ref());
-            tries += 1;
+            faults += 1;
+            tries += u32::from(fault.kind != FaultKind::Postponed);
             if matches!(fault.kind, FaultKind::Refused | FaultKind::Hopeless) {
-                return Ok(Err(Stop::Hopeless { fault: what }));
+                return Err(Trouble::Stopped(Stop::Hopeless { fault: what }));
             }
-            if tries >= self.teacher.patience.max_attempts {
-                return Ok(Err(Stop::NobodyThere { fault: what }));
+            if tries >= self.teacher.patience.max_attempts || faults >= FAULTS_MAX {
+                return Err(Trouble::Stopped(Stop::NobodyThere { fault: what }));
             }
-            let wait = WAIT.min(self.manners.poll) * (1 << (tries - 1).min(16));
+            let wait = WAIT.min(self.manners.poll) * (1 << (faults - 1).min(16));
             std::thread::sleep(fault.wait.unwrap_or(wait).min(WAIT_MAX));
         }
     }
@@ -353,7 +326,7 @@ impl<'a> Service<'a> {
             if let Some(after) = &after {
                 path.push_str(&format!("&after={}", encode_component(after)));
             }
-            let page: Page = self.json(&self.get(&path)?)?;
+            let page: Page = self.again(|_| self.json(&self.get(&path)?))?;
             let last = page.data.last().map(|job| job.id.clone());
             for job in page.data {
                 let Some(i) = digests.iter().position(|digest| job.is_of(digest)) else { continue };

@@ -31,10 +31,12 @@ pub(crate) struct Options {
     pub(crate) failing: f64,
     /// Whether results come shuffled, twice, with foreign and broken lines, and with a cut last one.
     pub(crate) disorder: bool,
-    /// How the first jobs end; all others are `completed`.
+    /// How the first jobs end; all others are `completed`. `gone` is so, too, without its file.
     pub(crate) ends: Vec<&'static str>,
     /// Requests whose job is created, and whose reply never comes.
     pub(crate) lost_replies: u64,
+    /// Each request of this number is told to come back later; 0 for none.
+    pub(crate) busy_every: u64,
     /// Jobs on one page of a list.
     pub(crate) page: usize,
     /// Where requests for content are sent on to.
@@ -52,6 +54,7 @@ impl Default for Options {
             disorder: false,
             ends: Vec::new(),
             lost_replies: 0,
+            busy_every: 0,
             page: 100,
             redirect: None,
         }
@@ -265,6 +268,9 @@ impl Shared {
             let given = request.header("authorization").unwrap_or_default();
             return refused(401, &format!("Incorrect API key provided: {given}"));
         }
+        if self.options.busy_every > 0 && state.stats.requests % self.options.busy_every == 0 {
+            return refused(429, "too many requests");
+        }
         let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
         let parts: Vec<&str> = path.trim_start_matches("/v1/").split('/').collect();
         match (request.method.as_str(), &parts[..]) {
@@ -350,8 +356,12 @@ impl Shared {
         if matches!(job.status, "completed" | "expired" | "failed" | "cancelled") {
             return;
         }
-        job.status = end;
+        job.status = if end == "gone" { "completed" } else { end };
         if end == "failed" {
+            return;
+        }
+        if end == "gone" {
+            job.output = Some("file-gone".to_owned());
             return;
         }
         let requests = state.files[&job.input].clone();
