@@ -521,6 +521,24 @@ fn keys_of_batches_are_checked() {
         assert_eq!(output.status.code(), Some(78), "{keys}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains(said), "{keys}: {}", text(&output.stderr));
     }
+    // Nobody knows where files are carried.
+    recipe(&desk, "");
+    let classed = |class: &str| {
+        let text = std::fs::read_to_string(desk.path("batch.toml")).expect("a recipe");
+        let text =
+            text.replace("path = \"prompts.jsonl\"", "path = \"prompts.jsonl\"\ndata_class = \"internal\"");
+        std::fs::write(desk.path("classed.toml"), format!("{text}\n[policy.data_classes.internal]\n{class}"))
+            .expect("a recipe is written");
+        desk.run(&["teach", "classed.toml", "--output", "classed"])
+    };
+    let output = classed("owners = [\"us\"]");
+    assert_eq!(output.status.code(), Some(77), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("could be carried where it may not go")
+            && !desk.path("classed").exists()
+    );
+    assert_eq!(classed("").status.code(), Some(75));
+
     desk.recipe("online.toml", "http://127.0.0.1:9/v1", "poll_s = 1");
     let output = desk.run(&["plan", "online.toml"]);
     assert!(text(&output.stderr).contains("`teacher.poll_s` is for a teacher that is asked by the file"));

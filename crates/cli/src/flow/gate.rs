@@ -10,7 +10,7 @@ use stillroom_governance::{
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student};
+use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, Wire};
 
 /// What the gate is asked about a recipe.
 pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
@@ -155,10 +155,21 @@ pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
 
 /// Whether data of the prompts' class may go to every endpoint.
 fn data_class(recipe: &Recipe, source: &Source) -> Result<()> {
-    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
-    let endpoints = wire.filter(|wire| wire.replay.is_none()).flat_map(|wire| &wire.endpoints);
+    let wire = recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
+    let class = recipe.prompts.data_class.as_deref();
+    if wire.is_some_and(Wire::is_by_hand)
+        && let Some(cause) = recipe.policy.refuses_files(class)
+    {
+        let fix =
+            "name the service in `endpoints`; or a class without `owners` and `jurisdictions` may be carried";
+        return Err(Failure::new(Exit::Policy, cause)
+            .code("data-class")
+            .at(source.place(&["prompts", "data_class"]))
+            .fix(fix));
+    }
+    let endpoints = wire.iter().filter(|wire| wire.replay.is_none()).flat_map(|wire| &wire.endpoints);
     for endpoint in endpoints {
-        if let Some(cause) = recipe.policy.refuses(recipe.prompts.data_class.as_deref(), endpoint) {
+        if let Some(cause) = recipe.policy.refuses(class, endpoint) {
             return Err(Failure::new(Exit::Policy, format!("`{}`: {cause}", endpoint.base_url))
                 .code("data-class")
                 .at(source.place(&["prompts", "data_class"]))

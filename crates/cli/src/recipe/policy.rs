@@ -96,6 +96,15 @@ impl Policy {
         outside("owner", endpoint.owner.as_deref(), &rule.owners)
             .or_else(|| outside("jurisdiction", endpoint.jurisdiction.as_deref(), &rule.jurisdictions))
     }
+
+    /// Why data of this class may not go into files that somebody carries; nothing where it may.
+    pub(crate) fn refuses_files(&self, class: Option<&str>) -> Option<String> {
+        let class = class?;
+        let rule = self.data_classes.get(class);
+        let goes_anywhere = rule.is_some_and(|rule| rule.owners.is_empty() && rule.jurisdictions.is_empty());
+        (!goes_anywhere)
+            .then(|| format!("files with data of class `{class}` could be carried where it may not go"))
+    }
 }
 
 /// Whether an address is this machine's own.
