@@ -15,55 +15,50 @@ pub(crate) fn in_error(text: String, key: Option<&Secret>) -> String {
 }
 
 /// A reply without the key, wherever it stands.
-pub(crate) fn in_reply(reply: Reply, key: Option<&Secret>) -> Reply {
-    let Some(key) = key.filter(|key| key.len() >= KEY_BYTES_MIN && holds(&reply, key)) else { return reply };
-    let mut value = serde_json::to_value(&reply).expect("a reply is plain data");
-    hide(&mut value, key);
-    serde_json::from_value(value).expect("text stays text")
+pub(crate) fn in_reply(mut reply: Reply, key: Option<&Secret>) -> Reply {
+    let Some(key) = key.filter(|key| key.len() >= KEY_BYTES_MIN) else { return reply };
+    hide(&mut reply.content, key);
+    for text in [&mut reply.id, &mut reply.model, &mut reply.reasoning_content].into_iter().flatten() {
+        hide(text, key);
+    }
+    if let Finish::Other(name) = &mut reply.finish {
+        hide(name, key);
+    }
+    reply.tool_calls.iter_mut().for_each(|call| hide_in(call, key));
+    for token in reply.logprobs.iter_mut().flatten() {
+        hide_token(&mut token.token, &mut token.bytes, key);
+        token.top.iter_mut().for_each(|(text, bytes, _)| hide_token(text, bytes, key));
+    }
+    for token in reply.prompt_logprobs.iter_mut().flatten().flatten().flatten() {
+        token.token.iter_mut().for_each(|text| hide(text, key));
+    }
+    reply
 }
 
-fn holds(reply: &Reply, key: &Secret) -> bool {
-    let finish = match &reply.finish {
-        Finish::Other(name) => Some(name),
-        _ => None,
-    };
-    let texts = [
-        reply.id.as_ref(),
-        reply.model.as_ref(),
-        Some(&reply.content),
-        reply.reasoning_content.as_ref(),
-        finish,
-    ];
-    let tokens = reply.logprobs.iter().flatten();
-    let prompt = reply.prompt_logprobs.iter().flatten().flatten().flatten();
-    texts.into_iter().flatten().any(|text| key.is_in(text))
-        || reply.tool_calls.iter().any(|call| value_holds(call, key))
-        || tokens
-            .flat_map(|token| token.top.iter().map(|(text, ..)| text).chain([&token.token]))
-            .any(|t| key.is_in(t))
-        || prompt.filter_map(|token| token.token.as_ref()).any(|text| key.is_in(text))
-}
-
-/// Nesting is what the reader of replies lets through.
-fn value_holds(value: &Value, key: &Secret) -> bool {
-    match value {
-        Value::String(text) => key.is_in(text),
-        Value::Array(items) => items.iter().any(|item| value_holds(item, key)),
-        Value::Object(fields) => fields.iter().any(|(name, item)| key.is_in(name) || value_holds(item, key)),
-        _ => false,
+fn hide(text: &mut String, key: &Secret) {
+    if key.is_in(text) {
+        *text = key.hidden_in(text, key.len());
     }
 }
 
-fn hide(value: &mut Value, key: &Secret) {
+fn hide_token(text: &mut String, bytes: &mut Option<Vec<u8>>, key: &Secret) {
+    if key.is_in(text) {
+        *bytes = None;
+        hide(text, key);
+    }
+}
+
+/// Nesting is what the reader of replies lets through.
+fn hide_in(value: &mut Value, key: &Secret) {
     match value {
-        Value::String(text) => *text = key.hidden_in(text, key.len()),
-        Value::Array(items) => items.iter_mut().for_each(|item| hide(item, key)),
+        Value::String(text) => hide(text, key),
+        Value::Array(items) => items.iter_mut().for_each(|item| hide_in(item, key)),
         Value::Object(fields) => {
-            let all = std::mem::take(fields).into_iter().map(|(name, mut item)| {
-                hide(&mut item, key);
-                (key.hidden_in(&name, key.len()), item)
-            });
-            *fields = all.collect();
+            fields.values_mut().for_each(|item| hide_in(item, key));
+            if fields.keys().any(|name| key.is_in(name)) {
+                let all = std::mem::take(fields).into_iter();
+                *fields = all.map(|(name, item)| (key.hidden_in(&name, key.len()), item)).collect();
+            }
         }
         _ => {}
     }
@@ -87,6 +82,8 @@ mod tests {
         let other = Secret::new("another-key-of-ours");
         assert_eq!(in_reply(reply.clone(), Some(&other)), reply);
         assert_eq!(in_reply(reply.clone(), Some(&Secret::new("canary"))), reply, "too short to be a secret");
+        let named_like_a_field = Secret::new("reasoning_content");
+        assert_eq!(in_reply(reply.clone(), Some(&named_like_a_field)), reply);
     }
 
     #[test]
