@@ -73,6 +73,9 @@ pub(crate) struct RecipeArgs {
     /// Change a key of the recipe for this run, for example `--set train.max_steps=200`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
+    /// Let the recipe's verifier run its command on this machine
+    #[arg(long)]
+    pub(crate) allow_commands: bool,
 }
 
 #[derive(Debug, Args)]

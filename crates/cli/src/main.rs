@@ -8,6 +8,7 @@ mod models;
 mod recipe;
 mod terminal;
 mod verbs;
+mod verifiers;
 
 use std::panic;
 use std::process::ExitCode;

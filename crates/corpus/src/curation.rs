@@ -33,6 +33,9 @@ pub enum Step {
     SelfIdentification,
     /// The verifier found the reply wrong.
     Verify,
+    /// Too many or too few of the prompt's samples are right, or another right one is kept; see
+    /// [`pass_rate`](crate::pass_rate).
+    PassRate,
     /// The same conversation with the same reply was kept before.
     Duplicate,
     /// Most traces of the prompt have another answer; see [`majority`](crate::selection::majority).
@@ -41,6 +44,8 @@ pub enum Step {
     BestOfN,
     /// It has no revision with an end; see [`revised`](crate::selection::revised).
     Revised,
+    /// It holds personal data or a secret; see [`pii`](crate::pii).
+    Pii,
     /// It holds an evaluation item; see [`contaminants`](crate::contaminants).
     Contaminated,
     /// It says nearly the same as one before; see [`near_duplicates`](crate::near_duplicates).
@@ -62,10 +67,12 @@ impl Step {
             Step::Refusal => "refusal",
             Step::SelfIdentification => "self_identification",
             Step::Verify => "verify",
+            Step::PassRate => "pass_rate",
             Step::Duplicate => "duplicate",
             Step::Majority => "majority",
             Step::BestOfN => "best_of_n",
             Step::Revised => "revised",
+            Step::Pii => "pii",
             Step::Contaminated => "contaminated",
             Step::NearDuplicate => "near_duplicate",
             Step::Balance => "balance",

@@ -10,6 +10,7 @@
 //! - [`near_duplicates`]: texts that say nearly the same as one before, by their [`shingles`].
 //! - [`balance`]: no answer more than its share.
 //! - [`selection`]: which of several traces for one prompt.
+//! - [`pass_rate`]: prompts neither too easy nor too hard, and which of their right samples.
 //! - [`decontamination`]: what training and held-out texts share.
 //! - [`contaminants`]: traces that hold an evaluation item, nearly or word for word.
 //! - [`pii`]: personal data and secrets that have a form, found and taken out.
@@ -22,6 +23,7 @@ mod error;
 pub mod filters;
 pub mod language;
 pub mod near_duplicates;
+pub mod pass_rate;
 pub mod phrases;
 pub mod pii;
 pub mod prompts;

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use stillroom_core::{Prompt, Trace};
+use stillroom_core::{Message, Prompt, Trace};
 use stillroom_corpus::balance::Answers;
 use stillroom_corpus::contaminants::{Contaminants, EvaluationItem, Finding, Held};
 use stillroom_corpus::curation::{Curator, Dropped, Step};
 use stillroom_corpus::decontamination::{self, Contamination, Overlap};
 use stillroom_corpus::near_duplicates::NearDuplicates;
+use stillroom_corpus::pass_rate::{self, Keep, Window};
+use stillroom_corpus::pii;
 use stillroom_corpus::prompts::Rows;
 use stillroom_corpus::{Split, Verifier, selection};
 use stillroom_formats::parquet_rows::{self, TraceWriter};
@@ -20,7 +22,7 @@ use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::{Flow, data, feedback, revisions, teach};
-use crate::recipe::{Compared, Near, PromptSource, Select};
+use crate::recipe::{Compared, Near, PiiRule, PromptSource, Select, TracePii};
 
 pub(crate) const STAGE: &str = "curate";
 const TRAIN: &str = "corpus/curated/train.parquet";
@@ -98,6 +100,10 @@ impl Flow {
         let mut choice = Choice {
             select: self.recipe.curate.select,
             verifier: verifier.as_deref(),
+            window: self.recipe.curate.pass_rate,
+            keep: self.recipe.curate.keep,
+            pii: self.recipe.curate.pii.clone(),
+            prompts: self.recipe.curate.pass_rate.map(|_| by_id(&train, &validation)).unwrap_or_default(),
             grades,
             revisions,
             curator: curator.with_filters(self.recipe.curate.filters.clone()),
@@ -221,6 +227,11 @@ impl Flow {
 struct Choice<'a> {
     select: Select,
     verifier: Option<&'a dyn Verifier>,
+    window: Option<Window>,
+    keep: Keep,
+    pii: Option<TracePii>,
+    /// For the window only.
+    prompts: HashMap<&'a str, &'a Prompt>,
     grades: Option<HashMap<(String, u32), f64>>,
     revisions: Option<revisions::Revisions>,
     curator: Curator<'a>,
@@ -243,7 +254,12 @@ impl Choice<'_> {
     /// Those of a part that stay, in order.
     fn pass(&mut self, traces: Vec<Trace>) -> Result<Vec<Trace>> {
         self.summary.seen += traces.len() as u64;
-        // A vote or a revision comes before anything else is dropped.
+        // A vote, a revision or a prompt's pass rate comes before anything else is dropped.
+        let (traces, out_of_window) = match (&self.window, self.verifier) {
+            (Some(window), Some(verifier)) => pass_rate::within(traces, &self.prompts, verifier, window),
+            _ => (traces, Vec::new()),
+        };
+        self.outvoted.extend(out_of_window);
         let (traces, outvoted) = match (self.select, self.verifier, &self.revisions) {
             (Select::Majority, Some(verifier), _) => selection::majority(traces, verifier),
             (Select::Revised, _, Some(revisions)) => selection::revised(traces, revisions),
@@ -256,13 +272,49 @@ impl Choice<'_> {
                 kept.push(trace);
             }
         }
+        let (kept, passed_over) = pass_rate::keep(kept, self.keep);
+        self.worse.extend(passed_over);
         // The best is one of those that may be learned at all.
         let (kept, worse) = match &self.grades {
             Some(grades) => selection::best_of_n(kept, grades),
             None => (kept, Vec::new()),
         };
         self.worse.extend(worse);
-        Ok(kept.into_iter().filter(|trace| self.stays(trace)).collect())
+        let mut staying = Vec::with_capacity(kept.len());
+        for trace in kept {
+            if let Some(trace) = self.without_pii(trace)
+                && self.stays(&trace)
+            {
+                staying.push(trace);
+            }
+        }
+        Ok(staying)
+    }
+
+    /// The trace without personal data and secrets, or nothing where it goes for them.
+    fn without_pii(&mut self, trace: Trace) -> Option<Trace> {
+        let Some(TracePii { rule, classes }) = &self.pii else { return Some(trace) };
+        let asked =
+            Prompt { id: String::new(), messages: trace.messages.clone(), answer: None, target: None };
+        let replied = Prompt { messages: vec![trace.reply()], ..asked.clone() };
+        let Some((_, finding)) =
+            [&asked, &replied].into_iter().find_map(|said| pii::find_in_prompt(said, classes))
+        else {
+            return Some(trace);
+        };
+        if *rule == PiiRule::Drop {
+            self.drop(&trace, Step::Pii, format!("{} ({})", finding.class, finding.kind));
+            return None;
+        }
+        let reply = pii::redact_message(trace.reply(), classes);
+        let messages =
+            trace.messages.iter().cloned().map(|message: Message| pii::redact_message(message, classes));
+        Some(Trace {
+            messages: messages.collect(),
+            content: reply.content,
+            reasoning_content: reply.reasoning_content,
+            ..trace
+        })
     }
 
     /// Whether a trace is no evaluation item and nearly repeats none before.
@@ -404,6 +456,10 @@ impl Written {
         }
         Ok(balanced)
     }
+}
+
+fn by_id<'a>(train: &'a [Prompt], validation: &'a [Prompt]) -> HashMap<&'a str, &'a Prompt> {
+    train.iter().chain(validation).map(|prompt| (prompt.id.as_str(), prompt)).collect()
 }
 
 fn known_answers(prompts: &[Prompt]) -> HashMap<&str, &str> {

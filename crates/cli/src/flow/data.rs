@@ -1,6 +1,7 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
 use std::io::{BufRead, BufReader};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -9,7 +10,7 @@ use stillroom_corpus::curation::{Dropped, Step};
 use stillroom_corpus::prompts::{DataSet, Item, allowed_rows};
 use stillroom_corpus::sources::Origin;
 use stillroom_corpus::word_problems::{self, WordProblem};
-use stillroom_corpus::{Split, Verifier, verify};
+use stillroom_corpus::{Split, Verifier};
 use stillroom_store::digest_file;
 
 use crate::failure::{Exit, Failure, Result};
@@ -112,8 +113,8 @@ impl Flow {
     }
 
     /// What judges replies, where the recipe has it.
-    pub(crate) fn verifier(&self) -> Option<Box<dyn Verifier>> {
-        self.recipe.prompts.verifier.as_deref().and_then(verify::verifier)
+    pub(crate) fn verifier(&self) -> Option<Arc<dyn Verifier>> {
+        self.judge.clone()
     }
 
     /// Digests of the files that the data is read from.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -213,7 +214,7 @@ pub(crate) fn may_be_judged(trace: &Trace) -> bool {
 
 /// Who judges, with what it takes.
 enum Bench<'r> {
-    Verifier(Box<dyn Verifier>),
+    Verifier(Arc<dyn Verifier>),
     Grades { model: Rc<Model>, rubric: &'r str, best: u32 },
     Preferences { model: Rc<Model>, rubric: &'r str, first: Vec<f64> },
 }

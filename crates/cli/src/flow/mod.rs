@@ -50,6 +50,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use stillroom_core::{Digest, Digester};
+use stillroom_corpus::Verifier;
 use stillroom_evaluate::{Contender, Report};
 use stillroom_formats::ModelFiles;
 use stillroom_governance::Decision;
@@ -63,6 +64,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::models::{self, Model};
 use crate::recipe::{Recipe, Source};
 use crate::terminal::Progress;
+use crate::verifiers;
 
 /// How far a verb goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +105,8 @@ pub(crate) struct Flow {
     pub(crate) device: Arc<Device>,
     pub(crate) trial: bool,
     pub(crate) times: Vec<Timed>,
+    /// What judges replies, where the recipe has it.
+    judge: Option<Arc<dyn Verifier>>,
     decision: Decision,
     events: EventLog,
     teacher: Option<Rc<Model>>,
@@ -137,6 +141,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
     train::shared_ids(&recipe, &source)?;
+    let judge = verifiers::verifier(&recipe, &source, request.recipe.allow_commands)?;
     let device = models::device(request.machine);
     if let Some(time) = request.trial {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
@@ -151,6 +156,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         device,
         trial: request.trial.is_some(),
         times: Vec::new(),
+        judge,
         decision: decision.clone(),
         events,
         teacher: None,

@@ -118,7 +118,7 @@ impl Flow {
             PromptSource::Chat { .. } => (
                 "prompts of the user's own".to_owned(),
                 match &self.recipe.prompts.verifier {
-                    Some(name) => format!("Replies are judged by the verifier `{name}`."),
+                    Some(judge) => format!("Replies are judged by the verifier `{}`.", judge.name),
                     None => "Nothing judges the replies; models are compared by loss and divergence.".to_owned(),
                 },
             ),

@@ -4,6 +4,8 @@ use serde::Serialize;
 use stillroom_corpus::contaminants;
 use stillroom_corpus::filters::Filters;
 use stillroom_corpus::language;
+use stillroom_corpus::pass_rate::{Keep, Window};
+use stillroom_corpus::pii::Class;
 use stillroom_corpus::shingles::{Shingling, Unit};
 use stillroom_corpus::sources::{DataSource, SourceRules};
 
@@ -115,6 +117,23 @@ pub(crate) struct Decontamination {
     pub(crate) overlap: f64,
 }
 
+/// What becomes of traces with personal data or secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PiiRule {
+    Drop,
+    Redact,
+}
+
+/// Looks for personal data and secrets in traces.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct TracePii {
+    #[serde(rename = "pii")]
+    pub(crate) rule: PiiRule,
+    #[serde(rename = "pii_classes")]
+    pub(crate) classes: Vec<Class>,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Curate {
     /// Drop traces whose answer the verifier rejects.
@@ -126,6 +145,14 @@ pub(crate) struct Curate {
     /// What becomes of rows that use tools.
     #[serde(skip_serializing_if = "ToolCalls::is_reject")]
     pub(crate) tool_calls: ToolCalls,
+    /// Drop prompts whose samples are right too often or too seldom.
+    #[serde(flatten)]
+    pub(crate) pass_rate: Option<Window>,
+    /// Which of a prompt's traces that may be learned are.
+    #[serde(skip_serializing_if = "Keep::is_all")]
+    pub(crate) keep: Keep,
+    #[serde(flatten)]
+    pub(crate) pii: Option<TracePii>,
     #[serde(flatten)]
     pub(crate) filters: Filters,
     #[serde(flatten)]
@@ -157,12 +184,62 @@ pub(super) fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
         decontaminate: raw.decontaminate.unwrap_or(true),
         select,
         tool_calls,
+        pass_rate: pass_rate(at, &raw)?,
+        keep: {
+            let known = [("all", Keep::All), ("first", Keep::First), ("shortest", Keep::Shortest)];
+            at.choose(&key("keep"), raw.keep.as_deref().unwrap_or("all"), &known)?
+        },
+        pii: pii(at, &raw)?,
         near: near(at, &raw)?,
         decontamination: decontamination(at, &raw)?,
         max_share_per_answer: share("max_share_per_answer", raw.max_share_per_answer, 0.001)?,
         sources: sources(at, &raw)?,
         filters: filters(at, raw)?,
     })
+}
+
+fn pass_rate(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Window>> {
+    let rate =
+        |name, value: Option<f64>| value.map(|rate| at.number(&key(name), rate, 0.0..=1.0)).transpose();
+    let least = rate("pass_rate_min", raw.pass_rate_min)?;
+    let most = rate("pass_rate_max", raw.pass_rate_max)?;
+    if let (Some(least), Some(most)) = (least, most)
+        && least > most
+    {
+        let cause = format!("no share of samples is at least {least} and at most {most}");
+        return Err(at.bad(&key("pass_rate_min"), cause).fix("exchange the two"));
+    }
+    Ok((least.is_some() || most.is_some()).then_some(Window { least, most }))
+}
+
+fn pii(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<TracePii>> {
+    let Some(rule) = raw.pii.as_deref() else {
+        return match raw.pii_classes {
+            None => Ok(None),
+            Some(_) => Err(at
+                .bad(
+                    &key("pii_classes"),
+                    "`curate.pii_classes` says what to look for, but not what to do with it",
+                )
+                .fix("write `pii = \"drop\"` or `pii = \"redact\"` beside it, or remove it")),
+        };
+    };
+    let rule = at.choose(&key("pii"), rule, &[("drop", PiiRule::Drop), ("redact", PiiRule::Redact)])?;
+    let known = Class::ALL.map(|class| (class.as_str(), class));
+    let classes = match &raw.pii_classes {
+        None => Class::ALL.to_vec(),
+        Some(names) => {
+            let classes: Result<Vec<_>> =
+                names.iter().map(|name| at.choose(&key("pii_classes"), name, &known)).collect();
+            classes?
+        }
+    };
+    if classes.is_empty() {
+        return Err(at
+            .bad(&key("pii_classes"), "there is nothing to look for")
+            .fix("name classes, or remove `pii`"));
+    }
+    Ok(Some(TracePii { rule, classes }))
 }
 
 fn key(name: &'static str) -> [&'static str; 2] {
@@ -297,11 +374,19 @@ pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
         ("no_refusals", filters.no_refusals),
         ("no_self_identification", filters.no_self_identification),
         ("max_share_per_answer", curate.max_share_per_answer.is_some()),
+        ("pass_rate_min", curate.pass_rate.is_some()),
+        ("keep", !curate.keep.is_all()),
+        ("pii", curate.pii.is_some()),
     ];
     if let Some((name, _)) = of_traces.into_iter().find(|(_, given)| *given && !recipe.asks_for_traces()) {
         return Err(source
             .bad(&key(name), format!("`curate.{name}` drops traces, and nobody learns from any here"))
             .fix("remove it"));
+    }
+    if curate.pass_rate.is_some() && recipe.prompts.verifier.is_none() {
+        return Err(source
+            .bad(&key("pass_rate_min"), "only a verifier says which samples are right")
+            .fix("name one as `prompts.verifier`, for example `numeric_answer`"));
     }
     if !matches!(recipe.prompts.source, PromptSource::Task { .. }) {
         return Ok(());
@@ -364,6 +449,9 @@ path = "rows.jsonl"
             no_self_identification = true
             min_chars = 1
             max_chars = 9
+            keep = "shortest"
+            pii = "redact"
+            pii_classes = ["email", "secret"]
             allowed_licences = ["MIT"]
             respect_opt_outs = true
             [curate.sources."a b"]
@@ -391,6 +479,12 @@ path = "rows.jsonl"
             "decontaminate_against = [\"${HOME}/x.jsonl\"]",
             "languages = [\"en\"]",
             "min_chars = 9\nmax_chars = 1",
+            "pass_rate_min = 0.9\npass_rate_max = 0.1",
+            "pass_rate_max = 0.9",
+            "pii_classes = [\"email\"]",
+            "pii = \"drop\"\npii_classes = []",
+            "pii = \"drop\"\npii_classes = [\"name\"]",
+            "keep = \"best\"",
             "max_share_per_answer = 0.0",
             "sources = { x = { opt_out = true } }",
             "allowed_licences = []\nallowed_licenses = []",

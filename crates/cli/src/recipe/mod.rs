@@ -17,6 +17,7 @@ mod resolve;
 mod scoring;
 mod source;
 mod student;
+mod verifier;
 mod wire;
 mod yaml;
 
@@ -27,7 +28,7 @@ use stillroom_core::Tail;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
 pub(crate) use batch::Batch;
-pub(crate) use curate::{Compared, Curate, Near, Select, ToolCalls};
+pub(crate) use curate::{Compared, Curate, Near, PiiRule, Select, ToolCalls, TracePii};
 pub(crate) use ensemble::{EnsembleTeacher, KEY as ENSEMBLE};
 pub(crate) use feedback::{Candidates, Feedback, Judge};
 pub(crate) use hidden::{HiddenAlignment, KEY as HIDDEN_ALIGNMENT};
@@ -37,6 +38,7 @@ pub(crate) use policy::{Egress, Policy, PromptPii, is_this_machine};
 pub(crate) use scoring::{Scores, TOKENIZER};
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
+pub(crate) use verifier::{Program, VerifierChoice};
 pub(crate) use wire::{Endpoint, Wire, variable_of};
 
 use crate::failure::Result;
@@ -209,7 +211,7 @@ pub(crate) struct Prompts {
     pub(crate) source: PromptSource,
     /// What judges replies; without one, nothing is judged.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) verifier: Option<String>,
+    pub(crate) verifier: Option<VerifierChoice>,
     /// Examples to train on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) num_examples: Option<usize>,

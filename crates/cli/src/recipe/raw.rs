@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::verifier::RawVerifier;
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRecipe {
@@ -130,7 +132,7 @@ pub(super) struct RawPrompts {
     pub(super) kind: Option<String>,
     pub(super) task: Option<String>,
     pub(super) path: Option<String>,
-    pub(super) verifier: Option<String>,
+    pub(super) verifier: Option<RawVerifier>,
     pub(super) num_examples: Option<usize>,
     pub(super) num_validation: Option<usize>,
     pub(super) seed: Option<u64>,
@@ -157,6 +159,11 @@ pub(super) struct RawCurate {
     pub(super) max_repeated_share: Option<f64>,
     pub(super) no_refusals: Option<bool>,
     pub(super) no_self_identification: Option<bool>,
+    pub(super) pass_rate_min: Option<f64>,
+    pub(super) pass_rate_max: Option<f64>,
+    pub(super) keep: Option<String>,
+    pub(super) pii: Option<String>,
+    pub(super) pii_classes: Option<Vec<String>>,
     pub(super) near_duplicates: Option<f64>,
     pub(super) near_duplicates_of: Option<String>,
     pub(super) near_duplicates_unit: Option<String>,

@@ -273,7 +273,7 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     }
     let kinds = [("task", Kind::Task), ("chat", Kind::Chat), ("text", Kind::Text)];
     let required = "name your data, in the recipe or with `--set prompts.path=FILE_OR_FOLDER`";
-    let verifier = verifier(at, raw.verifier, raw.task.as_deref())?;
+    let verifier = super::verifier::verifier(at, raw.verifier, raw.task.as_deref())?;
     let source = match at.choose(&key("kind"), kind, &kinds)? {
         Kind::Task if path.is_some() => {
             return Err(at
@@ -299,13 +299,6 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
         at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
     let data_class = raw.data_class.filter(|class| class != policy::PUBLIC);
     Ok(Prompts { source, verifier, num_examples, num_validation, seed, data_class })
-}
-
-/// A task brings its own verifier; for data of the user's own it is named.
-fn verifier(at: &Checker<'_>, named: Option<String>, task: Option<&str>) -> Result<Option<String>> {
-    let Some(name) = named.or(task.map(str::to_owned)) else { return Ok(None) };
-    at.choose(&["prompts", "verifier"], &name, &[("numeric_answer", ()), ("word_problems", ())])?;
-    Ok(Some(name))
 }
 
 fn train(at: &Checker<'_>, raw: RawTrain, loss_functions: Vec<LossTerm>, seed: u64) -> Result<Train> {

@@ -21,6 +21,7 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use stillroom_core::{Message, Prompt};
 
 use national::Sure;
@@ -193,6 +194,31 @@ pub fn find_in_prompt(prompt: &Prompt, classes: &[Class]) -> Option<(usize, Find
     prompt.messages.iter().enumerate().find_map(|(turn, message)| {
         texts(message).into_iter().find_map(|text| wanted(&text)).map(|finding| (turn, finding))
     })
+}
+
+/// A message with placeholders for what is found of these classes in anything that [`find_in_prompt`] reads.
+pub fn redact_message(message: Message, classes: &[Class]) -> Message {
+    let json = |mut values: Vec<Value>| {
+        values.iter_mut().for_each(|value| redact_json(value, classes));
+        values
+    };
+    Message {
+        content: redact(&message.content, classes),
+        reasoning_content: message.reasoning_content.map(|text| redact(&text, classes)),
+        tools: json(message.tools),
+        tool_calls: json(message.tool_calls),
+        ..message
+    }
+}
+
+/// Redacts the text within JSON; serde reads it no deeper than 128 levels.
+fn redact_json(value: &mut Value, classes: &[Class]) {
+    match value {
+        Value::String(text) => *text = redact(text, classes),
+        Value::Array(items) => items.iter_mut().for_each(|item| redact_json(item, classes)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| redact_json(field, classes)),
+        _ => {}
+    }
 }
 
 /// All text of a message that a model reads.

@@ -180,11 +180,15 @@ fn all_that_a_model_reads_is_looked_at() {
     let (turn, finding) = find_in_prompt(&prompt, &Class::ALL).expect("an address");
     assert_eq!((turn, finding.class), (1, Class::Email));
     assert_eq!(find_in_prompt(&prompt, &[Class::Phone]), None);
+    let redacted = redact_message(prompt.messages[1].clone(), &[Class::Email]);
+    assert_eq!(redacted.content, "Write to [EMAIL].");
     prompt.messages[0].tools = vec![serde_json::json!({"function": {"description": "calls +49 30 901820"}})];
     assert_eq!(
         find_in_prompt(&prompt, &[Class::Phone]).map(|(turn, f)| (turn, f.class)),
         Some((0, Class::Phone))
     );
+    let redacted = redact_message(prompt.messages[0].clone(), &Class::ALL);
+    assert_eq!(redacted.tools[0]["function"]["description"], "calls [PHONE]");
 }
 
 #[test]

@@ -1,0 +1,66 @@
+//! Verifiers that run programs, beside those of `corpus`.
+//!
+//! A recipe may come from anybody. So what it asks to run on this machine (`command`) runs only where whoever started the
+//! program says so on its command line, and what a teacher wrote (`code`) runs only in a sandbox.
+
+mod code;
+mod command;
+mod process;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stillroom_corpus::{Verifier, verify};
+
+use crate::failure::{Exit, Failure, Result};
+use crate::recipe::{Program, Recipe, Source};
+
+/// The verifier of a recipe, if it has one; `consent` says whether its command may run.
+///
+/// # Errors
+/// Where nobody consented to a command, or code cannot be run in a sandbox here.
+pub(crate) fn verifier(recipe: &Recipe, source: &Source, consent: bool) -> Result<Option<Arc<dyn Verifier>>> {
+    let Some(choice) = &recipe.prompts.verifier else { return Ok(None) };
+    let place = || source.place(&["prompts", "verifier"]);
+    let Some(program) = &choice.program else {
+        return match verify::verifier_with(&choice.name, &choice.options) {
+            Ok(Some(verifier)) => Ok(Some(verifier.into())),
+            // The recipe was checked when it was read.
+            Ok(None) => {
+                Err(Failure::new(Exit::BadRecipe, format!("no verifier `{}`", choice.name)).at(place()))
+            }
+            Err(cause) => Err(Failure::new(Exit::BadRecipe, cause).at(place())),
+        };
+    };
+    let time = Duration::from_secs_f64(program.timeout_s);
+    if let Some(memory_mb) = program.memory_mb {
+        let verifier = code::CodeVerifier::new(time, memory_mb).map_err(|reason| {
+            Failure::new(Exit::Failed, "code that a model wrote is run in a sandbox only, and there is none here")
+                .code("no-sandbox")
+                .at(place())
+                .detail(reason)
+                .fix("allow user namespaces on this machine (`unshare --user --net true` has to work), or use another verifier")
+        })?;
+        return Ok(Some(Arc::new(verifier)));
+    }
+    if !consent {
+        let shown = program.command.join(" ");
+        return Err(Failure::new(Exit::Policy, "the recipe asks to run a command on this machine")
+            .code("command-not-allowed")
+            .at(place())
+            .detail(format!("it would run `{shown}` for each reply"))
+            .fix("look at what it runs; if it may, say `--allow-commands`"));
+    }
+    Ok(Some(Arc::new(of_command(program, source, time))))
+}
+
+/// A path is looked for beside the recipe, a bare name in `PATH`.
+fn of_command(program: &Program, source: &Source, time: Duration) -> command::CommandVerifier {
+    let (first, words) =
+        program.command.split_first().map_or(("", &[][..]), |(first, words)| (first.as_str(), words));
+    let path = if first.contains('/') { source.resolve_path(first) } else { PathBuf::from(first) };
+    let program =
+        if path.components().count() > 1 { std::path::absolute(&path).unwrap_or(path) } else { path };
+    command::CommandVerifier { program, words: words.to_vec(), time }
+}

@@ -1,0 +1,107 @@
+//! Runs one program with limits: what it reads, how long it may take, how much it may say.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// Of what a program says, this much is kept; the rest is read and dropped, so that it does not wait for a reader.
+const OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// A program that says more than this is ended.
+const FLOOD_BYTES_MAX: usize = 16 << 20;
+/// How often a running program is looked at.
+const LOOK: Duration = Duration::from_millis(3);
+/// How long its last words are waited for after its end: a program that it left behind may hold the pipe.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How a program ended.
+pub(super) enum End {
+    Exited(ExitStatus),
+    TimedOut,
+    Flooded,
+}
+
+pub(super) struct Outcome {
+    pub(super) end: End,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+/// Runs a program in a group of its own and ends all of the group at the limit.
+pub(super) fn run(mut command: Command, input: Vec<u8>, time: Duration) -> std::io::Result<Outcome> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn()?;
+    let started = Instant::now();
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that does not read its input closes it; that is its own affair.
+        std::thread::spawn(move || drop(stdin.write_all(&input)));
+    }
+    let stdout = child.stdout.take().map(kept);
+    let stderr = child.stderr.take().map(kept);
+    let end = loop {
+        if let Some(status) = child.try_wait()? {
+            break End::Exited(status);
+        }
+        if [&stdout, &stderr].into_iter().flatten().any(|said| said.flooded.try_recv().is_ok()) {
+            break End::Flooded;
+        }
+        if started.elapsed() >= time {
+            break End::TimedOut;
+        }
+        std::thread::sleep(LOOK);
+    };
+    end_group(&mut child);
+    let words = |said: Option<Said>| {
+        said.and_then(|said| said.kept.recv_timeout(LAST_WORDS).ok()).unwrap_or_default()
+    };
+    Ok(Outcome { end, stdout: words(stdout), stderr: words(stderr) })
+}
+
+/// Whatever the program started and left in its group ends with it.
+fn end_group(child: &mut Child) {
+    if let Ok(id) = i32::try_from(child.id()) {
+        // Nobody may be left in it.
+        let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+    }
+    let _ = child.wait();
+}
+
+struct Said {
+    kept: Receiver<Vec<u8>>,
+    flooded: Receiver<()>,
+}
+
+/// Reads a pipe to its end beside us.
+fn kept(mut pipe: impl Read + Send + 'static) -> Said {
+    let (send_kept, kept) = channel();
+    let (send_flood, flooded) = channel();
+    std::thread::spawn(move || {
+        let (mut words, mut seen, mut buffer) = (Vec::new(), 0, [0; 8192]);
+        while let Ok(n) = pipe.read(&mut buffer) {
+            if n == 0 {
+                break;
+            }
+            seen += n;
+            words.extend_from_slice(&buffer[..n.min(OUTPUT_BYTES_MAX - words.len().min(OUTPUT_BYTES_MAX))]);
+            if seen > FLOOD_BYTES_MAX {
+                let _ = send_flood.send(());
+                break;
+            }
+        }
+        // The receiver may have waited long enough.
+        let _ = send_kept.send(words);
+    });
+    Said { kept, flooded }
+}
+
+/// The first line of what was said, harmless and short.
+pub(super) fn first_line(said: &[u8]) -> String {
+    const CHARS_MAX: usize = 160;
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("");
+    line.chars().take(CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,160 @@
+//! Verifiers that run programs, and what curation makes of verdicts and of personal data, through the binary.
+#![cfg(unix)]
+
+#[path = "common/shop.rs"]
+mod shop;
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use shop::{Shop, text};
+use stillroom_core::Trace;
+use stillroom_formats::parquet_rows;
+
+const RECIPE: &str = r#"
+name = "judged"
+[teacher]
+kind = "openai"
+model = "us:teacher"
+endpoints = [{ base_url = "ADDRESS", max_in_flight = 1 }]
+stream = false
+samples_per_prompt = 2
+[prompts]
+path = "rows.jsonl"
+verifier = { name = "command", command = ["./check", "7"], timeout_s = 5.0 }
+[curate]
+pass_rate_min = 0.5
+pass_rate_max = 0.5
+keep = "first"
+pii = "redact"
+[policy.declare."us:teacher"]
+owner = "us"
+licence = "Apache-2.0"
+"#;
+
+/// Says whether the reply ends in its first word, and leaves a mark that it ran.
+const CHECK: &str = r#"#!/bin/sh
+touch ran
+[ -z "$HOME" ] || exit 3
+reply=$(cat)
+case "$reply" in
+*"$1\"}}") exit 0 ;;
+*) echo "not $1"; exit 1 ;;
+esac
+"#;
+
+/// Questions, and the replies that come one after the other.
+const REPLIES: [(&str, [&str; 2]); 4] = [
+    ("easy", ["7", "it is 7"]),
+    ("even", ["8", "7"]),
+    ("mail", ["from me@example.com: 7", "9"]),
+    ("hard", ["8", "9"]),
+];
+
+/// Answers each request by its last turn, one reply after the other.
+fn teacher() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let address = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    let asked: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let asked = Arc::clone(&asked);
+            std::thread::spawn(move || while answer(&stream, &asked).is_some() {});
+        }
+    });
+    address
+}
+
+fn answer(stream: &TcpStream, asked: &Mutex<HashMap<String, usize>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().ok()?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let request: Value = serde_json::from_slice(&body).ok()?;
+    let last = request["messages"].as_array()?.last()?["content"].as_str()?.to_owned();
+    let (_, replies) = REPLIES.iter().find(|(question, _)| *question == last)?;
+    let n = {
+        let mut asked = asked.lock().ok()?;
+        let n = asked.entry(last).or_default();
+        *n += 1;
+        *n - 1
+    };
+    let message = json!({"role": "assistant", "content": replies[n % 2]});
+    let body = json!({
+        "id": "1", "object": "chat.completion", "created": 0, "model": "us:teacher",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
+    })
+    .to_string();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    (&*stream).write_all(format!("{head}{body}").as_bytes()).ok()
+}
+
+fn shop() -> Shop {
+    let recipe = RECIPE.replace("ADDRESS", &teacher());
+    let shop = Shop::with_recipes(&[("judged.toml", &recipe)]);
+    let rows =
+        REPLIES.map(|(question, _)| json!({"id": question, "prompt": question, "answer": "7"}).to_string());
+    std::fs::write(shop.path("rows.jsonl"), rows.join("\n")).expect("rows");
+    std::fs::write(shop.path("check"), CHECK).expect("a check");
+    std::fs::set_permissions(shop.path("check"), std::fs::Permissions::from_mode(0o755)).expect("it may run");
+    shop
+}
+
+#[test]
+fn a_recipes_command_runs_only_where_its_reader_says_so() {
+    let shop = shop();
+    let refused = shop.run(&["curate", "judged.toml"]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(77), "{said}");
+    assert!(said.starts_with("error[command-not-allowed]: the recipe asks to run a command"), "{said}");
+    assert!(said.contains("`./check 7`") && said.contains("`--allow-commands`"), "{said}");
+    assert!(!shop.path("ran").exists() && !shop.path("runs/judged/corpus").exists(), "nothing was done");
+
+    shop.succeed(&["curate", "judged.toml", "--allow-commands"]);
+    assert!(shop.path("ran").exists());
+    let bytes = shop.bytes("runs/judged/corpus/curated/train.parquet");
+    let kept: Vec<Trace> = parquet_rows::read_traces(bytes).expect("traces");
+    let mut kept: Vec<_> = kept.iter().map(|trace| (trace.id.as_str(), trace.content.as_str())).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [("even", "7"), ("mail", "from [EMAIL]: 7")]);
+    let dropped = text(&shop.bytes("runs/judged/corpus/dropped.jsonl"));
+    let mut reasons: Vec<(String, String)> = dropped
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a drop"))
+        .map(|drop| (drop["id"].as_str().unwrap_or("").into(), drop["reason"].as_str().unwrap_or("").into()))
+        .collect();
+    reasons.sort_unstable();
+    let too_easy = "2 of 2 samples are right, more than 50.0 %";
+    let too_hard = "0 of 2 samples are right, less than 50.0 %";
+    let expected = [
+        ("easy", too_easy),
+        ("easy", too_easy),
+        ("even", "not 7"),
+        ("hard", too_hard),
+        ("hard", too_hard),
+        ("mail", "not 7"),
+    ];
+    assert_eq!(reasons, expected.map(|(id, reason)| (id.to_owned(), reason.to_owned())));
+}
