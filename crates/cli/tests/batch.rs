@@ -335,6 +335,33 @@ fn jobs_give_the_corpus_of_an_endpoint_however_their_results_come() {
 }
 
 #[test]
+fn a_whole_run_asks_by_the_file_to_learn_and_to_measure() {
+    let desk = Desk::new(1);
+    let service = FakeBatch::start(Options::default());
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
+    recipe(&desk, &jobs_at(&service, ""));
+    let text = std::fs::read_to_string(desk.path("batch.toml")).expect("a recipe");
+    let text = text.replace(
+        "path = \"prompts.jsonl\"",
+        "task = \"word_problems\"\nnum_examples = 24\nnum_validation = 4",
+    );
+    let student = format!(
+        "[student]\nkind = \"from_scratch\"\ntokenizer = \"{}/quickstart-tokenizer\"\nhidden_size = 32\n\
+         num_hidden_layers = 1\nnum_attention_heads = 2\nintermediate_size = 64\n[curate]\nverify = false\n\
+         [train]\nmax_steps = 4\nper_device_train_batch_size = 1\nmax_length = 256\n\
+         [evaluate]\nnum_examples = 12\nmax_tokens = 64\ncontrols = []\n",
+        assets.display()
+    );
+    std::fs::write(desk.path("batch.toml"), format!("{student}{text}")).expect("a recipe is written");
+    desk.succeed(&["run", "batch.toml", "--output", "run"]);
+    let teacher = desk.json("run/report.json")["models"]["teacher"].clone();
+    assert_eq!((&teacher["graded"], &teacher["tokens_per_second"]), (&Value::from(12), &Value::Null));
+    assert!(teacher["tokens_per_second_reason"].as_str().is_some_and(|why| why.contains("by the file")));
+    // One file to learn from, one to measure.
+    assert_eq!((service.stats().jobs.len(), service.stats().lines), (2, 40));
+}
+
+#[test]
 fn a_batch_may_cost_less() {
     let desk = Desk::new(20);
     let service = FakeBatch::start(Options::default());
@@ -480,6 +507,31 @@ fn killed_at_any_moment_no_job_is_submitted_twice() {
         ));
         assert!(runs < 200, "hardly any point comes in time");
     }
+}
+
+#[test]
+fn killed_between_a_job_and_its_record_it_takes_the_job_up_again() {
+    let desk = Desk::new(40);
+    let calm = desk.calm("teach", "");
+    let service = FakeBatch::start(Options { latency: Duration::from_millis(60), ..Options::default() });
+    recipe(&desk, &jobs_at(&service, "max_requests_per_file = 10"));
+    let records = || desk::files_below(&desk.path("run/batch/jobs")).len();
+    for jobs in 1..=4 {
+        let mut command = shop::command(desk.dir.path(), &TEACH);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
+        let started = Instant::now();
+        while service.stats().jobs.len() < jobs {
+            assert!(started.elapsed() < Duration::from_secs(60), "no job came");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().expect("the child is killed");
+        child.wait().expect("the child ends");
+        assert_eq!((records(), service.stats().jobs.len()), (jobs - 1, jobs), "the reply was on its way");
+    }
+    desk.succeed(&TEACH);
+    assert_eq!((records(), service.stats().jobs.len()), (4, 4));
+    assert!(desk.corpus("run") == calm);
+    check_ledger(&desk, 40);
 }
 
 /// Whether the run was killed before its end: after so many requests to the service, and a moment more.

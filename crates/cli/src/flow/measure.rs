@@ -157,7 +157,10 @@ impl Flow {
             let wire::WireReplies { traces, usd, seconds } =
                 self.replies_over_wire("measure-teacher", &prompts)?;
             let tokens = traces.iter().map(|trace| u64::from(trace.completion_tokens)).sum();
-            measurement.generation = Measured::Value(Throughput { tokens, seconds });
+            measurement.generation = match self.is_asked_by_file() {
+                true => Measured::not_measured("the teacher is asked by the file, whoever has time for it"),
+                false => Measured::Value(Throughput { tokens, seconds }),
+            };
             measurement.usd = Measured::Value(usd);
             self.grade(contender, &prompts, &traces, &mut measurement)?;
         }

@@ -268,7 +268,7 @@ impl Shared {
             let given = request.header("authorization").unwrap_or_default();
             return refused(401, &format!("Incorrect API key provided: {given}"));
         }
-        if self.options.busy_every > 0 && state.stats.requests % self.options.busy_every == 0 {
+        if state.stats.requests.is_multiple_of(self.options.busy_every) {
             return refused(429, "too many requests");
         }
         let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
