@@ -239,17 +239,19 @@ fn a_changed_recipe_runs_again_what_it_makes_stale_and_buys_nothing_twice() {
 #[test]
 fn a_teacher_that_may_not_teach_leaves_only_the_decision() {
     let dir = workshop();
-    let cases = [
-        (vec!["--set", "teacher.model=meta-llama/Llama-2-7b-hf"], "1.b.v"),
-        (vec!["--set", "teacher.model=Qwen/Qwen2-72B-Instruct"], "Qwen2"),
-        (vec!["--set", "teacher.kind=openai", "--set", "teacher.model=openai:gpt-4o"], "OpenAI"),
-        (vec!["--set", "teacher.model=nobody/knows-this"], "nobody/knows-this"),
+    let service = "[teacher]\nkind = \"openai\"\nmodel = \"openai:gpt-4o\"\n\
+        endpoints = [{ base_url = \"https://api.openai.com/v1\" }]\n[prompts]\npath = \"p.jsonl\"\n";
+    std::fs::write(dir.join("service.toml"), service).expect("a file");
+    let cases: [(&[&str], &str); 4] = [
+        (&["run", "tiny.toml", "--set", "teacher.model=meta-llama/Llama-2-7b-hf"], "1.b.v"),
+        (&["run", "tiny.toml", "--set", "teacher.model=Qwen/Qwen2-72B-Instruct"], "Qwen2"),
+        (&["teach", "service.toml"], "OpenAI"),
+        (&["run", "tiny.toml", "--set", "teacher.model=nobody/knows-this"], "nobody/knows-this"),
     ];
     for (i, (set, named)) in cases.iter().enumerate() {
         let output = format!("refused-{i}");
         fresh(dir, &output);
-        let mut args = vec!["run", "tiny.toml", "--output", &output];
-        args.extend(set);
+        let args = [set, &["--output", &output][..]].concat();
         let refused = stillroom(dir, &args);
         let said = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(77), "{set:?}: {said}");
@@ -312,6 +314,14 @@ fn what_cannot_be_done_is_refused_with_its_exit_code() {
         [policy.declare.\"us:teacher\"]\nowner = \"us\"\nlicence = \"Apache-2.0\"\n";
     std::fs::write(dir.join("lookalike.toml"), lookalike).expect("a file");
     refused(&["teach", "lookalike.toml", "--output", "impossible"], 77, "egress");
+    let there = lookalike.replace(".evil", "");
+    std::fs::write(dir.join("there.toml"), &there).expect("a file");
+    let person = "{\"id\": \"a\", \"prompt\": \"Write to jane.doe@example.org\"}\n";
+    std::fs::write(dir.join("p.jsonl"), person).expect("a file");
+    refused(&["teach", "there.toml", "--quiet", "--output", "impossible"], 77, "prompt-pii");
+    let classed = there.replace("[prompts]", "[prompts]\ndata_class = \"internal\"");
+    std::fs::write(dir.join("classed.toml"), classed).expect("a file");
+    refused(&["teach", "classed.toml", "--quiet", "--output", "impossible"], 77, "data-class");
     refused(&["run", "absent.toml"], 74, "no-recipe");
     refused(&["score", "nowhere", "--text", "tiny.toml"], 74, "no-model");
     refused(&["verify", "."], 65, "bad-data");

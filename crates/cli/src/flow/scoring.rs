@@ -42,9 +42,16 @@ enum Records {
     Replayed(LedgerReader),
 }
 
+/// What a session came to that did not answer everything.
+struct Unfinished {
+    finished: Finished,
+    totals: Totals,
+    given_up: Option<(String, String)>,
+}
+
 /// Why texts have no log-probabilities.
 enum Silence {
-    Unfinished { finished: Finished, totals: Totals, given_up: Option<(String, String)> },
+    Unfinished(Box<Unfinished>),
     Refused { id: String, fault: String },
     Failed(Failure),
 }
@@ -138,7 +145,7 @@ impl EndpointScorer {
         if finished == Finished::All && given_up.is_none() {
             return Ok(answers);
         }
-        Err(Silence::Unfinished { finished, totals, given_up })
+        Err(Silence::Unfinished(Box::new(Unfinished { finished, totals, given_up })))
     }
 }
 
@@ -219,7 +226,8 @@ impl Flow {
     pub(super) fn why_silent(&self, scorer: &EndpointScorer) -> Option<Failure> {
         Some(match scorer.silence.take()? {
             Silence::Failed(failure) => failure,
-            Silence::Unfinished { finished, totals, given_up } => {
+            Silence::Unfinished(unfinished) => {
+                let Unfinished { finished, totals, given_up } = *unfinished;
                 self.check_finished(finished, &totals, given_up.as_ref()).err()?
             }
             Silence::Refused { id, fault } => {
