@@ -235,7 +235,7 @@ fn a_result_counts_for_its_own_request_and_once() {
     let written: String = results.iter().map(|result| format!("{result}\n")).collect();
     std::fs::write(desk.path("run/batch/results/a.jsonl"), written).expect("results");
     let said = stopped(&desk.run(&TEACH), "batch-waits");
-    assert!(said.contains("(1 requests)"), "only what is missing is asked again: {said}");
+    assert!(said.contains("(1 request)"), "only what is missing is asked again: {said}");
     let told = report(&desk);
     let counts =
         ["replies", "failed", "missing", "duplicates", "differing_duplicates"].map(|name| count(&told, name));

@@ -102,20 +102,20 @@ impl Flow {
 
     fn waits(&self, wire: &Wire, files: &[WaitingFile]) -> Failure {
         let folder = self.run.root().join(FOLDER);
-        let requests: u64 = files.iter().map(|file| file.requests).sum();
+        let requests = counted(files.iter().map(|file| file.requests).sum());
         let (is_one, n) = (files.len() == 1, files.len());
         let cause = match (wire.is_by_hand(), is_one) {
-            (true, true) => format!("a file of requests waits for its results ({requests} requests)"),
-            (true, false) => format!("{n} files of requests wait for their results ({requests} requests)"),
-            (false, true) => format!("a job still runs ({requests} requests)"),
-            (false, false) => format!("{n} jobs still run ({requests} requests)"),
+            (true, true) => format!("a file of requests waits for its results ({requests})"),
+            (true, false) => format!("{n} files of requests wait for their results ({requests})"),
+            (false, true) => format!("a job still runs ({requests})"),
+            (false, false) => format!("{n} jobs still run ({requests})"),
         };
         let mut failure = Failure::new(Exit::TryLater, cause);
         for WaitingFile { name, requests, usd, job } in files.iter().take(NAMED_MAX) {
             let place = folder.join(name);
             let job = job.as_ref().map(|job| format!(", job `{job}`")).unwrap_or_default();
             let usd = if *usd > 0.0 { format!(", about ${usd:.4}") } else { String::new() };
-            failure = failure.detail(format!("`{}`: {requests} requests{usd}{job}", place.display()));
+            failure = failure.detail(format!("`{}`: {}{usd}{job}", place.display(), counted(*requests)));
         }
         if n > NAMED_MAX {
             failure = failure.detail(format!("and {} more", n - NAMED_MAX));
@@ -153,4 +153,8 @@ impl Flow {
             "see to the cause, then run the same command again: what came is kept, and the rest is asked again",
         )
     }
+}
+
+fn counted(requests: u64) -> String {
+    if requests == 1 { "1 request".to_owned() } else { format!("{requests} requests") }
 }
