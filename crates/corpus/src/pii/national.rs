@@ -39,7 +39,9 @@ const fn said(
 
 const FORMS: &[Form] = &[
     form("us_ssn", "ddd-dd-dddd", us_ssn),
-    said("us_ssn", "ddd?dd?dddd", us_ssn, &["ssn", "social", "itin", "tin"]),
+    said("us_ssn", "ddd?dd?dddd", us_ssn, &["ssn", "social", "tin"]),
+    form("us_itin", "ddd-dd-dddd", us_itin),
+    said("us_itin", "ddd?dd?dddd", us_itin, &["itin", "tin"]),
     form("uk_nino", "aa?dd?dd?dd?a", uk_nino),
     said("uk_nhs", "ddd?ddd?dddd", uk_nhs, &["nhs"]),
     named("fr_nir", "d?dd?dd?dx?ddd?ddd?dd", fr_nir, &["nir", "sécurité"]),
@@ -202,14 +204,16 @@ fn born_backwards(d: &[u8]) -> bool {
     day(value(d[2]) * 10 + value(d[3]), value(d[0]) * 10 + value(d[1]))
 }
 
-/// Areas 000 and 666 and groups and serials of zeros were never given. From 900 on it is an ITIN, whose fourth and fifth
-/// digits are 50 to 65, 70 to 88, 90 to 92 or 94 to 99.
+/// Areas 000, 666 and from 900 on, and groups and serials of zeros, were never given.
 fn us_ssn(d: &[u8]) -> bool {
     let (area, group, serial) = (number(&d[..3]), number(&d[3..5]), number(&d[5..]));
-    if area >= 900 {
-        return matches!(group, 50..=65 | 70..=88 | 90..=92 | 94..=99);
-    }
-    area != 0 && area != 666 && group != 0 && serial != 0
+    area != 0 && area != 666 && area < 900 && group != 0 && serial != 0
+}
+
+/// The number of a taxpayer without a social security number: from 900 on, in the groups that are in use.
+fn us_itin(d: &[u8]) -> bool {
+    let (area, group) = (number(&d[..3]), number(&d[3..5]));
+    area >= 900 && matches!(group, 50..=65 | 70..=88 | 90..=92 | 94..=99)
 }
 
 fn uk_nino(c: &[u8]) -> bool {
