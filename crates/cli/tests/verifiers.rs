@@ -1,4 +1,5 @@
-//! Verifiers that run programs, and what curation makes of verdicts and of personal data, through the binary.
+//! Verifiers that run programs, what curation makes of verdicts and of personal data, and the order of prompts, through the
+//! binary.
 #![cfg(unix)]
 
 #[path = "common/shop.rs"]
@@ -12,7 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use shop::{Shop, text};
-use stillroom_core::Trace;
+use stillroom_core::{CounterRng, Trace};
+use stillroom_corpus::Split;
+use stillroom_corpus::prompts::DataSet;
 use stillroom_formats::parquet_rows;
 
 const RECIPE: &str = r#"
@@ -90,7 +93,8 @@ fn answer(stream: &TcpStream, asked: &Mutex<HashMap<String, usize>>) -> Option<(
     reader.read_exact(&mut body).ok()?;
     let request: Value = serde_json::from_slice(&body).ok()?;
     let last = request["messages"].as_array()?.last()?["content"].as_str()?.to_owned();
-    let (_, replies) = REPLIES.iter().find(|(question, _)| *question == last)?;
+    let known = REPLIES.iter().find(|(question, _)| *question == last);
+    let replies = known.map_or(["something", "else"], |(_, replies)| *replies);
     let n = {
         let mut asked = asked.lock().ok()?;
         let n = asked.entry(last).or_default();
@@ -157,4 +161,56 @@ fn a_recipes_command_runs_only_where_its_reader_says_so() {
         ("mail", "not 7"),
     ];
     assert_eq!(reasons, expected.map(|(id, reason)| (id.to_owned(), reason.to_owned())));
+}
+
+const WHOLE: &str = r#"
+name = "whole"
+seed = 5
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+tokenizer = "ASSETS/quickstart-tokenizer"
+[teacher]
+kind = "openai"
+model = "us:teacher"
+endpoints = [{ base_url = "ADDRESS" }]
+stream = false
+[prompts]
+path = "many.jsonl"
+num_examples = 40
+num_validation = 9
+[evaluate]
+num_examples = 7
+[policy.declare."us:teacher"]
+owner = "us"
+licence = "Apache-2.0"
+"#;
+
+#[test]
+fn prompts_are_those_of_the_whole_data_shuffled_in_memory() {
+    let recipe = WHOLE.replace("ADDRESS", &teacher());
+    let shop = Shop::with_recipes(&[("whole.toml", &recipe)]);
+    let row = |i: usize| match i % 3 {
+        0 => json!({"prompt": format!("Frage „{i}“?"), "answer": i}),
+        1 => {
+            json!({"messages": [{"role": "user", "content": format!("{i}\n?")}, {"role": "assistant", "content": "x"}]})
+        }
+        _ => json!({"id": format!("row {i}"), "question": format!("{i}?"), "answer": format!("#### {i}")}),
+    };
+    let rows: Vec<String> = (0..300).map(|i| row(i).to_string()).collect();
+    std::fs::write(shop.path("many.jsonl"), rows.join("\n")).expect("rows");
+    shop.succeed(&["curate", "whole.toml"]);
+    let data = DataSet::open(&shop.path("many.jsonl")).expect("the data");
+    for (split, seed, n) in [(Split::Train, 5, 40), (Split::Validation, 5, 9), (Split::HeldOut, 0, 7)] {
+        let mut items = data.part(split).to_vec();
+        CounterRng::new(&[0x7061_7274, seed, split as u64]).shuffle(&mut items);
+        let lines =
+            items.iter().take(n).map(|item| serde_json::to_string(item.as_prompt().expect("a prompt")));
+        let expected: Vec<String> = lines.collect::<Result<_, _>>().expect("JSON");
+        let written = text(&shop.bytes(&format!("runs/whole/corpus/prompts/{split}.jsonl")));
+        assert_eq!(written.lines().collect::<Vec<_>>(), expected, "{split}");
+    }
 }

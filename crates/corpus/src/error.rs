@@ -12,6 +12,8 @@ use crate::Split;
 pub enum CorpusError {
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}", path = path.display())]
+    BadTable { path: PathBuf, source: stillroom_formats::FormatError },
     #[error("{path}: {problem}", path = path.display())]
     BadDataSet { path: PathBuf, problem: &'static str },
     #[error("{path}:{line}: {problem}", path = path.display())]
@@ -54,6 +56,7 @@ impl CorpusError {
         match self {
             CorpusError::Io { .. } => ErrorKind::Io,
             CorpusError::BadDataSet { .. }
+            | CorpusError::BadTable { .. }
             | CorpusError::BadRow { .. }
             | CorpusError::SplitsOverlap { .. }
             | CorpusError::UnknownPrompt { .. }
@@ -66,8 +69,9 @@ impl CorpusError {
         let fix = match self {
             CorpusError::Io { .. } => "check that the path exists and can be read",
             CorpusError::BadDataSet { .. } => {
-                "name a `.jsonl` or `.txt` file, or a directory with `train.jsonl` and, if there is one, `test.jsonl`"
+                "name a `.jsonl`, `.jsonl.zst`, `.parquet` or `.txt` file, or a directory with `train.jsonl` or `train-00000-of-00001.parquet` and, if there is one, the same of `test`"
             }
+            CorpusError::BadTable { .. } => "fetch or write the file again",
             CorpusError::BadRow { problem, .. } => problem.fix(),
             CorpusError::SplitsOverlap { .. } => "remove the duplicate from one of the two",
             CorpusError::UnknownPrompt { .. } => {

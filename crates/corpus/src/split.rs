@@ -25,7 +25,11 @@ impl Split {
 
     /// The part that content belongs to: SHA-256, first eight bytes, modulo ten.
     pub fn of(content: &str) -> Split {
-        let digest = Digest::of(content.as_bytes());
+        Split::of_digest(&Digest::of(content.as_bytes()))
+    }
+
+    /// The same for content whose digest is known.
+    pub(crate) fn of_digest(digest: &Digest) -> Split {
         let head = digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes");
         match u64::from_le_bytes(head) % PARTS {
             0 => Split::HeldOut,

@@ -49,8 +49,10 @@ use stillroom_core::{Digest, FinishReason, SparseRow, Tail, Trace};
 use crate::error::{FormatError, Result};
 
 mod columns;
+mod foreign;
 mod logprobs;
 
+pub use foreign::ForeignRows;
 pub use logprobs::{LogprobInfo, LogprobRow, read_logprobs, write_logprobs};
 
 use columns::{Columns, Pages, Rows, Table, guarded, wrong};

@@ -1,19 +1,20 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{CounterRng, Prompt};
-use stillroom_corpus::curation::{Dropped, Step};
-use stillroom_corpus::prompts::{DataSet, Item, allowed_rows};
+use stillroom_corpus::curation::{Dropped, Step, tool_use};
+use stillroom_corpus::prompts::{Files, Item, for_each, rows_of};
 use stillroom_corpus::sources::Origin;
 use stillroom_corpus::word_problems::{self, WordProblem};
 use stillroom_corpus::{Split, Verifier};
-use stillroom_store::digest_file;
+use stillroom_store::{atomic_write_with, digest_file};
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::spool::{Note, Spool};
 use crate::flow::{Flow, unreadable};
 use crate::recipe::{PromptSource, ToolCalls};
 
@@ -27,13 +28,6 @@ const HELD_OUT_ORDER: u64 = 0;
 pub(crate) struct Document {
     pub(crate) id: String,
     pub(crate) text: String,
-}
-
-/// One part of the data.
-#[derive(Clone, Debug)]
-pub(crate) enum Part {
-    Prompts(Vec<Prompt>),
-    Texts(Vec<Document>),
 }
 
 impl Flow {
@@ -69,14 +63,10 @@ impl Flow {
         self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
             let parts = match flow.recipe.prompts.source.clone() {
                 PromptSource::Task { .. } => flow.draw_problems(worked)?,
-                PromptSource::Chat { path } | PromptSource::Text { path } => flow.read_data(&path)?,
+                PromptSource::Chat { path } | PromptSource::Text { path } => return flow.part_data(&path),
             };
-            for (split, part) in Split::ALL.iter().zip(&parts) {
-                let file = format!("{FOLDER}/{split}.jsonl");
-                match part {
-                    Part::Prompts(prompts) => flow.write_lines(&file, prompts)?,
-                    Part::Texts(texts) => flow.write_lines(&file, texts)?,
-                }
+            for (split, prompts) in Split::ALL.iter().zip(&parts) {
+                flow.write_lines(&format!("{FOLDER}/{split}.jsonl"), prompts)?;
             }
             Ok(())
         })
@@ -130,12 +120,15 @@ impl Flow {
         if root.is_dir() {
             let entries = std::fs::read_dir(&root).map_err(|e| Failure::io("list", &root, &e))?;
             files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+            // Those of a folder within, where the data lies there.
+            files.extend(Files::of(&root)?.all().cloned());
             files.sort();
+            files.dedup();
         }
         files.iter().map(|file| Ok(digest_file(file)?.0.to_string())).collect()
     }
 
-    fn draw_problems(&mut self, worked: bool) -> Result<[Part; 3]> {
+    fn draw_problems(&mut self, worked: bool) -> Result<[Vec<Prompt>; 3]> {
         let (prompts, alone) = (&self.recipe.prompts, self.recipe.student.is_nobody());
         let wanted = [
             (Split::Train, prompts.num_examples.unwrap_or(0)),
@@ -153,52 +146,97 @@ impl Flow {
             let prompt = problem.prompt();
             if worked { Prompt { target: Some(problem.worked()), ..prompt } } else { prompt }
         };
-        Ok(problems.map(|part| Part::Prompts(part.iter().map(prompt).collect())))
+        Ok(problems.map(|part| part.iter().map(prompt).collect()))
     }
 
-    /// Where nobody is trained, nothing is held out: every row is to be answered, in the order of the file.
-    fn read_all(&mut self, path: &str) -> Result<[Part; 3]> {
-        let root = self.source.resolve_path(path);
-        let file = if root.is_dir() { root.join("train.jsonl") } else { root };
-        let mut refused = Vec::new();
-        let items = allowed_rows(&file, &mut self.allowed(&mut refused))?;
-        let mut parts = [items, Vec::new(), Vec::new()];
-        self.refuse_tools(&mut parts, &mut refused)?;
-        self.write_refused(&refused)?;
-        let [mut items, ..] = parts;
-        items.truncate(self.recipe.prompts.num_examples.unwrap_or(usize::MAX));
-        if items.is_empty() {
-            return Err(self.nothing_for(Split::Train)?);
-        }
-        Ok([self.only_prompts(items)?, Part::Prompts(Vec::new()), Part::Prompts(Vec::new())])
-    }
-
-    fn read_data(&mut self, path: &str) -> Result<[Part; 3]> {
-        if self.recipe.student.is_nobody() {
-            return self.read_all(path);
-        }
-        let as_text = self.learns_text();
-        let mut refused = Vec::new();
-        let data = DataSet::open_allowed(&self.source.resolve_path(path), &mut self.allowed(&mut refused))?;
-        let n_train = self.recipe.prompts.num_examples.unwrap_or(usize::MAX);
-        let wanted = [n_train, self.recipe.prompts.num_validation, self.recipe.evaluate.num_examples];
-        let seeds = [self.recipe.prompts.seed, self.recipe.prompts.seed, HELD_OUT_ORDER];
-        let mut parts = [data.train, data.validation, data.held_out];
-        self.refuse_tools(&mut parts, &mut refused)?;
-        self.refuse_rows(&mut parts, &mut refused)?;
-        self.write_refused(&refused)?;
-        let mut taken = Vec::with_capacity(3);
-        for ((mut items, n), (seed, split)) in
-            parts.into_iter().zip(wanted).zip(seeds.into_iter().zip(Split::ALL))
-        {
-            if items.is_empty() {
+    /// Reads the data row by row, and writes the parts of it that are wanted.
+    fn part_data(&mut self, path: &str) -> Result<()> {
+        let Gathered { mut spool, mut parts } = self.gather(path)?;
+        let alone = self.recipe.student.is_nobody();
+        let (prompts, held_out) = (&self.recipe.prompts, self.recipe.evaluate.num_examples);
+        let n_train = prompts.num_examples.unwrap_or(usize::MAX);
+        let wanted = if alone { [n_train, 0, 0] } else { [n_train, prompts.num_validation, held_out] };
+        let seeds = [prompts.seed, prompts.seed, HELD_OUT_ORDER];
+        for (part, split) in parts.iter_mut().zip(Split::ALL) {
+            if part.is_empty() && !(alone && split != Split::Train) {
                 return Err(self.nothing_for(split)?);
             }
-            CounterRng::new(&[0x7061_7274, seed, split as u64]).shuffle(&mut items);
-            items.truncate(n);
-            taken.push(if as_text { texts(items) } else { self.only_prompts(items)? });
+            // Where nobody is trained every row is to be answered, in the order of the file.
+            if !alone {
+                CounterRng::new(&[0x7061_7274, seeds[split as usize], split as u64]).shuffle(part);
+            }
+            part.truncate(wanted[split as usize]);
+            if let Some(note) = part.iter().find(|note| note.is_text && !self.learns_text()) {
+                return Err(self.no_prompt(spool.item(*note)?.id()));
+            }
         }
-        Ok(taken.try_into().unwrap_or_else(|_| unreachable!("three parts")))
+        for (part, split) in parts.iter().zip(Split::ALL) {
+            self.write_rows(&mut spool, part, split)?;
+        }
+        Ok(())
+    }
+
+    /// All rows that may be used, parted; those that may not are written down.
+    fn gather(&self, path: &str) -> Result<Gathered> {
+        let root = self.source.resolve_path(path);
+        let mut gathered =
+            Gathered { spool: Spool::create(&self.run.dir(FOLDER)?)?, parts: Default::default() };
+        let (mut refused, mut with_tools) = (Vec::new(), [const { Vec::new() }; 3]);
+        let mut templates: [Option<Prompt>; 3] = Default::default();
+        let keeps_tools = self.keeps_tools();
+        let mut each = |split: Split, item: Item| -> Result<()> {
+            let i = split as usize;
+            if let Some((prompt, reason)) =
+                item.as_prompt().and_then(|prompt| Some((prompt, tool_use(prompt)?)))
+            {
+                if !keeps_tools {
+                    let (id, reason) = (item.id().to_owned(), reason.to_owned());
+                    with_tools[i].push(Dropped { id, sample: 0, step: Step::ToolCalls, reason });
+                    return Ok(());
+                }
+                templates[i].get_or_insert_with(|| prompt.clone());
+            }
+            let note = gathered.spool.push(item)?;
+            gathered.parts[i].push(note);
+            Ok(())
+        };
+        let mut allowed = self.allowed(&mut refused);
+        match self.recipe.student.is_nobody() {
+            // Nothing is held out.
+            true => rows_of(&Files::of(&root)?.train, &mut allowed, |item| each(Split::Train, item))?,
+            false => for_each(&root, &mut allowed, each)?,
+        }
+        drop(allowed);
+        templates.iter().flatten().try_for_each(|prompt| self.check_template(prompt))?;
+        refused.extend(with_tools.into_iter().flatten());
+        if !self.recipe.student.is_nobody() {
+            self.refuse_rows(&mut gathered.parts, &mut gathered.spool, &mut refused)?;
+        }
+        self.write_refused(&refused)?;
+        Ok(gathered)
+    }
+
+    fn write_rows(&self, spool: &mut Spool, part: &[Note], split: Split) -> Result<()> {
+        let path = self.run.path(&format!("{FOLDER}/{split}.jsonl"))?;
+        atomic_write_with(&path, |out| {
+            let mut out = BufWriter::new(out);
+            let failed = |e: std::io::Error| Failure::io("write", &path, &e);
+            for note in part {
+                let mut line = match self.learns_text() && !note.is_text {
+                    true => as_text(spool.item(*note)?)?,
+                    false => spool.bytes(*note)?,
+                };
+                line.push(b'\n');
+                out.write_all(&line).map_err(failed)?;
+            }
+            out.flush().map_err(failed)
+        })
+    }
+
+    fn no_prompt(&self, id: &str) -> Failure {
+        Failure::new(Exit::BadData, format!("`{id}` is a text without a question"))
+            .at(self.source.place(&["prompts", "path"]))
+            .fix("write `kind = \"text\"` under `[prompts]` to learn texts as they stand")
     }
 
     /// Whether a row's source allows it to be used; those that it does not are `refused`.
@@ -229,28 +267,23 @@ impl Flow {
                 .fix("give more rows, or ask less of them under `[curate]`"),
         })
     }
-
-    fn only_prompts(&self, items: Vec<Item>) -> Result<Part> {
-        let prompts = items.into_iter().map(|item| match item {
-            Item::Prompt(prompt) => Ok(prompt),
-            Item::Text { id, .. } => {
-                Err(Failure::new(Exit::BadData, format!("`{id}` is a text without a question"))
-                    .at(self.source.place(&["prompts", "path"]))
-                    .fix("write `kind = \"text\"` under `[prompts]` to learn texts as they stand"))
-            }
-        });
-        Ok(Part::Prompts(prompts.collect::<Result<_>>()?))
-    }
 }
 
-/// Question and target of a row are one text.
-fn texts(items: Vec<Item>) -> Part {
-    let text = |item: Item| match item {
+/// What was read, and where each row of a part lies.
+struct Gathered {
+    spool: Spool,
+    parts: [Vec<Note>; 3],
+}
+
+/// Question and target of a row as one text.
+fn as_text(item: Item) -> Result<Vec<u8>> {
+    let document = match item {
         Item::Text { id, text } => Document { id, text },
         Item::Prompt(Prompt { id, messages, target, .. }) => {
             let turns = messages.iter().chain(&target).map(|message| message.content.as_str());
             Document { id, text: turns.collect::<Vec<_>>().join("\n") }
         }
     };
-    Part::Texts(items.into_iter().map(text).collect())
+    serde_json::to_vec(&document)
+        .map_err(|e| Failure::new(Exit::Failed, format!("a row cannot be written as JSON: {e}")))
 }

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 use stillroom_corpus::Split;
-use stillroom_corpus::prompts::{DataSet, Item};
+use stillroom_corpus::prompts::{Item, for_each};
 use stillroom_corpus::word_problems;
 use stillroom_formats::{DecoderConfig, ModelFiles, Tokenizer};
 use stillroom_kernels::Device;
@@ -186,7 +186,6 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: Option<&Tokenizer>) -> Res
             })
         }
         PromptSource::Chat { path } | PromptSource::Text { path } => {
-            let data = DataSet::open(&source.resolve_path(path))?;
             let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
             let length = |item: &Item| -> Result<usize> {
                 Ok(match item {
@@ -201,12 +200,20 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: Option<&Tokenizer>) -> Res
                     }
                 })
             };
-            let lengths = data.train.iter().take(ITEMS).map(length).collect::<Result<Vec<_>>>()?;
+            let (mut n, mut lengths) = ([0; 3], Vec::new());
+            for_each(&source.resolve_path(path), &mut |_, _, _| true, |split, item| -> Result<()> {
+                n[split as usize] += 1;
+                if split == Split::Train && lengths.len() < ITEMS {
+                    lengths.push(length(&item)?);
+                }
+                Ok(())
+            })?;
+            let [in_train, in_validation, in_held_out] = n;
             let tokens = recipe.teacher.as_ref().map_or(0, |teacher| teacher.max_tokens) as f64 / 2.0;
             Ok(Sizes {
-                train_items: cap(data.train.len()),
-                validation_items: validation.min(data.validation.len()) as f64,
-                held_out_items: held_out.min(data.held_out.len()) as f64,
+                train_items: cap(in_train),
+                validation_items: validation.min(in_validation) as f64,
+                held_out_items: held_out.min(in_held_out) as f64,
                 longest_prompt: lengths.iter().copied().max().filter(|_| !text).unwrap_or(0),
                 prompt_tokens: if text { 0.0 } else { mean(lengths.clone()) },
                 reply_tokens: if text { mean(lengths) } else { tokens },

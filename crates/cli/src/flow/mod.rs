@@ -31,6 +31,7 @@ mod report;
 mod revisions;
 mod rows;
 mod scoring;
+mod spool;
 mod teach;
 pub(crate) mod teachers;
 mod tools;

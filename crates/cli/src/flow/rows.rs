@@ -9,35 +9,49 @@ use stillroom_corpus::prompts::Item;
 use crate::failure::Result;
 use crate::flow::Flow;
 use crate::flow::curate::{Seen, said};
+use crate::flow::spool::{Note, Spool};
 use crate::recipe::Compared;
 
 impl Flow {
     /// Takes out of training and validation, the first two of `parts`, rows that hold evaluation items or nearly repeat
     /// others, where nobody writes traces for them.
-    pub(super) fn refuse_rows(&self, parts: &mut [Vec<Item>; 3], refused: &mut Vec<Dropped>) -> Result<()> {
+    pub(super) fn refuse_rows(
+        &self,
+        parts: &mut [Vec<Note>; 3],
+        spool: &mut Spool,
+        refused: &mut Vec<Dropped>,
+    ) -> Result<()> {
         if !self.curates_rows() {
             return Ok(());
         }
         let [train, validation, held_out] = parts;
         let compared = if self.compares_held_out() { &held_out[..] } else { &[] };
-        let items = self.evaluation_items(compared.iter().map(EvaluationItem::of))?;
+        let compared: Result<Vec<EvaluationItem>> =
+            compared.iter().map(|note| Ok(EvaluationItem::of(&spool.item(*note)?))).collect();
+        let items = self.evaluation_items(compared?.into_iter())?;
         let mut seen = self.recipe.curate.near.map(Seen::new);
         // Validation first, so that no training row repeats one of it.
-        for items_of_part in [validation, train] {
-            items_of_part.retain(|item| {
-                let found = items.as_ref().map_or(Finding::Nothing, |items| items.find_in_texts(texts(item)));
-                let (step, reason) = match (found, &mut seen) {
-                    (Finding::Contaminated(held), _) => (Step::Contaminated, said(&held)),
-                    (_, Some(seen)) => {
-                        let alike = seen.repeats(item.id(), 0, |compared| joined(item, compared));
-                        let Some((share, id, _)) = alike else { return true };
-                        (Step::NearDuplicate, format!("{:.1} % like `{id}`", 100.0 * share))
-                    }
-                    _ => return true,
+        for part in [validation, train] {
+            let mut kept = Vec::with_capacity(part.len());
+            for note in std::mem::take(part) {
+                let item = spool.item(note)?;
+                let found =
+                    items.as_ref().map_or(Finding::Nothing, |items| items.find_in_texts(texts(&item)));
+                let drop = match (found, &mut seen) {
+                    (Finding::Contaminated(held), _) => Some((Step::Contaminated, said(&held))),
+                    (_, Some(seen)) => seen.repeats(item.id(), 0, |compared| joined(&item, compared)).map(
+                        |(share, id, _)| (Step::NearDuplicate, format!("{:.1} % like `{id}`", 100.0 * share)),
+                    ),
+                    _ => None,
                 };
-                refused.push(Dropped { id: item.id().to_owned(), sample: 0, step, reason });
-                false
-            });
+                match drop {
+                    None => kept.push(note),
+                    Some((step, reason)) => {
+                        refused.push(Dropped { id: item.id().to_owned(), sample: 0, step, reason });
+                    }
+                }
+            }
+            *part = kept;
         }
         Ok(())
     }

@@ -1,8 +1,7 @@
 //! Rows that use tools: left out and counted, or kept where the student's chat template writes them.
 
-use stillroom_core::Message;
-use stillroom_corpus::curation::{Dropped, Step, tool_use};
-use stillroom_corpus::prompts::Item;
+use stillroom_core::{Message, Prompt};
+use stillroom_corpus::curation::Dropped;
 
 use crate::failure::{Failure, Result};
 use crate::flow::Flow;
@@ -11,22 +10,9 @@ use crate::recipe::{PromptSource, ToolCalls};
 pub(super) const REFUSED: &str = "corpus/prompts/refused.jsonl";
 
 impl Flow {
-    /// Takes rows with tools out of `parts`, where the recipe leaves them out.
-    pub(super) fn refuse_tools(&self, parts: &mut [Vec<Item>], refused: &mut Vec<Dropped>) -> Result<()> {
-        let keeps = self.recipe.curate.tool_calls == ToolCalls::Keep && !self.learns_text();
-        for items in parts {
-            if keeps {
-                self.check_template(items)?;
-                continue;
-            }
-            items.retain(|item| {
-                let Some(reason) = item.as_prompt().and_then(tool_use) else { return true };
-                let (id, reason) = (item.id().to_owned(), reason.to_owned());
-                refused.push(Dropped { id, sample: 0, step: Step::ToolCalls, reason });
-                false
-            });
-        }
-        Ok(())
+    /// Whether the recipe keeps rows with tools.
+    pub(super) fn keeps_tools(&self) -> bool {
+        self.recipe.curate.tool_calls == ToolCalls::Keep && !self.learns_text()
     }
 
     /// Writes down which rows were left out.
@@ -44,10 +30,8 @@ impl Flow {
         }
     }
 
-    /// Whether the student's chat template writes these rows is known before the teacher is asked.
-    fn check_template(&self, items: &[Item]) -> Result<()> {
-        let uses_tools = |item: &&Item| item.as_prompt().is_some_and(|prompt| prompt.uses_tools());
-        let Some(prompt) = items.iter().find(uses_tools).and_then(Item::as_prompt) else { return Ok(()) };
+    /// Whether the student's chat template writes rows with tools, such as this one, is known before the teacher is asked.
+    pub(super) fn check_template(&self, prompt: &Prompt) -> Result<()> {
         let turns: Vec<Message> = prompt.messages.iter().chain(&prompt.target).cloned().collect();
         match self.student_tokenizer()?.render_chat(&turns, false) {
             Ok(_) => Ok(()),

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use stillroom_core::Prompt;
-use stillroom_corpus::prompts::{DataSet, Item};
+use stillroom_corpus::Split;
+use stillroom_corpus::prompts::{Item, for_each};
 use stillroom_governance::{Decision, Question, Subject, decide};
 
 use crate::args::New;
@@ -115,13 +116,20 @@ fn look_at(path: &Path) -> Result<(bool, Grading)> {
             .code("no-data")
             .fix(format!("name a file, a folder or the task `{TASK}`")));
     }
-    let data = DataSet::open(path)?;
-    let is_text = data.train.iter().any(|item| matches!(item, Item::Text { .. }));
     let has_number = |item: &Item| match item {
         Item::Prompt(Prompt { answer: Some(answer), .. }) => answer.chars().any(|c| c.is_ascii_digit()),
         _ => false,
     };
-    let numbers = !is_text && !data.train.is_empty() && data.train.iter().all(has_number);
+    let (mut n, mut is_text, mut numbers) = (0, false, true);
+    for_each(path, &mut |_, _, _| true, |split, item| -> Result<()> {
+        if split == Split::Train {
+            n += 1;
+            is_text |= matches!(item, Item::Text { .. });
+            numbers &= has_number(&item);
+        }
+        Ok(())
+    })?;
+    let numbers = numbers && !is_text && n > 0;
     Ok((is_text, if numbers { Grading::Numbers } else { Grading::Agreement }))
 }
 

@@ -1,16 +1,17 @@
 //! Prompts and texts from files: what is in a row, and which part of the data it belongs to.
 
+mod files;
 mod read;
 mod row;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use stillroom_core::{Message, Prompt};
+use stillroom_core::{Digest, Message, Prompt};
 
 use crate::sources::Origin;
 use crate::{CorpusError, Split};
+pub use files::Files;
 pub use read::{DOCUMENT_BYTES, LINE_BYTES_MAX, ROWS_MAX, Rows};
 pub use row::ID_BYTES_MAX;
 
@@ -67,13 +68,7 @@ fn content_key(texts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     key
 }
 
-/// A data set in its three parts, each in the order of its file.
-///
-/// From one file, or from a directory's `train.jsonl` without companions, items are parted by the
-/// hash of their content ([`Split::of`] on [`Item::content_key`]), so that equal items are never
-/// parted and nothing moves when the file grows. A companion file is its part: `test.jsonl` (or
-/// `held_out.jsonl`, `heldout.jsonl`) is held out, `validation.jsonl` (or `valid.jsonl`,
-/// `dev.jsonl`) is for validation; then the hash takes nothing from `train.jsonl` for that part.
+/// A data set in its three parts, each in the order of its files; see [`for_each`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataSet {
     pub train: Vec<Item>,
@@ -84,62 +79,18 @@ pub struct DataSet {
 /// Whether a row may be used, by what it says of its source and its file's name.
 pub type Allowed<'a> = dyn FnMut(&Item, &Origin, &str) -> bool + 'a;
 
-const VALIDATION_FILES: [&str; 3] = ["validation.jsonl", "valid.jsonl", "dev.jsonl"];
-const HELD_OUT_FILES: [&str; 3] = ["test.jsonl", "held_out.jsonl", "heldout.jsonl"];
-
 impl DataSet {
-    /// Reads a `.jsonl` or `.txt` file, or a directory of `.jsonl` files.
+    /// Reads a data set as a whole; see [`Files::of`] for what that may be.
     ///
     /// # Errors
-    /// Names the file and, for a bad row, its line. Parts that share an item are refused.
+    /// As [`for_each`].
     pub fn open(path: &Path) -> Result<DataSet, CorpusError> {
-        DataSet::open_allowed(path, &mut |_, _, _| true)
-    }
-
-    /// The same, without the rows that `allowed` says no to; it is told what a row says of its source, and its file's name.
-    ///
-    /// # Errors
-    /// As [`DataSet::open`].
-    pub fn open_allowed(path: &Path, allowed: &mut Allowed<'_>) -> Result<DataSet, CorpusError> {
         let mut data = DataSet::default();
-        if path.is_dir() {
-            let train = path.join("train.jsonl");
-            if !train.is_file() {
-                return Err(CorpusError::BadDataSet {
-                    path: path.into(),
-                    problem: "no `train.jsonl` in this directory",
-                });
-            }
-            let validation = companion(path, &VALIDATION_FILES);
-            let held_out = companion(path, &HELD_OUT_FILES);
-            data.read_by_hash(&train, validation.is_none(), held_out.is_none(), allowed)?;
-            for (file, split) in [(validation, Split::Validation), (held_out, Split::HeldOut)] {
-                if let Some(file) = file {
-                    read_allowed(&file, allowed, |item| data.part_mut(split).push(item))?;
-                }
-            }
-        } else {
-            data.read_by_hash(path, true, true, allowed)?;
-        }
-        data.check_disjoint()?;
+        for_each(path, &mut |_, _, _| true, |split, item| {
+            data.part_mut(split).push(item);
+            Ok::<(), CorpusError>(())
+        })?;
         Ok(data)
-    }
-
-    fn read_by_hash(
-        &mut self,
-        path: &Path,
-        validation: bool,
-        held_out: bool,
-        allowed: &mut Allowed<'_>,
-    ) -> Result<(), CorpusError> {
-        read_allowed(path, allowed, |item| {
-            let split = match Split::of(&item.content_key()) {
-                Split::Validation if validation => Split::Validation,
-                Split::HeldOut if held_out => Split::HeldOut,
-                _ => Split::Train,
-            };
-            self.part_mut(split).push(item);
-        })
     }
 
     pub fn part(&self, split: Split) -> &[Item] {
@@ -157,55 +108,104 @@ impl DataSet {
             Split::HeldOut => &mut self.held_out,
         }
     }
-
-    /// Checks that no id and no content is in two parts.
-    ///
-    /// # Errors
-    /// Names the first item that is.
-    pub fn check_disjoint(&self) -> Result<(), CorpusError> {
-        let mut contents: HashMap<String, Split> = HashMap::new();
-        let mut ids: HashMap<&str, Split> = HashMap::new();
-        for second in Split::ALL {
-            for item in self.part(second) {
-                let places = [
-                    *contents.entry(item.content_key()).or_insert(second),
-                    *ids.entry(item.id()).or_insert(second),
-                ];
-                if let Some(&first) = places.iter().find(|&&place| place != second) {
-                    return Err(CorpusError::SplitsOverlap { id: item.id().into(), first, second });
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The rows of one file, without those that `allowed` says no to.
+/// Goes through a data set item by item: its training files, then those of validation, then what is held out. Items that
+/// `allowed` says no to are passed over; it is told what a row says of its source, and its file's name.
+///
+/// Training files without companions are parted by the hash of their items' content ([`Split::of`] on
+/// [`Item::content_key`]), so that equal items are never parted and nothing moves when a file grows. A companion file is
+/// its part: `test.jsonl` (or `held_out.jsonl`, `heldout.jsonl`) is held out, `validation.jsonl` (or `valid.jsonl`,
+/// `dev.jsonl`) is for validation; then the hash takes nothing from the training files for that part.
 ///
 /// # Errors
-/// Names the file and, for a bad row, its line.
-pub fn allowed_rows(path: &Path, allowed: &mut Allowed<'_>) -> Result<Vec<Item>, CorpusError> {
-    let mut items = Vec::new();
-    read_allowed(path, allowed, |item| items.push(item))?;
-    Ok(items)
-}
-
-fn read_allowed(
+/// Names the file and, for a bad row, its line. Parts that share an item or an id are refused. Passes on what `each` fails with.
+pub fn for_each<E: From<CorpusError>>(
     path: &Path,
     allowed: &mut Allowed<'_>,
-    mut keep: impl FnMut(Item),
-) -> Result<(), CorpusError> {
-    let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    let mut rows = Rows::open(path)?;
-    while let Some(item) = rows.next() {
-        let item = item?;
-        if allowed(&item, rows.origin(), &file) {
-            keep(item);
-        }
+    mut each: impl FnMut(Split, Item) -> Result<(), E>,
+) -> Result<(), E> {
+    let files = Files::of(path)?;
+    let (validation, held_out) = (files.validation.is_empty(), files.held_out.is_empty());
+    // One file's ids differ, and equal contents have one hash.
+    let mut seen = (!(validation && held_out)).then(Seen::default);
+    rows_of(&files.train, allowed, |item| {
+        let content = Digest::of(item.content_key().as_bytes());
+        let split = match Split::of_digest(&content) {
+            Split::Validation if validation => Split::Validation,
+            Split::HeldOut if held_out => Split::HeldOut,
+            _ => Split::Train,
+        };
+        seen.iter_mut().for_each(|seen| seen.remember(split, &content, item.id()));
+        each(split, item)
+    })?;
+    for (part, split) in [(&files.validation, Split::Validation), (&files.held_out, Split::HeldOut)] {
+        seen.iter_mut().for_each(Seen::sort);
+        rows_of(part, allowed, |item| {
+            let Some(seen) = &mut seen else { return each(split, item) };
+            let content = Digest::of(item.content_key().as_bytes());
+            if let Some(other) = seen.elsewhere(split, &content, item.id()) {
+                let (id, first, second) = (item.id().into(), split.min(other), split.max(other));
+                return Err(CorpusError::SplitsOverlap { id, first, second }.into());
+            }
+            seen.remember(split, &content, item.id());
+            each(split, item)
+        })?;
     }
     Ok(())
 }
 
-fn companion(dir: &Path, names: &[&str]) -> Option<PathBuf> {
-    names.iter().map(|name| dir.join(name)).find(|path| path.is_file())
+/// Goes through the items of files as if they were one.
+///
+/// # Errors
+/// Names the file and, for a bad row, its line; passes on what `each` fails with.
+pub fn rows_of<E: From<CorpusError>>(
+    files: &[PathBuf],
+    allowed: &mut Allowed<'_>,
+    mut each: impl FnMut(Item) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut ids = read::Ids::default();
+    for path in files {
+        let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let mut rows = Rows::open_after(path, ids)?;
+        while let Some(item) = rows.next() {
+            let item = item?;
+            if allowed(&item, rows.origin(), &file) {
+                each(item)?;
+            }
+        }
+        ids = rows.into_ids();
+    }
+    Ok(())
+}
+
+/// Digests of the contents and ids of each part: 128 bits, 32 bytes an item.
+#[derive(Default)]
+struct Seen {
+    contents: [Vec<u128>; 3],
+    ids: [Vec<u128>; 3],
+}
+
+impl Seen {
+    fn remember(&mut self, split: Split, content: &Digest, id: &str) {
+        self.contents[split as usize].push(half(content));
+        self.ids[split as usize].push(half(&Digest::of(id.as_bytes())));
+    }
+
+    fn sort(&mut self) {
+        self.contents.iter_mut().chain(&mut self.ids).for_each(|part| part.sort_unstable());
+    }
+
+    /// Another part, sorted since, that has this content or id.
+    fn elsewhere(&self, split: Split, content: &Digest, id: &str) -> Option<Split> {
+        let (content, id) = (half(content), half(&Digest::of(id.as_bytes())));
+        Split::ALL.into_iter().filter(|other| *other != split).find(|&other| {
+            let has = |part: &[Vec<u128>; 3], digest| part[other as usize].binary_search(&digest).is_ok();
+            has(&self.contents, content) || has(&self.ids, id)
+        })
+    }
+}
+
+fn half(digest: &Digest) -> u128 {
+    u128::from_le_bytes(digest.as_bytes()[..16].try_into().expect("a digest has 32 bytes"))
 }

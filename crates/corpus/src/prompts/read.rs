@@ -5,6 +5,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use stillroom_core::Digest;
+use stillroom_formats::FormatError;
+use stillroom_formats::parquet_rows::ForeignRows;
+
 use super::{Item, row};
 use crate::CorpusError;
 use crate::error::RowProblem;
@@ -17,49 +21,66 @@ pub const ROWS_MAX: u64 = 10_000_000;
 /// A plain text is cut into documents at the first empty line after this many bytes.
 pub const DOCUMENT_BYTES: usize = 2048;
 
-/// The rows of one `.jsonl` or `.txt` file, in order; after an error nothing follows.
+/// The rows of one file, in order; after an error nothing follows.
 pub struct Rows {
     path: PathBuf,
     /// Name of the file without its ending; part of the ids of rows that have none.
     stem: String,
-    lines: Lines,
-    plain: bool,
-    ids: HashMap<String, u64>,
+    of: Of,
+    /// The row or line that was read last, from 1.
+    number: u64,
+    ids: Ids,
     origin: Origin,
     done: bool,
 }
+
+/// What a file holds.
+enum Of {
+    Json(Lines),
+    Text(Lines),
+    Table(ForeignRows),
+}
+
+/// The ids of rows that were read, with their lines. Of each id 64 bits are kept: among ten million, two that are different
+/// are taken for the same in one of 370,000 files.
+#[derive(Default)]
+pub(super) struct Ids(HashMap<u64, u32>);
 
 impl Rows {
     /// Opens a file; its ending says what it holds.
     ///
     /// # Errors
-    /// Where the file cannot be opened or its ending is neither `.jsonl` nor `.txt`.
+    /// Where the file cannot be opened or its ending is none of `.jsonl`, `.jsonl.zst`, `.parquet` and `.txt`.
     pub fn open(path: &Path) -> Result<Rows, CorpusError> {
-        let plain = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("jsonl" | "ndjson") => false,
-            Some("txt") => true,
+        Rows::open_after(path, Ids::default())
+    }
+
+    /// The same, with ids that rows of other files have.
+    pub(super) fn open_after(path: &Path, ids: Ids) -> Result<Rows, CorpusError> {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let inner = name.strip_suffix(".zst").unwrap_or(&name);
+        let (stem, ending) = inner.rsplit_once('.').unwrap_or((inner, ""));
+        let of = match ending {
+            "jsonl" | "ndjson" => Of::Json(Lines::open(path, inner.len() < name.len())?),
+            "txt" => Of::Text(Lines::open(path, inner.len() < name.len())?),
+            "parquet" if inner == name => {
+                let rows = ForeignRows::open(path, &row::FIELDS, LINE_BYTES_MAX);
+                Of::Table(rows.map_err(|source| CorpusError::BadTable { path: path.into(), source })?)
+            }
             _ => {
                 return Err(CorpusError::BadDataSet {
                     path: path.into(),
-                    problem: "neither `.jsonl` nor `.txt`",
+                    problem: "none of `.jsonl`, `.jsonl.zst`, `.parquet` and `.txt`",
                 });
             }
         };
-        let io = |source| CorpusError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        let stem: String = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default().into();
         // File names are foreign text too: what an id may not hold is replaced.
         let stem = stem.chars().take(64).map(|c| if c.is_control() { '_' } else { c }).collect();
-        let lines = Lines { reader: BufReader::new(Box::new(file)), line: 0 };
-        Ok(Rows {
-            path: path.into(),
-            stem,
-            lines,
-            plain,
-            ids: HashMap::new(),
-            origin: Origin::default(),
-            done: false,
-        })
+        Ok(Rows { path: path.into(), stem, of, number: 0, ids, origin: Origin::default(), done: false })
+    }
+
+    pub(super) fn into_ids(self) -> Ids {
+        self.ids
     }
 
     /// What the row that was read last says of its source.
@@ -67,52 +88,40 @@ impl Rows {
         &self.origin
     }
 
-    fn next_row(&mut self) -> Result<Option<Item>, Failure> {
-        while let Some(line) = self.lines.next_line()? {
-            if line.trim().is_empty() {
-                continue;
-            }
-            let number = self.lines.line;
-            let (item, origin) = row::read(&line, || format!("{}-{number:06}", self.stem))?;
-            self.origin = origin;
-            self.remember(item.id(), number)?;
-            return Ok(Some(item));
+    fn next_item(&mut self) -> Result<Option<Item>, Failure> {
+        let read = match &mut self.of {
+            Of::Json(lines) => next_row(lines, &self.stem),
+            Of::Text(lines) => next_document(lines, &self.stem),
+            Of::Table(rows) => match rows.next().transpose().map_err(Failure::Table)? {
+                None => Ok(None),
+                Some(fields) => {
+                    let number = self.number + 1;
+                    let id = || format!("{}-{number:06}", self.stem);
+                    // The row is named by its number where it is bad.
+                    self.number = number;
+                    row::of_fields(fields, id)
+                        .map(|(item, origin)| Some((item, origin, number)))
+                        .map_err(Failure::Row)
+                }
+            },
+        };
+        if let Of::Json(lines) | Of::Text(lines) = &self.of {
+            self.number = lines.line;
         }
-        Ok(None)
-    }
-
-    /// Paragraphs up to about [`DOCUMENT_BYTES`], and further to the paragraph's end.
-    fn next_document(&mut self) -> Result<Option<Item>, Failure> {
-        let mut text = String::new();
-        let mut first_line = 0;
-        while let Some(line) = self.lines.next_line()? {
-            let blank = line.trim().is_empty();
-            if text.is_empty() && !blank {
-                first_line = self.lines.line;
-            }
-            if !(text.is_empty() && blank) {
-                text.push_str(&line);
-                text.push('\n');
-            }
-            if (blank && text.len() >= DOCUMENT_BYTES) || text.len() >= LINE_BYTES_MAX {
-                break;
-            }
-        }
-        let text = text.trim_end().to_string();
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let id = format!("{}-{first_line:06}", self.stem);
-        self.remember(&id, first_line)?;
-        Ok(Some(Item::Text { id, text }))
+        let Some((item, origin, number)) = read? else { return Ok(None) };
+        self.origin = origin;
+        self.remember(item.id(), number)?;
+        Ok(Some(item))
     }
 
     fn remember(&mut self, id: &str, line: u64) -> Result<(), RowProblem> {
-        if self.ids.len() as u64 >= ROWS_MAX {
+        if self.ids.0.len() as u64 >= ROWS_MAX {
             return Err(RowProblem::TooManyRows { limit: ROWS_MAX });
         }
-        match self.ids.insert(id.to_string(), line) {
-            Some(first_line) => Err(RowProblem::DuplicateId { id: id.into(), first_line }),
+        let digest = Digest::of(id.as_bytes());
+        let head = digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes");
+        match self.ids.0.insert(u64::from_le_bytes(head), u32::try_from(line).unwrap_or(u32::MAX)) {
+            Some(first_line) => Err(RowProblem::DuplicateId { id: id.into(), first_line: first_line.into() }),
             None => Ok(()),
         }
     }
@@ -125,21 +134,63 @@ impl Iterator for Rows {
         if self.done {
             return None;
         }
-        let item = if self.plain { self.next_document() } else { self.next_row() };
+        let item = self.next_item();
         self.done = !matches!(item, Ok(Some(_)));
         let path = || self.path.clone();
         match item {
             Ok(item) => item.map(Ok),
             Err(Failure::Io(source)) => Some(Err(CorpusError::Io { path: path(), source })),
+            Err(Failure::Table(source)) => Some(Err(CorpusError::BadTable { path: path(), source })),
             Err(Failure::Row(problem)) => {
-                Some(Err(CorpusError::BadRow { path: path(), line: self.lines.line, problem }))
+                Some(Err(CorpusError::BadRow { path: path(), line: self.number, problem }))
             }
         }
     }
 }
 
+/// An item, what it says of its source, and its line.
+type Found = Result<Option<(Item, Origin, u64)>, Failure>;
+
+fn next_row(lines: &mut Lines, stem: &str) -> Found {
+    while let Some(line) = lines.next_line()? {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let number = lines.line;
+        let (item, origin) = row::read(&line, || format!("{stem}-{number:06}"))?;
+        return Ok(Some((item, origin, number)));
+    }
+    Ok(None)
+}
+
+/// Paragraphs up to about [`DOCUMENT_BYTES`], and further to the paragraph's end.
+fn next_document(lines: &mut Lines, stem: &str) -> Found {
+    let mut text = String::new();
+    let mut first_line = 0;
+    while let Some(line) = lines.next_line()? {
+        let blank = line.trim().is_empty();
+        if text.is_empty() && !blank {
+            first_line = lines.line;
+        }
+        if !(text.is_empty() && blank) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        if (blank && text.len() >= DOCUMENT_BYTES) || text.len() >= LINE_BYTES_MAX {
+            break;
+        }
+    }
+    let text = text.trim_end().to_string();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let id = format!("{stem}-{first_line:06}");
+    Ok(Some((Item::Text { id, text }, Origin::default(), first_line)))
+}
+
 enum Failure {
     Io(std::io::Error),
+    Table(FormatError),
     Row(RowProblem),
 }
 
@@ -156,6 +207,16 @@ struct Lines {
 }
 
 impl Lines {
+    fn open(path: &Path, packed: bool) -> Result<Lines, CorpusError> {
+        let io = |source| CorpusError::Io { path: path.into(), source };
+        let file = File::open(path).map_err(io)?;
+        let reader: Box<dyn Read + Send> = match packed {
+            true => Box::new(zstd::Decoder::new(file).map_err(io)?),
+            false => Box::new(file),
+        };
+        Ok(Lines { reader: BufReader::new(reader), line: 0 })
+    }
+
     /// The next line without its end; a byte order mark before the first is no part of it.
     fn next_line(&mut self) -> Result<Option<String>, Failure> {
         let mut bytes = Vec::new();

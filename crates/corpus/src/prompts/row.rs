@@ -27,9 +27,37 @@ pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<(I
     let Value::Object(row) = serde_json::from_str(line)? else {
         return Err(RowProblem::NotAnObject);
     };
+    of_fields(row, default_id)
+}
+
+/// The same of a row that has been parted into its fields.
+pub(super) fn of_fields(
+    row: Map<String, Value>,
+    default_id: impl FnOnce() -> String,
+) -> Result<(Item, Origin), RowProblem> {
     let origin = Origin::of(&row);
     Ok((item(row, default_id)?, origin))
 }
+
+/// The fields that rows are read for.
+pub(super) const FIELDS: [&str; 16] = [
+    "id",
+    "messages",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "text",
+    "tools",
+    "functions",
+    "source",
+    "licence",
+    "license",
+    "robots",
+    "tdm",
+    "tdm_reservation",
+    "tdm-reservation",
+];
 
 fn item(mut row: Map<String, Value>, default_id: impl FnOnce() -> String) -> Result<Item, RowProblem> {
     let id = read_id(&row)?.unwrap_or_else(default_id);

@@ -30,7 +30,7 @@ pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     without_panic(read, || wrong("a page is damaged"))
 }
 
-fn failed(error: ParquetError) -> FormatError {
+pub(super) fn failed(error: ParquetError) -> FormatError {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(error) => FormatError::Write(*error),

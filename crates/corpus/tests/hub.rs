@@ -1,0 +1,67 @@
+//! Data sets as the hub has them, written by pyarrow (`oracles/parquet_prompts.py`), read beside the same rows as JSON lines.
+
+use std::path::{Path, PathBuf};
+
+use stillroom_corpus::CorpusError;
+use stillroom_corpus::prompts::{DataSet, Files, Item, Rows, for_each};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hub").join(name)
+}
+
+fn rows(path: &Path) -> Vec<Item> {
+    Rows::open(path).expect("a data file").collect::<Result<_, _>>().expect("good rows")
+}
+
+/// The items of a data set in the order of its files, whatever part each is in.
+fn all(path: &Path) -> Vec<Item> {
+    let mut items = Vec::new();
+    for_each(path, &mut |_, _, _| true, |_, item| {
+        items.push(item);
+        Ok::<(), CorpusError>(())
+    })
+    .expect("a data set");
+    items
+}
+
+#[test]
+fn a_data_set_of_the_hub_is_its_rows_as_json_lines() {
+    for name in ["chat", "math"] {
+        assert_eq!(all(&golden(name)), rows(&golden(&format!("{name}.jsonl"))), "{name}");
+    }
+    assert_eq!(rows(&golden("rows.jsonl.zst")), rows(&golden("chat.jsonl")));
+    let data = DataSet::open(&golden("chat")).expect("a data set");
+    assert_eq!((data.train.len() + data.validation.len(), data.held_out.len()), (9, 3), "`test` is held out");
+    let files = Files::of(&golden("chat")).expect("files");
+    assert_eq!((files.train.len(), files.validation.len(), files.held_out.len()), (2, 0, 1));
+}
+
+#[test]
+fn a_damaged_table_is_an_error_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let whole = std::fs::read(golden("chat/data/train-00000-of-00002.parquet")).expect("a file");
+    let path = dir.path().join("train.parquet");
+    let mut refused = 0;
+    for at in (0..whole.len()).step_by(7) {
+        for damaged in [&whole[..at], &[&whole[..at], &[whole[at] ^ 0x5a], &whole[at + 1..]].concat()[..]] {
+            std::fs::write(&path, damaged).expect("written");
+            let read = Rows::open(&path).and_then(Iterator::collect::<Result<Vec<Item>, _>>);
+            refused += u32::from(read.is_err());
+        }
+    }
+    assert!(refused as usize > whole.len() / 7, "what is cut off is refused");
+    std::fs::write(&path, "no table").expect("written");
+    let error = Rows::open(&path).err().expect("no table");
+    assert!(matches!(error, CorpusError::BadTable { .. }), "{error}");
+}
+
+#[test]
+fn ids_of_all_shards_differ() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for i in 0..2 {
+        let name = format!("train-0000{i}-of-00002.jsonl");
+        std::fs::write(dir.path().join(name), "{\"id\": \"a\", \"prompt\": \"x\"}\n").expect("written");
+    }
+    let error = DataSet::open(dir.path()).expect_err("the same id twice");
+    assert!(error.to_string().ends_with("id `a` was already used in line 1"), "{error}");
+}
