@@ -63,7 +63,8 @@ fn classes_with_a_form_are_found_in_labelled_texts() {
             tally.labelled, tally.found, tally.right
         );
         // Presidio's templates hold few IP addresses and social security numbers; larger runs are measured by hand.
-        assert!(tally.labelled >= 2, "{shown}");
+        let enough = if source == "faker" { 10 } else { 2 };
+        assert!(tally.labelled >= enough, "{shown}");
         assert!(tally.recall() >= 0.95 && tally.precision() >= 0.90, "{shown}");
     }
     assert_eq!(tallies.keys().filter(|(source, _)| source == "presidio").count(), 6);
