@@ -34,6 +34,7 @@ const SAID: &[&str] = &[
     "hotline",
     "reach",
     "answering",
+    "message",
     "messages",
     "desk",
     "office",
@@ -210,8 +211,11 @@ fn kind(
     if north_american(groups, &sizes, said) {
         return Some("north_american");
     }
-    let by_itself =
-        national(groups, &sizes, &digits, bare) || bare && (7..=13).contains(&digits.len()) && said();
+    let by_slash = groups.iter().any(|group| group.parting == Parting::Slash);
+    // Greenland's, the Faroes' and other small plans have six digits.
+    let pairs = sizes == [2, 2, 2] && groups[1..].iter().all(|group| group.parting == Parting::Space);
+    let sayable = bare && !by_slash && (pairs || (7..=13).contains(&digits.len()));
+    let by_itself = national(groups, &sizes, &digits, bare) || sayable && said();
     by_itself.then_some("national")
 }
 
