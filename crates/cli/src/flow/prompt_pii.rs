@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use stillroom_core::{Message, Prompt};
+use stillroom_core::Prompt;
 use stillroom_corpus::pii::{self, Class};
 
 use super::Flow;
@@ -66,10 +66,6 @@ impl Flow {
 
 /// A prompt with placeholders for what is found in it.
 pub(super) fn redacted(prompt: Prompt) -> Prompt {
-    let of = |message: Message| Message {
-        content: pii::redact(&message.content, &Class::ALL),
-        reasoning_content: message.reasoning_content.as_deref().map(|text| pii::redact(text, &Class::ALL)),
-        ..message
-    };
+    let of = |message| pii::redact_message(message, &Class::ALL);
     Prompt { messages: prompt.messages.into_iter().map(of).collect(), ..prompt }
 }
