@@ -1,6 +1,7 @@
 //! From rows of documents to what the model takes.
 
 use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, Digester};
 use stillroom_model::{
     Batch, HeadLosses, LabelLoss, LiveTeacher, MatchedIds, SparseBatch, Targets, WeightedLabelLoss,
 };
@@ -44,6 +45,22 @@ impl<'d> Texts<'d> {
     pub(crate) fn n_tokens(&self) -> (u64, u64) {
         let documents = self.rows.iter().flatten().map(|&i| self.documents[i as usize]);
         documents.fold((0, 0), |(n, supervised), d| (n + d.length as u64, supervised + d.n_supervised as u64))
+    }
+
+    /// Which documents lie in which rows, how much of each is used, and all that is learned from them; the teacher's
+    /// distributions too, where they are stored with them.
+    pub(crate) fn digest(&self, with_sparse: bool) -> Digest {
+        let mut digester = Digester::new();
+        for row in &self.rows {
+            digester.update(&(row.len() as u64).to_le_bytes());
+            for &i in row {
+                let Document { example, length, .. } = self.documents[i as usize];
+                digester.update(&(length as u64).to_le_bytes());
+                example.digest_into(&mut digester, with_sparse);
+                self.own.iter().for_each(|own| own[i as usize].digest_into(&mut digester));
+            }
+        }
+        digester.finish()
     }
 
     /// How many terms a step's loss is the mean of: pairs, or supervised tokens.

@@ -170,6 +170,11 @@ pub fn remove_checkpoints(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Steps whose checkpoints lie in `dir`, ascending.
+pub fn kept_steps(dir: &Path) -> Result<Vec<u64>> {
+    steps_in(dir)
+}
+
 impl Checkpoints {
     pub(crate) fn new(dir: &Path, identity: Identity) -> Checkpoints {
         Checkpoints { dir: dir.to_path_buf(), identity }
@@ -179,22 +184,40 @@ impl Checkpoints {
         self.dir.join(name_of(step))
     }
 
-    /// Commits the state between two steps and returns its name.
-    pub(crate) fn save(&self, state: &TrainState, progress: &Progress) -> Result<String> {
+    /// Commits the state between two steps; returns its name, and the digest of each file that needs no clock to be
+    /// made again.
+    pub(crate) fn save(
+        &self,
+        state: &TrainState,
+        progress: &Progress,
+    ) -> Result<(String, BTreeMap<String, Digest>)> {
         let name = name_of(progress.step);
-        atomic_dir(&self.dir.join(&name), |dir| {
+        let files = atomic_dir(&self.dir.join(&name), |dir| {
             write_trained(dir, state.decoder())?;
             write_tensors(&dir.join(OPTIMISER), state.optimiser_tensors())?;
             let files = files_of(state.decoder())
                 .into_iter()
                 .map(|file| Ok((file.to_owned(), digest_file(&dir.join(file))?)))
-                .collect::<Result<_>>()?;
+                .collect::<Result<BTreeMap<_, _>>>()?;
             let (identity, progress) = (self.identity.clone(), progress.clone());
-            let text = seal(State { format: FORMAT, identity, progress, files });
+            let text = seal(State { format: FORMAT, identity, progress, files: files.clone() });
             atomic_write(&dir.join(STATE), &text)?;
-            Ok::<_, DistillError>(())
+            Ok::<_, DistillError>(files)
         })?;
-        Ok(name)
+        Ok((name, files.into_iter().map(|(file, (digest, _))| (file, digest)).collect()))
+    }
+
+    /// From now on in another folder.
+    pub(crate) fn move_to(&mut self, dir: &Path) {
+        self.dir = dir.to_path_buf();
+    }
+
+    /// The state of a checkpoint that is whole, whosever it is; `start` as for [`Checkpoints::load`].
+    pub(crate) fn resume(&self, step: u64, start: Decoder) -> Result<(TrainState, Progress)> {
+        let state = self
+            .verify(step)?
+            .map_err(|damage| DistillError::DamagedCheckpoint { path: self.path(step), damage })?;
+        Ok((self.load(step, start)?, state.progress))
     }
 
     /// Looks for the newest checkpoint that is good and whose best one is good too.

@@ -71,6 +71,9 @@ pub enum DistillError {
     /// A checkpoint that another training run wrote.
     #[error("{} was written with other {what}", path.display())]
     ForeignCheckpoint { path: PathBuf, what: &'static str },
+    /// A checkpoint that is needed and is not as it was written.
+    #[error("{} cannot be used: {damage}", path.display())]
+    DamagedCheckpoint { path: PathBuf, damage: String },
     #[error("the loss of step {step} is {loss}{}", last_good(checkpoint))]
     NonFiniteLoss { step: u64, loss: f64, checkpoint: Option<PathBuf> },
     #[error("the gradient of step {step} has norm {norm}{}", last_good(checkpoint))]
@@ -172,6 +175,7 @@ impl DistillError {
             DistillError::ForeignCheckpoint { .. } => {
                 "remove the `checkpoints` directory to start over, or choose another `--output`"
             }
+            DistillError::DamagedCheckpoint { .. } => "take the checkpoint from a copy of the run",
             DistillError::NonFiniteLoss { .. } | DistillError::NonFiniteGradient { .. } => {
                 "lower `learning_rate`, raise `warmup_ratio` or set `max_grad_norm = 1.0`"
             }

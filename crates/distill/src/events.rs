@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use stillroom_core::Digest;
 
 use crate::{PreferenceMeans, RolloutMeans, RolloutPoint, TrainPlan};
 
@@ -20,12 +21,15 @@ pub enum TrainEvent {
     CheckpointSkipped { name: String, reason: String },
     /// Training goes on behind this step.
     Resumed { step: u64 },
+    /// A step is done; `digest` is of the texts that it learned from, in their order, with what a cache has of their
+    /// teacher.
+    Batch { step: u64, digest: Digest },
     /// Every `logging_steps`.
     Step(TrainPoint),
     /// Every `eval_steps`, before the first step and after the last.
     Validation(ValidationPoint),
-    /// A checkpoint is durable.
-    Checkpoint { step: u64, name: String },
+    /// A checkpoint is durable; `files` has the digest of each of its files, its state aside: that holds speeds, too.
+    Checkpoint { step: u64, name: String, files: BTreeMap<String, Digest> },
     /// The last step is done; the weights of `chosen_step` are the result.
     Finished { steps: u64, tokens: u64, chosen_step: u64 },
 }

@@ -6,6 +6,7 @@
 //!   the way; [`plan`] tells beforehand how many steps and tokens that is.
 //! - [`train_with_rollouts`]: the same, some or all of whose steps learn from what the student writes itself
 //!   ([`OnPolicy`]).
+//! - [`replay`]: steps of an earlier run again, with the digest of each batch and of the checkpoints behind them.
 
 mod alignment;
 mod alm;
@@ -29,7 +30,7 @@ mod train;
 
 pub use alignment::{Chunk, ReplyTokens, TeacherChunk, align};
 pub use alm::approximate_likelihood_loss;
-pub use checkpoint::remove_checkpoints;
+pub use checkpoint::{kept_steps, remove_checkpoints};
 pub use config::{Overlong, SchedulerType, TrainConfig, check_on_policy};
 pub use error::DistillError;
 pub use events::{TrainEvent, TrainPoint, ValidationPoint};
@@ -41,7 +42,7 @@ pub use losses::{LossFunction, LossTerm, LossWeight, TeacherTargets, check_losse
 pub use preference::{DirectPreference, PairRows, PreferenceMeans, Rewards, preference_losses};
 pub use rollouts::{OnPolicy, RolloutMeans, RolloutPoint, RolloutPrompt, RolloutPrompts};
 pub use schedule::learning_rate;
-pub use train::{Material, TrainOutcome, plan, train, train_with_rollouts};
+pub use train::{Again, Material, TrainOutcome, plan, replay, train, train_with_rollouts};
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, DistillError>;

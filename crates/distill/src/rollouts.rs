@@ -179,6 +179,13 @@ pub(crate) struct Rollout {
 }
 
 impl Rollout {
+    /// Who found its tokens how likely; the tokens themselves are the example's.
+    pub(crate) fn digest_into(&self, digester: &mut Digester) {
+        for logprob in self.drawn.iter().chain(&self.teacher) {
+            digester.update(&logprob.to_le_bytes());
+        }
+    }
+
     /// The prompt masked, every token of the rollout supervised.
     fn example(&self, prompts: &[RolloutPrompt]) -> Result<Example> {
         let prompt = &prompts[self.prompt as usize];

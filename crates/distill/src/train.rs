@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use stillroom_core::Scorer;
+use stillroom_core::{Digest, Scorer};
 use stillroom_model::{Decoder, DivergenceError, Ensemble, HeadTerms, LiveTeacher, MatchedIds, TrainState};
 use stillroom_store::{create_dir_durable, remove_partials};
 
@@ -105,10 +105,81 @@ pub fn train_with_rollouts(
     dir: &Path,
     sink: &mut dyn FnMut(TrainEvent),
 ) -> Result<TrainOutcome> {
-    config.validate()?;
+    let live = live_teacher(teacher, material, config);
+    let mut trainer = set_up(start, live.as_ref(), material, config, dir, Origin::Newest, sink)?;
+    trainer.run()?;
+    trainer.finish()
+}
+
+/// Does steps again that were trained before, and tells of them by [`TrainEvent::Batch`] and, behind each step of
+/// `again.boundaries`, [`TrainEvent::Checkpoint`]; nothing else is told, and nothing is written but below `again.scratch`.
+///
+/// Whether settings, examples, weights and teacher are those of then, is not asked: where they are not, the digests that
+/// are told differ from those that were told then.
+///
+/// # Errors
+/// Where the checkpoint of `again.from` is missing or damaged, and what [`train_with_rollouts`] refuses.
+pub fn replay(
+    start: Decoder,
+    teacher: Option<&Decoder>,
+    material: Material<'_>,
+    config: &TrainConfig,
+    again: &Again<'_>,
+    sink: &mut dyn FnMut(TrainEvent),
+) -> Result<()> {
+    let mut only_digests = |event: TrainEvent| match event {
+        TrainEvent::Batch { .. } | TrainEvent::Checkpoint { .. } => sink(event),
+        _ => {}
+    };
+    let (live, origin) = (live_teacher(teacher, material, config), Origin::Step(again.from));
+    let sink = &mut only_digests;
+    let mut trainer = set_up(start, live.as_ref(), material, config, again.checkpoints, origin, sink)?;
+    trainer.checkpoints.move_to(again.scratch);
+    trainer.repeat(again.boundaries)
+}
+
+/// Which steps [`replay`] does again.
+#[derive(Clone, Copy, Debug)]
+pub struct Again<'a> {
+    /// Folder of the run's checkpoints.
+    pub checkpoints: &'a Path,
+    /// The step behind which it begins: 0, or one of [`kept_steps`](crate::kept_steps).
+    pub from: u64,
+    /// Steps whose checkpoints are told, ascending, all behind `from`; it ends with the last of them.
+    pub boundaries: &'a [u64],
+    /// An empty folder; what is written there is removed again.
+    pub scratch: &'a Path,
+}
+
+/// Where training goes on from.
+enum Origin {
+    /// The newest good checkpoint of this very run, or the start.
+    Newest,
+    /// The checkpoint of this step, whosever it is; the start if it is 0.
+    Step(u64),
+}
+
+fn live_teacher<'a>(
+    teacher: Option<&'a Decoder>,
+    material: Material<'a>,
+    config: &TrainConfig,
+) -> Option<LiveTeacher<'a>> {
     let live = teacher.filter(|_| config.needs_teacher());
-    let live = live.map(|decoder| LiveTeacher::alone(decoder, config.n_ids).mixed(material.ensemble));
-    let reader = live.as_ref().map(|live| live as &dyn Scorer);
+    live.map(|decoder| LiveTeacher::alone(decoder, config.n_ids).mixed(material.ensemble))
+}
+
+fn set_up<'a>(
+    start: Decoder,
+    live: Option<&'a LiveTeacher<'a>>,
+    material: Material<'a>,
+    config: &'a TrainConfig,
+    dir: &Path,
+    origin: Origin,
+    sink: &'a mut dyn FnMut(TrainEvent),
+) -> Result<Trainer<'a>> {
+    config.validate()?;
+    let reader = live.map(|live| live as &dyn Scorer);
+    let live = live.copied();
     let reader = reader.or(material.scorer.filter(|_| config.learns_own_tokens()));
     config.validate_losses(match (live, reader) {
         (Some(_), _) => TeacherTargets::Live,
@@ -146,16 +217,22 @@ pub fn train_with_rollouts(
         (None, None) => unreachable!("without rollouts the texts are given"),
     };
     sink(TrainEvent::Planned(plan.clone()));
-    create_dir_durable(dir)?;
-    remove_partials(dir)?;
     let identity = Identity::new(&start, reader, material, config);
     let checkpoints = Checkpoints::new(dir, identity);
-    let (state, progress) = begin(start, &checkpoints, sink)?;
+    let (state, progress) = match origin {
+        Origin::Newest => {
+            create_dir_durable(dir)?;
+            remove_partials(dir)?;
+            begin(start, &checkpoints, sink)?
+        }
+        Origin::Step(0) => (TrainState::new(start), Progress::default()),
+        Origin::Step(step) => checkpoints.resume(step, start)?,
+    };
     let state =
         state.with_gradient_checkpointing(config.gradient_checkpointing).with_dropout_seed(config.seed);
     let losses = config.computed_losses();
     let timed = Timed::default();
-    let mut trainer = Trainer {
+    Ok(Trainer {
         config,
         losses,
         live,
@@ -168,9 +245,7 @@ pub fn train_with_rollouts(
         progress,
         sink,
         timed,
-    };
-    trainer.run()?;
-    trainer.finish()
+    })
 }
 
 fn rollouts<'a>(
@@ -340,6 +415,7 @@ struct Stepped {
 
 /// What a step learned from.
 struct Learned {
+    batch: Digest,
     tokens: u64,
     supervised: u64,
     sums: LossSums,
@@ -353,6 +429,7 @@ fn learn(
     config: &TrainConfig,
     live: Option<LiveTeacher<'_>>,
 ) -> Learned {
+    let batch = texts.digest(config.needs_distributions() && live.is_none());
     let (tokens, supervised) = texts.n_tokens();
     let (hard_label, divergences) = (weights.hard_label as f32, &weights.terms[..]);
     let terms = HeadTerms { hard_label, divergences, scale: 1.0 / texts.n_terms(config) as f32 };
@@ -360,10 +437,22 @@ fn learn(
         let losses = state.accumulate(batch, targets, &terms);
         sums.add_batch(losses, targets, pairs, weights);
     });
-    Learned { tokens, supervised, sums }
+    Learned { batch, tokens, supervised, sums }
 }
 
 impl Trainer<'_> {
+    /// Does the steps up to the last boundary again.
+    fn repeat(&mut self, boundaries: &[u64]) -> Result<()> {
+        for &boundary in boundaries {
+            while self.progress.step < boundary {
+                self.step(self.progress.step + 1)?;
+            }
+            self.commit()?;
+            self.checkpoints.remove_after(0)?;
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<()> {
         let last = self.plan.steps;
         if self.progress.step == 0 {
@@ -388,7 +477,7 @@ impl Trainer<'_> {
     fn step(&mut self, step: u64) -> Result<Stepped> {
         let began = Instant::now();
         let own = self.rollouts.as_ref().is_some_and(|r| r.config.is_on_policy(self.config.seed, step));
-        let (epoch, Learned { tokens, supervised, sums }) =
+        let (epoch, Learned { batch, tokens, supervised, sums }) =
             if own { self.learn_from_own(step)? } else { self.learn_from_given(step) };
         self.check_finite(step, sums.per_token(sums.loss))?;
         let learning_rate = learning_rate(self.config, step, self.plan.steps);
@@ -406,6 +495,7 @@ impl Trainer<'_> {
         progress.window_clipped += u64::from(report.clipped);
         self.timed.time += began.elapsed();
         self.timed.tokens += tokens;
+        (self.sink)(TrainEvent::Batch { step, digest: batch });
         Ok(Stepped { epoch, learning_rate, grad_norm: report.grad_norm })
     }
 
@@ -545,9 +635,15 @@ impl Trainer<'_> {
         })
     }
 
+    /// Writes a checkpoint, and tells of it when it is durable.
+    fn commit(&mut self) -> Result<()> {
+        let (name, files) = self.checkpoints.save(&self.state, &self.progress)?;
+        (self.sink)(TrainEvent::Checkpoint { step: self.progress.step, name, files });
+        Ok(())
+    }
+
     fn save(&mut self) -> Result<()> {
-        let name = self.checkpoints.save(&self.state, &self.progress)?;
-        (self.sink)(TrainEvent::Checkpoint { step: self.progress.step, name });
+        self.commit()?;
         self.checkpoints.retain(self.config.save_total_limit, self.progress.best.map(|best| best.step))
     }
 

@@ -167,7 +167,7 @@ fn a_killed_run_ends_with_the_same_bits() {
     // Killed again and again.
     let dir = temp();
     let mut lives = 0;
-    while killed_at(6, dir.path(), &examples, &validation, &config) {
+    while killed_at(9, dir.path(), &examples, &validation, &config) {
         lives += 1;
         assert!(lives < 20, "no progress");
     }

@@ -259,6 +259,8 @@ impl Flow {
         let Supervision { teacher, material } = supervision;
         train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
             match &event {
+                // Ten thousands of them, for whoever does the steps again.
+                TrainEvent::Batch { .. } => return,
                 TrainEvent::Planned(plan) => steps = plan.steps,
                 TrainEvent::Step(point) => self.progress.update(&format!(
                     "{}: step {} of {steps}, loss {:.4}, {:.0} tokens/s",
