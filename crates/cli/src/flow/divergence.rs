@@ -9,7 +9,8 @@ use stillroom_model::Decoder;
 
 use crate::failure::Result;
 use crate::flow::measure::{self, held_out_texts};
-use crate::flow::train::{stage_of, student_shape};
+use crate::flow::start::student_shape;
+use crate::flow::train::stage_of;
 use crate::flow::{Flow, data};
 use crate::models::Model;
 

@@ -74,12 +74,12 @@ pub(crate) fn estimate(recipe: &Recipe, source: &Source, device: &Device) -> Res
     let threads = device.n_threads();
     let teacher = local_teacher(recipe, source)?;
     let further = super::teachers::further_files(recipe, source)?;
-    let (student, tokenizer) = super::train::student_shape(recipe, source)?;
+    let (student, tokenizer) = super::start::student_shape(recipe, source)?;
     let sizes = sizes(recipe, source, Some(&tokenizer))?;
     let peak = device.fma_peak();
     let teacher_config = teacher.as_ref().map(|files| &files.config);
     let base = match &recipe.student {
-        Student::Pretrained { .. } | Student::Pruned(_) => Some(super::train::base_files(recipe, source)?),
+        Student::Pretrained { .. } | Student::Pruned(_) => Some(super::start::base_files(recipe, source)?),
         _ => None,
     };
     let memory = Stages::of(recipe, &sizes, teacher.as_ref(), &further, &student, base.as_ref())?;

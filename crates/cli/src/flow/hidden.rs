@@ -2,8 +2,8 @@
 
 use stillroom_distill::{AlignedLayers, LossWeight};
 
+use super::start::student_shape;
 use super::teacher_files;
-use super::train::student_shape;
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{HIDDEN_ALIGNMENT, Recipe, Source};
 

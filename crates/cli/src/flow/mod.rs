@@ -32,6 +32,7 @@ mod revisions;
 mod rows;
 mod scoring;
 mod spool;
+pub(crate) mod start;
 mod teach;
 pub(crate) mod teachers;
 mod tools;
@@ -141,7 +142,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     check_student(&recipe, request.until)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
-    train::shared_ids(&recipe, &source)?;
+    start::shared_ids(&recipe, &source)?;
     let judge = verifiers::verifier(&recipe, &source, request.recipe.allow_commands)?;
     let device = models::device(request.machine);
     if let Some(time) = request.trial {

@@ -6,8 +6,9 @@ use stillroom_model::{GenerationRequest, SamplingParams};
 
 use crate::failure::Result;
 use crate::flow::prompt_pii::redacted;
+use crate::flow::start::{shared_ids, student_shape};
 use crate::flow::teach::key_of;
-use crate::flow::train::{shared_ids, stage_of, student_shape};
+use crate::flow::train::stage_of;
 use crate::flow::{Flow, data, measure};
 use crate::models::Model;
 use crate::recipe::PromptPii;

@@ -1,7 +1,6 @@
 //! Stages `train` and `control-…`: the student, and the students that are denied part of the supervision.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -15,21 +14,17 @@ use stillroom_distill::{
 };
 use stillroom_evaluate::{Contender, LossDrop};
 use stillroom_formats::{
-    DecoderConfig, Encoding, Family, LoraConfig, LoraTarget, ModelFiles, PeftAdapter, RopeScaling, Tokenizer,
-    write_hf_dir, write_peft_dir,
+    Encoding, LoraConfig, LoraTarget, PeftAdapter, Tokenizer, write_hf_dir, write_peft_dir,
 };
 use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
 
-use crate::failure::{Exit, Failure, Result};
-use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens, teacher_tokenizer};
-use crate::flow::teachers::further_files;
-use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, prune, scoring};
-use crate::models::{Model, with_adapter};
-use crate::recipe::{
-    Architecture, Base, Control, Logits, Recipe, Schedule, Scores, Shape, Source, Student, TOKENIZER,
-    open_adapter,
-};
+use crate::failure::{Failure, Result};
+use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens};
+use crate::flow::start::{shared_ids, student_shape};
+use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, scoring};
+use crate::models::Model;
+use crate::recipe::{Control, Logits, Schedule, Student};
 
 /// Folder of a model that was trained by an adapter: the adapter alone, as PEFT reads it.
 pub(crate) const ADAPTER: &str = "adapter";
@@ -60,10 +55,10 @@ pub(crate) struct Training {
 
 /// What a training run learns from.
 #[derive(Clone, Copy)]
-struct Supervision<'a> {
+pub(super) struct Supervision<'a> {
     /// At hand while the student trains.
-    teacher: Option<&'a Decoder>,
-    material: Material<'a>,
+    pub(super) teacher: Option<&'a Decoder>,
+    pub(super) material: Material<'a>,
 }
 
 /// Where the weights of a model of this run lie.
@@ -102,19 +97,25 @@ impl Flow {
         controls.collect::<Vec<_>>().into_iter().try_for_each(|control| self.train_one(control))
     }
 
-    pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
+    /// How a model is trained, and whether its teacher reads along.
+    pub(super) fn training_of_model(&self, contender: Contender) -> Result<(TrainConfig, bool)> {
         let mut config = self.train_config(contender);
         if contender == Contender::Student {
             config.hidden_alignment = hidden::aligned_layers(&self.recipe, &self.source)?;
         }
         let live = config.needs_teacher() && self.recipe.targets().is_some_and(Logits::is_live);
-        let scored = config.learns_own_tokens() && self.is_scored();
-        if live || scored {
+        if live || config.learns_own_tokens() && self.is_scored() {
             config.n_ids = shared_ids(&self.recipe, &self.source)?;
         }
         if let Some(on_policy) = &mut config.on_policy {
             on_policy.stop_token_ids = student_shape(&self.recipe, &self.source)?.0.eos_token_ids;
         }
+        Ok((config, live))
+    }
+
+    pub(crate) fn train_one(&mut self, contender: Contender) -> Result<()> {
+        let (config, live) = self.training_of_model(contender)?;
+        let scored = config.learns_own_tokens() && self.is_scored();
         let teacher = match (live, scored) {
             (true, _) => Some(self.teachers_digest()?),
             (false, true) => Some(self.scoring_identity()?),
@@ -158,6 +159,50 @@ impl Flow {
             let student: Training = self.read_json(&training_of(Contender::Student))?;
             config.max_steps = Some(student.steps);
         }
+        let folder = match contender {
+            Contender::Student => self.run.checkpoints(),
+            control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
+        };
+        let (outcome, wall) = self.supervise(contender, &config, live, |flow, start, supervision| {
+            let began = Instant::now();
+            let outcome = match flow.train_once(contender, start, supervision, &config, &folder) {
+                Err(DistillError::ForeignCheckpoint { .. }) => {
+                    flow.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
+                    remove_checkpoints(&folder)?;
+                    let again = flow.start()?.decoder;
+                    flow.train_once(contender, again, supervision, &config, &folder)
+                }
+                other => other,
+            };
+            Ok(outcome.map(|outcome| (outcome, began.elapsed())))
+        })?;
+        let loss = self.method_in_words(&config, &outcome.decoder);
+        let training = training(&outcome, wall.as_secs_f64(), loss);
+        let tokenizer = self.student_tokenizer()?;
+        let mut decoder = outcome.decoder;
+        let dir = self.run.path(&weights_of(contender))?;
+        stillroom_store::atomic_dir(&dir, |dir| {
+            self.write_adapter(&dir.join(ADAPTER), &decoder, Encoding::F32)?;
+            decoder.merge();
+            let mut tensors = decoder.tensors();
+            write_hf_dir(dir, decoder.config(), &mut tensors, Encoding::F32, Some(&tokenizer))
+                .map_err(Failure::from)
+        })?;
+        self.write_json(&training_of(contender), &training)?;
+        if contender != Contender::Student {
+            remove_checkpoints(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `work` with where a model starts and with all that it learns from.
+    pub(super) fn supervise<T>(
+        &mut self,
+        contender: Contender,
+        config: &TrainConfig,
+        live: bool,
+        work: impl FnOnce(&mut Flow, Decoder, Supervision<'_>) -> Result<std::result::Result<T, DistillError>>,
+    ) -> Result<T> {
         let start = self.start()?;
         let tokenizer = &start.tokenizer;
         let prompts = match &config.on_policy {
@@ -169,7 +214,7 @@ impl Flow {
         let given = |split| match contender == Contender::Student && self.recipe.train.only_own_text() {
             true => Ok(Vec::new()),
             false if config.needs_pairs() => self.preferences(split, &start),
-            false => self.examples(contender, split, tokenizer, &config, live),
+            false => self.examples(contender, split, tokenizer, config, live),
         };
         let (train, validation) = (given(Split::Train)?, given(Split::Validation)?);
         let teachers = if live { Some(self.teachers()?) } else { None };
@@ -189,43 +234,11 @@ impl Flow {
         let (examples, validation, matched) = (&train[..], &validation[..], matched.as_ref());
         let scored_by = scorer.as_ref().map(|scorer| scorer as &dyn Scorer);
         let material = Material { examples, validation, prompts, matched, ensemble, scorer: scored_by };
-        let supervision = Supervision { teacher, material };
-        let folder = match contender {
-            Contender::Student => self.run.checkpoints(),
-            control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
-        };
-        let began = Instant::now();
-        let outcome = match self.train_once(contender, start.decoder, supervision, &config, &folder) {
-            Err(DistillError::ForeignCheckpoint { .. }) => {
-                self.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
-                remove_checkpoints(&folder)?;
-                let again = self.start()?.decoder;
-                self.train_once(contender, again, supervision, &config, &folder)
-            }
-            other => other,
-        };
-        let silent = |error| match scorer.as_ref().and_then(|scorer| self.why_silent(scorer)) {
+        let worked = work(self, start.decoder, Supervision { teacher, material })?;
+        worked.map_err(|error| match scorer.as_ref().and_then(|scorer| self.why_silent(scorer)) {
             Some(failure) => failure,
             None => Failure::from(error),
-        };
-        let outcome = outcome.map_err(silent)?;
-        let loss = self.method_in_words(&config, &outcome.decoder);
-        let training = training(&outcome, began.elapsed().as_secs_f64(), loss);
-        let tokenizer = self.student_tokenizer()?;
-        let mut decoder = outcome.decoder;
-        let dir = self.run.path(&weights_of(contender))?;
-        stillroom_store::atomic_dir(&dir, |dir| {
-            self.write_adapter(&dir.join(ADAPTER), &decoder, Encoding::F32)?;
-            decoder.merge();
-            let mut tensors = decoder.tensors();
-            write_hf_dir(dir, decoder.config(), &mut tensors, Encoding::F32, Some(&tokenizer))
-                .map_err(Failure::from)
-        })?;
-        self.write_json(&training_of(contender), &training)?;
-        if contender != Contender::Student {
-            remove_checkpoints(&folder)?;
-        }
-        Ok(())
+        })
     }
 
     /// What a model was trained on and how, for the report.
@@ -440,48 +453,6 @@ impl Flow {
         }
     }
 
-    /// The student before training; the same for every control.
-    pub(crate) fn start(&self) -> Result<Model> {
-        let device = Arc::clone(&self.device);
-        let tokenizer = self.student_tokenizer()?;
-        let decoder = match &self.recipe.student {
-            Student::Nobody => unreachable!("a recipe without a student was refused before"),
-            Student::FromScratch(shape) => {
-                let config = scratch_config(&self.recipe, &self.source, shape, &tokenizer)?;
-                Decoder::check_config(&config)?;
-                Decoder::random(device, config, self.recipe.train.seed)
-            }
-            Student::FromLayers { layers, .. } => {
-                let files = self.base_files()?;
-                let base = Decoder::load(device, files.config, files.tensors.as_ref())?;
-                base.keep_layers(layers)
-                    .map_err(|e| Failure::from(e).at(self.source.place(&["student", "layers"])))?
-            }
-            Student::Pruned(_) => {
-                let files = ModelFiles::open(&self.run.path(prune::START)?)?;
-                Decoder::load(device, files.config, files.tensors.as_ref())?
-            }
-            Student::Pretrained { adapter, .. } => {
-                let files = self.base_files()?;
-                let base = Decoder::load(device, files.config, files.tensors.as_ref())?;
-                self.adapted(base, adapter.as_deref())?
-            }
-        };
-        Ok(Model { decoder, tokenizer })
-    }
-
-    /// With the adapter that is trained, if one is: that of `path`, or a fresh one.
-    fn adapted(&self, base: Decoder, path: Option<&str>) -> Result<Decoder> {
-        let Some(lora) = &self.recipe.train.lora else { return Ok(base) };
-        match path {
-            Some(path) => {
-                let files = open_adapter(&self.source, path)?;
-                with_adapter(base, files).map_err(|e| e.at(self.source.place(&["student", "adapter"])))
-            }
-            None => Ok(base.with_new_adapter(lora.config(), self.recipe.train.seed)?),
-        }
-    }
-
     /// Writes the adapter of a decoder as PEFT reads it, if it has one.
     pub(crate) fn write_adapter(
         &self,
@@ -505,31 +476,6 @@ impl Flow {
         let on_hub = model.as_ref().filter(|&model| model != path && RepositoryId::parse(model).is_ok());
         Some(on_hub.cloned().unwrap_or_else(|| self.source.resolve_path(path).display().to_string()))
     }
-
-    pub(crate) fn base_files(&self) -> Result<ModelFiles> {
-        base_files(&self.recipe, &self.source)
-    }
-
-    pub(crate) fn student_tokenizer(&self) -> Result<Tokenizer> {
-        student_tokenizer(&self.recipe, &self.source)
-    }
-
-    /// Digest of what the student's start depends on besides the recipe.
-    pub(crate) fn start_digest(&self) -> Result<Value> {
-        let tokenizer = self.student_tokenizer()?.digest();
-        let base = match self.recipe.student.base() {
-            None => None,
-            Some(Base { path: Some(path), .. }) => {
-                Some(crate::flow::weights_digest(&self.source.resolve_path(path))?)
-            }
-            Some(Base { path: None, .. }) => Some(self.teacher_digest()?),
-        };
-        let mut digests = vec![json!(tokenizer), json!(base)];
-        if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
-            digests.push(json!(crate::flow::weights_digest(&self.source.resolve_path(path))?));
-        }
-        Ok(Value::Array(digests))
-    }
 }
 
 pub(crate) fn trace_pieces(traces: &[Trace], tokenizer: &Tokenizer) -> Result<Vec<Piece>> {
@@ -537,166 +483,6 @@ pub(crate) fn trace_pieces(traces: &[Trace], tokenizer: &Tokenizer) -> Result<Ve
     let piece =
         |(trace, example): (&Trace, Example)| Piece { id: trace.id.clone(), sample: trace.sample, example };
     Ok(traces.iter().zip(made).map(piece).collect())
-}
-
-/// The student before training: its shape and its tokenizer.
-pub(crate) fn student_shape(recipe: &Recipe, source: &Source) -> Result<(DecoderConfig, Tokenizer)> {
-    let tokenizer = student_tokenizer(recipe, source)?;
-    let config = match &recipe.student {
-        Student::FromScratch(shape) => scratch_config(recipe, source, shape, &tokenizer)?,
-        part => prune::kept_shape(part, base_files(recipe, source)?.config, source)?,
-    };
-    Decoder::check_config(&config)?;
-    // Else the release is the first to refuse it.
-    tokenizer.check_for(&config).map_err(|refused| {
-        Failure::new(Exit::BadRecipe, refused.to_string())
-            .code("wrong-tokenizer")
-            .at(source.place(&["student", "architecture"]))
-            .fix(refused.fix().unwrap_or_default())
-    })?;
-    Ok((config, tokenizer))
-}
-
-/// Of the teachers' tables, for a message.
-fn sizes(tables: &[usize]) -> String {
-    tables.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// How many ids a live teacher and its student both have, where the paddings of their vocabularies differ; how many the
-/// student has, where a loss is of two vocabularies. A teacher whose distributions the student cannot learn from is refused.
-pub(crate) fn shared_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
-    if recipe.is_scored() {
-        return scored_ids(recipe, source);
-    }
-    let Some(targets) = recipe.targets() else { return Ok(None) };
-    let teacher = super::teacher_files(recipe, source)?;
-    let (config, tokenizer) = student_shape(recipe, source)?;
-    if recipe.train.compares_two_vocabularies() {
-        teacher_tokenizer(recipe, source)?;
-        return Ok(Some(tokenizer.vocab_size()));
-    }
-    let same = teacher.tokenizer.as_ref().is_none_or(|its| its.digest() == tokenizer.digest());
-    let (width, n_ids) = (config.vocab_size, tokenizer.vocab_size());
-    let mut tables = vec![teacher.config.vocab_size];
-    tables.extend(further_files(recipe, source)?.iter().map(|files| files.config.vocab_size));
-    if same && tables.iter().all(|&table| table == width) {
-        return Ok(None);
-    }
-    let other = tables.iter().copied().min().unwrap_or(width);
-    if same && targets.is_live() && n_ids <= width.min(other) {
-        return Ok(Some(n_ids));
-    }
-    let failure = Failure::new(Exit::BadRecipe, "teacher and student have different vocabularies")
-        .code("wrong-vocabulary")
-        .at(source.place(&["train", "loss_functions"]));
-    Err(match same && n_ids <= width.min(other) {
-        true => {
-            failure.detail(format!("one tokenizer, but tables of {} and {width} ids", sizes(&tables))).fix(
-                "take the teacher live, with `logits = { kind = \"live\" }`: the paddings are left out then",
-            )
-        }
-        false => failure.fix("train on `hard_labels` only, or give the student the teacher's tokenizer"),
-    })
-}
-
-/// How many ids are tokens, where the student's table has more. Ids are sent to the teacher's endpoint as they are, so one
-/// whose tokenizer is not the student's, token by token, is refused.
-fn scored_ids(recipe: &Recipe, source: &Source) -> Result<Option<usize>> {
-    let scores = recipe.teacher.as_ref().and_then(|teacher| teacher.scores.as_ref());
-    let Some(Scores { tokenizer: named, .. }) = scores else { return Ok(None) };
-    let theirs = read_tokenizer(&source.resolve_path(named), "teacher.tokenizer")?;
-    let (config, tokenizer) = student_shape(recipe, source)?;
-    if theirs.digest() != tokenizer.digest() {
-        return Err(Failure::new(Exit::BadRecipe, "teacher and student have different tokenizers")
-            .code("wrong-tokenizer")
-            .at(source.place(&TOKENIZER))
-            .detail("token ids that the student writes would be other tokens to the teacher")
-            .fix(
-                "take a student with the teacher's tokenizer, or learn the teacher's text by `hard_labels`",
-            ));
-    }
-    let n_ids = tokenizer.vocab_size();
-    Ok((n_ids < config.vocab_size).then_some(n_ids))
-}
-
-/// The model whose weights the student starts from.
-pub(super) fn base_files(recipe: &Recipe, source: &Source) -> Result<ModelFiles> {
-    match recipe.student.base() {
-        Some(Base { path: Some(path), .. }) => Ok(ModelFiles::open(&source.resolve_path(path))?),
-        _ => super::teacher_files(recipe, source),
-    }
-}
-
-fn student_tokenizer(recipe: &Recipe, source: &Source) -> Result<Tokenizer> {
-    let files = match &recipe.student {
-        Student::FromScratch(Shape { tokenizer: Some(path), .. }) => {
-            return read_tokenizer(&source.resolve_path(path), "student.tokenizer");
-        }
-        Student::FromScratch(_) => super::teacher_files(recipe, source)?,
-        _ => base_files(recipe, source)?,
-    };
-    let path = files.path;
-    files.tokenizer.ok_or_else(|| {
-        Failure::new(Exit::BadData, format!("`{}` has no tokenizer", path.display()))
-            .fix("put its `tokenizer.json` beside `config.json`")
-    })
-}
-
-fn scratch_config(
-    recipe: &Recipe,
-    source: &Source,
-    shape: &Shape,
-    tokenizer: &Tokenizer,
-) -> Result<DecoderConfig> {
-    // A teacher's table may be wider than its tokenizer; its distributions are over the table.
-    let vocab_size = match (&shape.tokenizer, &recipe.teacher) {
-        (None, Some(_)) => super::teacher_files(recipe, source)?.config.vocab_size,
-        _ => tokenizer.vocab_size(),
-    };
-    let family = match shape.architecture {
-        Architecture::Llama => Family::Llama,
-        Architecture::Qwen2 => Family::Qwen2,
-        Architecture::Qwen3 => Family::Qwen3,
-    };
-    Ok(DecoderConfig {
-        family,
-        vocab_size,
-        hidden_size: shape.hidden_size,
-        intermediate_size: shape.intermediate_size,
-        num_hidden_layers: shape.num_hidden_layers,
-        num_attention_heads: shape.num_attention_heads,
-        num_key_value_heads: shape.num_key_value_heads,
-        head_dim: shape.head_dim,
-        rms_norm_eps: shape.rms_norm_eps as f32,
-        rope_theta: shape.rope_theta as f32,
-        rope_scaling: RopeScaling::None,
-        max_position_embeddings: shape.max_position_embeddings,
-        tie_word_embeddings: shape.tie_word_embeddings,
-        qkv_bias: family == Family::Qwen2,
-        attention_out_bias: false,
-        mlp_bias: false,
-        qk_norm: family == Family::Qwen3,
-        bos_token_id: tokenizer.bos_id(),
-        eos_token_ids: tokenizer.eos_id().into_iter().collect(),
-    })
-}
-
-/// The tokenizer in a directory that `key` names.
-fn read_tokenizer(dir: &std::path::Path, key: &str) -> Result<Tokenizer> {
-    let optional = |name: &str| -> Result<Option<String>> {
-        let path = dir.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Failure::io("read", &path, &e)),
-        }
-    };
-    let text = optional("tokenizer.json")?.ok_or_else(|| {
-        Failure::new(Exit::Io, format!("there is no `tokenizer.json` in `{}`", dir.display()))
-            .fix(format!("check `{key}`"))
-    })?;
-    let (config, template) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
-    Ok(Tokenizer::from_json_files(&text, config.as_deref(), template.as_deref())?)
 }
 
 /// A loss in words: `0.5 jsd (teacher weight 0.3, temperature 2)`.

@@ -9,7 +9,7 @@ use stillroom_governance::{Decision, decide};
 use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
-use crate::flow::{gate, hidden, teachers, train};
+use crate::flow::{gate, hidden, start, teachers};
 use crate::recipe::{Egress, Recipe, Wire};
 use crate::{models, terminal};
 
@@ -27,7 +27,7 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
     gate::egress(&recipe, &source)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
-    train::shared_ids(&recipe, &source)?;
+    start::shared_ids(&recipe, &source)?;
     let estimate = estimate(&recipe, &source, &models::device(&args.machine))?;
     if args.json {
         terminal::print_json(&json!({
