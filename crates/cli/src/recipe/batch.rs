@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::TeacherKind;
 use super::raw::RawTeacher;
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use crate::failure::Result;
 
 /// What OpenAI takes in one file.
@@ -45,9 +45,9 @@ pub(super) fn batch(at: &Checker<'_>, kind: TeacherKind, raw: &RawTeacher) -> Re
             ("poll_s", raw.poll_s.is_some()),
             ("wait_s", raw.wait_s.is_some()),
         ];
-        return match given.into_iter().find(|(_, is)| *is) {
+        return match first_given(given) {
             None => Ok(None),
-            Some((name, _)) => Err(at
+            Some(name) => Err(at
                 .bad(&key(name), format!("`teacher.{name}` is for a teacher that is asked by the file"))
                 .fix("write `kind = \"batch\"`, or remove the key")),
         };

@@ -10,7 +10,7 @@ use stillroom_corpus::shingles::{Shingling, Unit};
 use stillroom_corpus::sources::{DataSource, SourceRules};
 
 use super::raw::{RawCurate, RawDataSource};
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use super::{PromptSource, Recipe, Source};
 use crate::failure::Result;
 
@@ -290,9 +290,9 @@ fn near(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Near>> {
             ("near_duplicates_unit", raw.near_duplicates_unit.is_some()),
             ("near_duplicates_ngram", raw.near_duplicates_ngram.is_some()),
         ];
-        return match others.into_iter().find(|(_, given)| *given) {
+        return match first_given(others) {
             None => Ok(None),
-            Some((name, _)) => Err(at
+            Some(name) => Err(at
                 .bad(&key(name), format!("`curate.{name}` says how, but not how alike"))
                 .fix("write `near_duplicates = 0.8` beside it, or remove it")),
         };
@@ -378,7 +378,7 @@ pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
         ("keep", !curate.keep.is_all()),
         ("pii", curate.pii.is_some()),
     ];
-    if let Some((name, _)) = of_traces.into_iter().find(|(_, given)| *given && !recipe.asks_for_traces()) {
+    if let Some(name) = first_given(of_traces).filter(|_| !recipe.asks_for_traces()) {
         return Err(source
             .bad(&key(name), format!("`curate.{name}` drops traces, and nobody learns from any here"))
             .fix("remove it"));
@@ -397,9 +397,9 @@ pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
         ("near_duplicates", curate.near.is_some() && !recipe.asks_for_traces()),
         ("decontaminate_against", curate.decontamination.is_some() && !recipe.asks_for_traces()),
     ];
-    match of_rows.into_iter().find(|(_, given)| *given) {
+    match first_given(of_rows) {
         None => Ok(()),
-        Some((name, _)) => Err(source
+        Some(name) => Err(source
             .bad(&key(name), format!("`curate.{name}` drops rows, and a task has none"))
             .fix("remove it")),
     }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::raw::RawFeedback;
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use super::{Curate, PromptSource, Prompts, Select, Teacher, TeacherKind, Train};
 use crate::failure::Result;
 
@@ -210,7 +210,7 @@ fn candidates(
         ("top_p", raw.top_p.is_some()),
         ("seed", raw.seed.is_some()),
     ];
-    if let Some((name, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+    if let Some(name) = first_given(given) {
         return Err(at
             .bad(&key(name), format!("`feedback.{name}` is for `from = \"student\"`"))
             .fix(format!("set `teacher.{name}`, or write `from = \"student\"`")));

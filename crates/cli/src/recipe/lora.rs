@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use stillroom_formats::{LoraConfig, LoraTarget, PeftAdapter};
 
 use super::raw::{RawNames, RawTrain};
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use super::{Source, Student};
 use crate::failure::{Exit, Failure, Result};
 
@@ -90,7 +90,7 @@ fn given(raw: &RawTrain) -> Option<&'static str> {
         ("lora_target_modules", raw.lora_target_modules.is_some()),
         ("use_rslora", raw.use_rslora.is_some()),
     ];
-    given.into_iter().find(|(_, is_given)| *is_given).map(|(name, _)| name)
+    first_given(given)
 }
 
 fn without_rank(at: &Checker<'_>, raw: &RawTrain) -> Result<()> {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use stillroom_distill::{LossTerm, OnPolicy, check_on_policy};
 
 use super::raw::RawTrain;
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use super::{Logits, Teacher};
 use crate::failure::Result;
 
@@ -138,8 +138,7 @@ fn without_fraction(at: &Checker<'_>, raw: &RawTrain, length: Option<&'static st
         ("replay_fraction", raw.replay_fraction.is_some()),
         ("replay_max_staleness", raw.replay_max_staleness.is_some()),
     ];
-    let first = given.into_iter().find(|(_, is_given)| *is_given).map(|(name, _)| name);
-    let Some(name) = length.or(first) else { return Ok(()) };
+    let Some(name) = length.or(first_given(given)) else { return Ok(()) };
     let cause = format!("`train.{name}` without `train.on_policy_fraction`: the student writes nothing");
     Err(at.bad(&key(name), cause).fix(format!("add `on_policy_fraction = 0.5`, or remove `{name}`")))
 }

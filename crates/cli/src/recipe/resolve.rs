@@ -162,6 +162,11 @@ impl Checker<'_> {
     }
 }
 
+/// The first of these keys that stands in the recipe.
+pub(super) fn first_given(keys: impl IntoIterator<Item = (&'static str, bool)>) -> Option<&'static str> {
+    keys.into_iter().find(|(_, is_given)| *is_given).map(|(name, _)| name)
+}
+
 fn quoted_list(names: &[&str]) -> String {
     names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }

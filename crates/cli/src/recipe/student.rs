@@ -4,7 +4,7 @@ use serde::Serialize;
 use stillroom_model::{ModelError, Width};
 
 use super::raw::RawStudent;
-use super::resolve::{Checker, SIZE_MAX};
+use super::resolve::{Checker, SIZE_MAX, first_given};
 use super::{Architecture, Shape, Student, Teacher};
 use crate::failure::Result;
 
@@ -176,7 +176,7 @@ fn no_shape(at: &Checker<'_>, raw: &RawStudent, kind: Kind) -> Result<()> {
         ("tokenizer", raw.tokenizer.is_some()),
     ];
     let refused = others.into_iter().chain(widths.into_iter().filter(|_| kind != Kind::Pruned));
-    let Some((name, _)) = refused.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+    let Some(name) = first_given(refused) else { return Ok(()) };
     let cause = format!("the student's shape follows from the model that it starts from, not from `{name}`");
     let fix = match (kind, name) {
         (Kind::Pruned, "num_hidden_layers") => "name the layers to keep, as `layers = [0, 1, 3]`",

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::raw::{RawEndpoint, RawPrice, RawTeacher};
-use super::resolve::Checker;
+use super::resolve::{Checker, first_given};
 use super::{Batch, Logits, TeacherKind, batch};
 use crate::failure::Result;
 
@@ -171,17 +171,25 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
 fn no_keys(at: &Checker<'_>, raw: &RawTeacher) -> Result<()> {
     let given = [
         ("endpoints", raw.endpoints.is_some()),
+        ("api_key", raw.api_key.is_some()),
         ("served_model_name", raw.served_model_name.is_some()),
+        ("stream", raw.stream.is_some()),
+        ("send_seed", raw.send_seed.is_some()),
+        ("top_logprobs", raw.top_logprobs.is_some()),
+        ("return_token_ids", raw.return_token_ids.is_some()),
+        ("extra_body", raw.extra_body.is_some()),
+        ("connect_timeout_s", raw.connect_timeout_s.is_some()),
+        ("first_token_timeout_s", raw.first_token_timeout_s.is_some()),
+        ("stall_timeout_s", raw.stall_timeout_s.is_some()),
+        ("max_attempts", raw.max_attempts.is_some()),
         ("budget_usd", raw.budget_usd.is_some()),
         ("budget_tokens", raw.budget_tokens.is_some()),
         ("budget_s", raw.budget_s.is_some()),
         ("price", raw.price.is_some()),
-        ("top_logprobs", raw.top_logprobs.is_some()),
-        ("extra_body", raw.extra_body.is_some()),
     ];
-    match given.into_iter().find(|(_, is)| *is) {
+    match first_given(given) {
         None => Ok(()),
-        Some((name, _)) => Err(at
+        Some(name) => Err(at
             .bad(&["teacher", name], format!("`teacher.{name}` is for a teacher behind endpoints"))
             .fix("write `kind = \"openai\"` without `path`, or remove the key")),
     }
@@ -253,4 +261,46 @@ pub(super) fn check_use(at: &Checker<'_>, wire: Option<&Wire>, logits: Option<Lo
                   local weights: `kind = \"local\"` and `path`"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::recipe::load;
+
+    const LOCAL: &str = r#"
+[student]
+kind = "pretrained"
+path = "start"
+[teacher]
+kind = "local"
+path = "teacher"
+[prompts]
+path = "p.jsonl"
+"#;
+
+    #[test]
+    fn a_teacher_on_this_machine_has_no_keys_of_endpoints() {
+        load(LOCAL, &[]).unwrap_or_else(|e| panic!("{e}"));
+        for set in [
+            "endpoints=[{ base_url = \"http://127.0.0.1:9/v1\" }]",
+            "api_key=${KEY}",
+            "served_model_name=x",
+            "stream=false",
+            "send_seed=false",
+            "top_logprobs=1",
+            "return_token_ids=true",
+            "extra_body={ x = 1 }",
+            "connect_timeout_s=1",
+            "first_token_timeout_s=1",
+            "stall_timeout_s=1",
+            "max_attempts=3",
+            "budget_usd=1",
+            "budget_tokens=1",
+            "budget_s=1",
+            "price={ input_usd_per_mtok = 1 }",
+        ] {
+            let shown = load(LOCAL, &[&format!("teacher.{set}")]).expect_err(set).to_string();
+            assert!(shown.contains("is for a teacher behind endpoints"), "{set}: {shown}");
+        }
+    }
 }
