@@ -149,7 +149,7 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
         send_seed: raw.send_seed.unwrap_or(true),
         top_logprobs: top_logprobs.transpose()?.map(|n| n as u32),
         return_token_ids: raw.return_token_ids.unwrap_or(false),
-        extra_body: raw.extra_body.take().unwrap_or_default(),
+        extra_body: extra_body(at, raw.extra_body.take())?,
         connect_timeout_s: seconds("connect_timeout_s", raw.connect_timeout_s, patience.connect_timeout_s)?,
         first_token_timeout_s: seconds(
             "first_token_timeout_s",
@@ -235,6 +235,25 @@ fn price(at: &Checker<'_>, raw: Option<RawPrice>) -> Result<Price> {
     })
 }
 
+/// JSON has neither `nan` nor `inf`, which TOML has.
+fn extra_body(at: &Checker<'_>, given: Option<Map<String, Value>>) -> Result<Map<String, Value>> {
+    fn is_whole(value: &Value) -> bool {
+        match value {
+            Value::Null => false,
+            Value::Array(values) => values.iter().all(is_whole),
+            Value::Object(fields) => fields.values().all(is_whole),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        }
+    }
+    let fields = given.unwrap_or_default();
+    match fields.values().all(is_whole) {
+        true => Ok(fields),
+        false => Err(at
+            .bad(&["teacher", "extra_body"], "`teacher.extra_body` has a number that no request can carry")
+            .fix("write a finite number")),
+    }
+}
+
 /// An API key is the name of an environment variable, never the key itself.
 pub(super) fn secret(at: &Checker<'_>, keys: &[&str], text: Option<&str>) -> Result<()> {
     if text.is_none_or(|text| variable_of(text).is_some()) {
@@ -277,6 +296,21 @@ path = "teacher"
 [prompts]
 path = "p.jsonl"
 "#;
+
+    /// Such a number reached the recipe that is written out, which could not be.
+    #[test]
+    fn further_fields_of_requests_are_finite() {
+        let recipe = LOCAL
+            .replace("kind = \"local\"", "kind = \"openai\"\nmodel = \"us:teacher\"")
+            .replace("path = \"teacher\"", "endpoints = [{ base_url = \"http://127.0.0.1:9/v1\" }]");
+        let with = |body: &str| load(&recipe, &[&format!("teacher.extra_body={body}")]);
+        let whole = with("{ a = [1.5, true], b = { c = \"x\" } }").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(load(&whole.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}")), whole);
+        for body in ["{ a = nan }", "{ a = [{ b = inf }] }"] {
+            let shown = with(body).expect_err(body).to_string();
+            assert!(shown.contains("a number that no request can carry"), "{body}: {shown}");
+        }
+    }
 
     #[test]
     fn a_teacher_on_this_machine_has_no_keys_of_endpoints() {
