@@ -158,9 +158,9 @@ pub(crate) enum TeacherKind {
     Local,
     /// An OpenAI-compatible endpoint.
     Openai,
-    /// Traces and logits of an earlier run.
+    /// The replies in an earlier run's ledger.
     Cache,
-    /// Batch files.
+    /// An interface for files of requests, or whoever carries them.
     Batch,
 }
 
@@ -412,8 +412,12 @@ impl Recipe {
         let mut table =
             toml::Table::try_from(self).expect("a resolved recipe has only types that TOML knows");
         if self.student.is_nobody() {
-            for unused in ["student", "train", "evaluate", "release"] {
+            for unused in ["student", "train", "evaluate"] {
                 table.remove(unused);
+            }
+            // The text has a licence, too.
+            if self.release.licence.is_none() {
+                table.remove("release");
             }
         }
         toml::to_string(&table).expect("a table is TOML")

@@ -622,6 +622,16 @@ mod tests {
     }
 
     #[test]
+    fn a_recipe_of_a_teacher_alone_keeps_the_licence_of_its_text() {
+        let text = "[teacher]\nkind = \"local\"\npath = \"teacher\"\n[prompts]\npath = \"rows.jsonl\"\n";
+        let plain = load(text, &[]).unwrap_or_else(|e| panic!("{e}")).to_toml();
+        assert!(!plain.contains("[release]"), "{plain}");
+        let recipe = load(text, &["release.licence=CC-BY-4.0"]).unwrap_or_else(|e| panic!("{e}"));
+        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(again.release, recipe.release);
+    }
+
+    #[test]
     fn a_live_teacher_gives_every_loss_and_two_temperatures() {
         let text = WHOLE
             .replace("{ kind = \"random_sampling\", draws = 50, temperature = 1 }", "{ kind = \"live\" }");
