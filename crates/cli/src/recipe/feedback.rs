@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::raw::RawFeedback;
 use super::resolve::{Checker, first_given};
-use super::{Curate, PromptSource, Prompts, Select, Teacher, TeacherKind, Train};
+use super::{Curate, PromptSource, Prompts, Select, Teacher, TeacherKind, Train, VerifierChoice};
 use crate::failure::Result;
 
 /// Grades have one digit, which is one token in the vocabularies that we know.
@@ -99,10 +99,12 @@ pub(super) fn check_use(
 ) -> Result<()> {
     let graded = curate.select == Select::BestOfN;
     let revised = curate.select == Select::Revised;
-    if curate.select == Select::Majority && prompts.verifier.is_none() {
+    if curate.select == Select::Majority
+        && !prompts.verifier.as_ref().is_some_and(VerifierChoice::finds_answers)
+    {
         return Err(at
             .bad(&["curate", "select"], "votes are of answers, which only a verifier finds in a reply")
-            .fix("name one as `prompts.verifier`, for example `numeric_answer`"));
+            .fix("name one as `prompts.verifier` that does, for example `numeric_answer`"));
     }
     let Some(feedback) = feedback else {
         let add = "add a table `[feedback]`, for example with `form = \"verified\"`";

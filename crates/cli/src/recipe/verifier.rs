@@ -40,6 +40,13 @@ pub(crate) struct Program {
     pub(crate) memory_mb: Option<usize>,
 }
 
+impl VerifierChoice {
+    /// Whether it can say what the answer in a reply is: a program and a pattern that comes with a prompt cannot.
+    pub(super) fn finds_answers(&self) -> bool {
+        self.program.is_none() && (self.name != "regex" || self.options.pattern.is_some())
+    }
+}
+
 impl Serialize for VerifierChoice {
     /// As it would be typed: its name, or a table.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -222,6 +229,21 @@ path = \"rows.jsonl\"
         ] {
             let error = load(&format!("{RECIPE}verifier = {given}\n"), &[]).expect_err(given).to_string();
             assert!(error.contains(said), "{given}: {error}");
+        }
+    }
+
+    /// Every trace would be dropped after it was paid for.
+    #[test]
+    fn votes_need_a_verifier_that_finds_answers() {
+        for (given, finds) in [
+            ("\"numeric_answer\"", true),
+            ("{ name = \"regex\", pattern = '\\d+$' }", true),
+            ("\"regex\"", false),
+            ("\"code\"", false),
+            ("{ name = \"command\", command = [\"./check\"] }", false),
+        ] {
+            let voted = load(&format!("{RECIPE}verifier = {given}\n"), &["curate.select=majority"]);
+            assert_eq!(voted.is_ok(), finds, "{given}");
         }
     }
 }
