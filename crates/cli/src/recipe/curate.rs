@@ -176,33 +176,27 @@ pub(super) fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
     let select = at.choose(&key("select"), raw.select.as_deref().unwrap_or("all"), &known)?;
     let known = [("reject", ToolCalls::Reject), ("keep", ToolCalls::Keep)];
     let tool_calls = at.choose(&key("tool_calls"), raw.tool_calls.as_deref().unwrap_or("reject"), &known)?;
-    let share = |name, value: Option<f64>, least: f64| {
-        value.map(|share| at.number(&key(name), share, least..=1.0)).transpose()
-    };
+    let known = [("all", Keep::All), ("first", Keep::First), ("shortest", Keep::Shortest)];
+    let keep = at.choose(&key("keep"), raw.keep.as_deref().unwrap_or("all"), &known)?;
     Ok(Curate {
         verify: raw.verify.unwrap_or(true),
         decontaminate: raw.decontaminate.unwrap_or(true),
         select,
         tool_calls,
         pass_rate: pass_rate(at, &raw)?,
-        keep: {
-            let known = [("all", Keep::All), ("first", Keep::First), ("shortest", Keep::Shortest)];
-            at.choose(&key("keep"), raw.keep.as_deref().unwrap_or("all"), &known)?
-        },
+        keep,
         pii: pii(at, &raw)?,
         near: near(at, &raw)?,
         decontamination: decontamination(at, &raw)?,
-        max_share_per_answer: share("max_share_per_answer", raw.max_share_per_answer, 0.001)?,
+        max_share_per_answer: share(at, "max_share_per_answer", raw.max_share_per_answer, 0.001)?,
         sources: sources(at, &raw)?,
         filters: filters(at, raw)?,
     })
 }
 
 fn pass_rate(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Window>> {
-    let rate =
-        |name, value: Option<f64>| value.map(|rate| at.number(&key(name), rate, 0.0..=1.0)).transpose();
-    let least = rate("pass_rate_min", raw.pass_rate_min)?;
-    let most = rate("pass_rate_max", raw.pass_rate_max)?;
+    let least = share(at, "pass_rate_min", raw.pass_rate_min, 0.0)?;
+    let most = share(at, "pass_rate_max", raw.pass_rate_max, 0.0)?;
     if let (Some(least), Some(most)) = (least, most)
         && least > most
     {
@@ -246,9 +240,11 @@ fn key(name: &'static str) -> [&'static str; 2] {
     ["curate", name]
 }
 
+fn share(at: &Checker<'_>, name: &'static str, given: Option<f64>, least: f64) -> Result<Option<f64>> {
+    given.map(|share| at.number(&key(name), share, least..=1.0)).transpose()
+}
+
 fn filters(at: &Checker<'_>, raw: RawCurate) -> Result<Filters> {
-    let share =
-        |name, value: Option<f64>| value.map(|share| at.number(&key(name), share, 0.0..=1.0)).transpose();
     let filters = Filters {
         min_completion_tokens: raw.min_completion_tokens,
         max_completion_tokens: raw.max_completion_tokens,
@@ -256,11 +252,11 @@ fn filters(at: &Checker<'_>, raw: RawCurate) -> Result<Filters> {
         max_chars: raw.max_chars,
         max_paragraph_chars: raw.max_paragraph_chars,
         no_code_blocks: raw.no_code_blocks.unwrap_or(false),
-        max_script_mixing: share("max_script_mixing", raw.max_script_mixing)?,
+        max_script_mixing: share(at, "max_script_mixing", raw.max_script_mixing, 0.0)?,
         languages: raw.languages.unwrap_or_default(),
         same_language: raw.same_language.unwrap_or(false),
         no_loops: raw.no_loops.unwrap_or(false),
-        max_repeated_share: share("max_repeated_share", raw.max_repeated_share)?,
+        max_repeated_share: share(at, "max_repeated_share", raw.max_repeated_share, 0.0)?,
         no_refusals: raw.no_refusals.unwrap_or(false),
         no_self_identification: raw.no_self_identification.unwrap_or(false),
     };
