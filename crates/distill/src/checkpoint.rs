@@ -158,6 +158,8 @@ pub(crate) struct Checkpoints {
 /// The newest good checkpoint, and which newer ones are not.
 pub(crate) struct Found {
     pub(crate) progress: Option<Progress>,
+    /// Of the good one.
+    pub(crate) files: BTreeMap<String, Digest>,
     /// (name, reason)
     pub(crate) skipped: Vec<(String, Damage)>,
 }
@@ -204,7 +206,7 @@ impl Checkpoints {
             atomic_write(&dir.join(STATE), &text)?;
             Ok::<_, DistillError>(files)
         })?;
-        Ok((name, files.into_iter().map(|(file, (digest, _))| (file, digest)).collect()))
+        Ok((name, digests(files)))
     }
 
     /// From now on in another folder.
@@ -227,14 +229,16 @@ impl Checkpoints {
         let mut skipped = Vec::new();
         for step in steps_in(&self.dir)?.into_iter().rev() {
             match self.examine(step)? {
-                Ok(progress) => return Ok(Found { progress: Some(progress), skipped }),
+                Ok(State { progress, files, .. }) => {
+                    return Ok(Found { progress: Some(progress), files: digests(files), skipped });
+                }
                 Err(reason) => skipped.push((name_of(step), reason)),
             }
         }
-        Ok(Found { progress: None, skipped })
+        Ok(Found { progress: None, files: BTreeMap::new(), skipped })
     }
 
-    fn examine(&self, step: u64) -> Result<std::result::Result<Progress, Damage>> {
+    fn examine(&self, step: u64) -> Result<std::result::Result<State, Damage>> {
         let state = match self.verify(step)? {
             Ok(state) => state,
             Err(damage) => return Ok(Err(damage)),
@@ -247,7 +251,7 @@ impl Checkpoints {
         {
             return Ok(Err(format!("{}, the best before it: {damage}", name_of(best.step))));
         }
-        Ok(Ok(state.progress))
+        Ok(Ok(state))
     }
 
     /// The state of a checkpoint all of whose files are as they were written.
@@ -321,6 +325,10 @@ impl Checkpoints {
         }
         Ok(())
     }
+}
+
+fn digests(files: BTreeMap<String, (Digest, u64)>) -> BTreeMap<String, Digest> {
+    files.into_iter().map(|(file, (digest, _))| (file, digest)).collect()
 }
 
 fn name_of(step: u64) -> String {

@@ -19,8 +19,8 @@ pub enum TrainEvent {
     Planned(TrainPlan),
     /// A checkpoint that could not be used.
     CheckpointSkipped { name: String, reason: String },
-    /// Training goes on behind this step.
-    Resumed { step: u64 },
+    /// Training goes on behind this step, whose checkpoint has these files.
+    Resumed { step: u64, files: BTreeMap<String, Digest> },
     /// A step is done; `digest` is of the texts that it learned from, in their order, with what a cache has of their
     /// teacher.
     Batch { step: u64, digest: Digest },
@@ -28,6 +28,8 @@ pub enum TrainEvent {
     Step(TrainPoint),
     /// Every `eval_steps`, before the first step and after the last.
     Validation(ValidationPoint),
+    /// A checkpoint is about to be written: what is kept of the steps up to it should be durable first.
+    Saving { step: u64 },
     /// A checkpoint is durable; `files` has the digest of each of its files, its state aside: that holds speeds, too.
     Checkpoint { step: u64, name: String, files: BTreeMap<String, Digest> },
     /// The last step is done; the weights of `chosen_step` are the result.

@@ -377,7 +377,7 @@ fn begin(
     };
     checkpoints.remove_after(progress.step)?;
     let state = checkpoints.load(progress.step, start)?;
-    sink(TrainEvent::Resumed { step: progress.step });
+    sink(TrainEvent::Resumed { step: progress.step, files: found.files });
     Ok((state, progress))
 }
 
@@ -637,6 +637,7 @@ impl Trainer<'_> {
 
     /// Writes a checkpoint, and tells of it when it is durable.
     fn commit(&mut self) -> Result<()> {
+        (self.sink)(TrainEvent::Saving { step: self.progress.step });
         let (name, files) = self.checkpoints.save(&self.state, &self.progress)?;
         (self.sink)(TrainEvent::Checkpoint { step: self.progress.step, name, files });
         Ok(())
