@@ -268,6 +268,17 @@ pub(crate) struct Convert {
 pub(crate) struct Verify {
     /// A run directory or a release directory
     pub(crate) directory: PathBuf,
+    /// Do this many segments of the student's training again, drawn from all on record, and compare bit for bit
+    #[arg(long, value_name = "K")]
+    pub(crate) replay: Option<std::num::NonZeroUsize>,
+    /// Which segments are drawn; the time says, if this does not
+    #[arg(long, value_name = "S", requires = "replay")]
+    pub(crate) seed: Option<u64>,
+    /// The run's recipe, where it has been moved: what it names is looked for beside it
+    #[arg(long, value_name = "FILE", requires = "replay")]
+    pub(crate) recipe: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
     /// Print the finding as JSON
     #[arg(long)]
     pub(crate) json: bool,

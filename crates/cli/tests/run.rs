@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shop::{kill_at, stillroom, succeed, text, weights};
+use stillroom_core::Digest;
 
 const TEACHER: &str = r#"
 name = "tiny-teacher"
@@ -454,4 +455,58 @@ fn a_live_teacher_and_its_student_need_one_tokenizer() {
         assert!(said.starts_with("error[wrong-vocabulary]") && said.contains("\n  fix: "), "{said}");
         assert!(!dir.join("foreign").exists(), "before anything is written");
     }
+}
+
+/// Puts other bytes into a file of a run, and their digest wherever the run names the old one.
+fn forge(run: &Path, name: &str, alter: impl FnOnce(String) -> String) {
+    let digest = |path: &Path| Digest::of(&std::fs::read(path).expect("it is there")).to_string();
+    let replace = |path: &Path, from: &str, to: &str| {
+        let whole = std::fs::read_to_string(path).expect("text");
+        assert!(whole.contains(from), "{} names {name}", path.display());
+        std::fs::write(path, whole.replace(from, to)).expect("written");
+    };
+    let (path, manifest) = (run.join(name), run.join("release/provenance/manifest.json"));
+    let (old, old_manifest) = (digest(&path), digest(&manifest));
+    std::fs::write(&path, alter(std::fs::read_to_string(&path).expect("text"))).expect("written");
+    let (new, old_bytes) = (digest(&path), std::fs::metadata(&manifest).expect("it is there").len());
+    replace(&manifest, &old, &new);
+    assert_eq!(std::fs::metadata(&manifest).expect("it is there").len(), old_bytes);
+    replace(&run.join("release/provenance/manifest.json.sha256"), &old_manifest, &digest(&manifest));
+}
+
+#[test]
+fn training_comes_out_again_bit_for_bit_and_a_forged_record_of_it_does_not() {
+    let dir = workshop();
+    fresh(dir, "replayed");
+    let run = ["run", "tiny.toml", "--output", "replayed", "--set", "train.save_total_limit=1000", "--quiet"];
+    kill_at(dir, &run, &dir.join("replayed/events.jsonl"), r#""event":"checkpoint""#, 3);
+    succeed(dir, &run);
+    let said = succeed(dir, &["verify", "replayed", "--replay", "5", "--seed", "1"]);
+    assert!(said.contains("Replayed: 5 of "), "{said}");
+    let whole = ["verify", "replayed", "--replay", "100000", "--json", "--threads", "1"];
+    let whole: Value = serde_json::from_str(&succeed(dir, &whole)).expect("JSON");
+    assert!(whole["replay"]["difference"].is_null(), "{whole}");
+    let training: Value = serde_json::from_slice(
+        &std::fs::read(dir.join("replayed/training/student.json")).expect("it is there"),
+    )
+    .expect("JSON");
+    assert_eq!(whole["replay"]["steps"], training["steps"]);
+    assert!(!dir.join("replayed/.partial-replay").exists());
+
+    // Whoever can write a run can write its manifest; but not weights that other batches lead to.
+    let steps = "training/student.steps.jsonl";
+    let other = Digest::of(b"another batch").to_string();
+    forge(&dir.join("replayed"), steps, |lines| {
+        let (at, _) = lines.match_indices("\"digest\":\"").nth(9).expect("ten steps");
+        let at = at + "\"digest\":\"".len();
+        format!("{}{other}{}", &lines[..at], &lines[at + other.len()..])
+    });
+    succeed(dir, &["verify", "replayed"]);
+    let refused = stillroom(dir, &["verify", "replayed", "--replay", "100000"]);
+    assert_eq!(refused.status.code(), Some(65));
+    assert!(
+        text(&refused.stderr).contains("step 10 learned from another batch"),
+        "{}",
+        text(&refused.stderr)
+    );
 }

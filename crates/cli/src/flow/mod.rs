@@ -27,12 +27,14 @@ mod own_text;
 mod prompt_pii;
 mod prune;
 mod release;
+pub(crate) mod replay;
 mod report;
 mod revisions;
 mod rows;
 mod scoring;
 mod spool;
 pub(crate) mod start;
+pub(crate) mod steps;
 mod teach;
 pub(crate) mod teachers;
 mod tools;
@@ -208,6 +210,7 @@ impl Flow {
         self.event(json!({
             "event": "run_started",
             "recipe": self.recipe.name,
+            "path": self.source.path,
             "trial": self.trial,
             "verdict": verdict,
             "version": env!("CARGO_PKG_VERSION"),

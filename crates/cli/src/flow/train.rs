@@ -18,11 +18,13 @@ use stillroom_formats::{
 };
 use stillroom_model::Decoder;
 use stillroom_net::hub::RepositoryId;
+use stillroom_store::create_dir_durable;
 
 use crate::failure::{Failure, Result};
 use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens};
 use crate::flow::start::{shared_ids, student_shape};
-use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, scoring};
+use crate::flow::steps::{self, StepLog, Steps};
+use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, scoring, unwritable};
 use crate::models::Model;
 use crate::recipe::{Control, Logits, Schedule, Student};
 
@@ -68,6 +70,11 @@ pub(crate) fn weights_of(contender: Contender) -> String {
 
 pub(crate) fn training_of(contender: Contender) -> String {
     format!("training/{}.json", contender.key())
+}
+
+/// Whether there is a record of each step: of what is released.
+fn is_recorded(contender: Contender) -> bool {
+    contender == Contender::Student
 }
 
 /// Name of the stage that trains a model.
@@ -146,7 +153,9 @@ impl Flow {
             after.push("train");
         }
         let (weights, facts) = (weights_of(contender), training_of(contender));
-        self.stage(&stage, &settings, &after, &[&weights, &facts], |flow| {
+        let mut outputs = vec![&weights[..], &facts];
+        outputs.extend(is_recorded(contender).then_some(steps::PATH));
+        self.stage(&stage, &settings, &after, &outputs, |flow| {
             if !live {
                 flow.forget_teacher();
             }
@@ -176,6 +185,9 @@ impl Flow {
             };
             Ok(outcome.map(|outcome| (outcome, began.elapsed())))
         })?;
+        if is_recorded(contender) {
+            self.tidy_steps()?;
+        }
         let loss = self.method_in_words(&config, &outcome.decoder);
         let training = training(&outcome, wall.as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
@@ -192,6 +204,13 @@ impl Flow {
         if contender != Contender::Student {
             remove_checkpoints(&folder)?;
         }
+        Ok(())
+    }
+
+    /// Leaves of the record what a run without kills would have.
+    fn tidy_steps(&self) -> Result<()> {
+        let lines = Steps::read(&self.run.path(steps::PATH)?)?.to_lines();
+        self.run.write(steps::PATH, &lines.map_err(|e| unwritable(steps::PATH, &e))?)?;
         Ok(())
     }
 
@@ -268,15 +287,24 @@ impl Flow {
         config: &TrainConfig,
         folder: &std::path::Path,
     ) -> std::result::Result<TrainOutcome, DistillError> {
-        let mut steps = 0;
+        let mut n_steps = 0;
         let Supervision { teacher, material } = supervision;
-        train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
+        let mut record = match is_recorded(contender) {
+            true => {
+                let path = self.run.path(steps::PATH)?;
+                create_dir_durable(path.parent().unwrap_or(self.run.root()))?;
+                Some(StepLog::open(&path)?)
+            }
+            false => None,
+        };
+        let outcome = train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
+            record.iter_mut().for_each(|record| record.note(&event));
             match &event {
-                // Ten thousands of them, for whoever does the steps again.
-                TrainEvent::Batch { .. } => return,
-                TrainEvent::Planned(plan) => steps = plan.steps,
+                // Of ten thousands of steps, `events.jsonl` has the points of the curve.
+                TrainEvent::Batch { .. } | TrainEvent::Saving { .. } => return,
+                TrainEvent::Planned(plan) => n_steps = plan.steps,
                 TrainEvent::Step(point) => self.progress.update(&format!(
-                    "{}: step {} of {steps}, loss {:.4}, {:.0} tokens/s",
+                    "{}: step {} of {n_steps}, loss {:.4}, {:.0} tokens/s",
                     contender.label(),
                     point.step,
                     point.loss,
@@ -290,7 +318,9 @@ impl Flow {
                 // A full disk shows at the next checkpoint, with its own message.
                 drop(self.event(value));
             }
-        })
+        })?;
+        record.map_or(Ok(()), StepLog::close)?;
+        Ok(outcome)
     }
 
     /// What a model learns from, in order; with what the teacher stored of it where a loss needs that.

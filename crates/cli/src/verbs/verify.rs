@@ -1,34 +1,86 @@
-//! `stillroom verify`: does a run or release still hold what its manifest names?
+//! `stillroom verify`: does a run or release still hold what its manifest names, and does its training come out again?
 
 use std::process::ExitCode;
 
+use serde_json::json;
+use stillroom_governance::VerifyReport;
+
 use crate::args::Verify;
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::replay::{Replay, Replayed, again};
+use crate::flow::unix_s;
 use crate::terminal;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let report = stillroom_governance::verify(&args.directory)?;
+    let replayed = if report.intact { replay(args)? } else { None };
     if args.json {
-        terminal::print_json(&report)?;
-    }
-    let Some(first) = report.first() else {
-        if !args.json {
-            let mut text = format!("Intact: {} files, {} bytes.", report.checked, report.bytes);
-            if !report.out_of_reach.is_empty() {
-                text.push_str(&format!(
-                    " {} files of the run are not in this directory.",
-                    report.out_of_reach.len()
-                ));
-            }
-            terminal::print_line(&text)?;
+        let mut finding = json!(report);
+        if let (Some(replayed), Some(fields)) = (&replayed, finding.as_object_mut()) {
+            fields.insert("replay".to_owned(), json!(replayed));
         }
-        return Ok(ExitCode::SUCCESS);
+        terminal::print_json(&finding)?;
+    }
+    if let Some(failure) = difference(args, &report) {
+        return Err(failure);
+    }
+    if !args.json {
+        terminal::print_line(&intact(&report))?;
+    }
+    let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
+    if let Some(difference) = &replayed.difference {
+        return Err(Failure::new(Exit::BadData, difference.clone())
+            .code("not-replayed")
+            .at(args.directory.display().to_string())
+            .fix(
+                "these weights did not come from this data by this program, or on another class of machine",
+            ));
+    }
+    if !args.json {
+        terminal::print_line(&came_out(&replayed))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn replay(args: &Verify) -> Result<Option<Replayed>> {
+    let Some(segments) = args.replay else { return Ok(None) };
+    let asked = Replay {
+        run: &args.directory,
+        segments: segments.get(),
+        seed: args.seed.unwrap_or_else(unix_s),
+        recipe: args.recipe.as_deref(),
+        machine: &args.machine,
+        quiet: args.json,
     };
+    again(&asked).map(Some)
+}
+
+fn intact(report: &VerifyReport) -> String {
+    let mut text = format!("Intact: {} files, {} bytes.", report.checked, report.bytes);
+    if !report.out_of_reach.is_empty() {
+        let n = report.out_of_reach.len();
+        text.push_str(&format!(" {n} files of the run are not in this directory."));
+    }
+    text
+}
+
+fn came_out(replayed: &Replayed) -> String {
+    let Replayed { segments, recorded, steps, seed, .. } = replayed;
+    format!(
+        "Replayed: {} of {recorded} segments of the training, {steps} steps; every batch and checkpoint came out \
+         bit for bit as recorded (seed {seed}).",
+        segments.len()
+    )
+}
+
+/// The first thing that is not as the manifest says.
+fn difference(args: &Verify, report: &VerifyReport) -> Option<Failure> {
+    let first = report.first()?;
     let mut failure = Failure::new(Exit::BadData, first.to_string())
         .code("not-intact")
         .at(args.directory.display().to_string());
     if report.differences.len() > 1 {
         failure = failure.detail(format!("and {} more; `--json` lists all", report.differences.len() - 1));
     }
-    Err(failure.fix("take the files from where they came, or run the recipe again"))
+    Some(failure.fix("take the files from where they came, or run the recipe again"))
 }
