@@ -21,8 +21,7 @@ const NAMED_MAX: usize = 8;
 impl Flow {
     /// Whether the teacher is asked by the file.
     pub(super) fn is_asked_by_file(&self) -> bool {
-        let wire = self.recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
-        wire.is_some_and(|wire| wire.batch.is_some())
+        self.recipe.wire().is_some_and(|wire| wire.batch.is_some())
     }
 
     /// Asks in files, and hands over the answers once all are there.

@@ -7,7 +7,7 @@ use stillroom_corpus::pii::{self, Class};
 
 use super::Flow;
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{PromptPii, is_this_machine};
+use crate::recipe::{Endpoint, PromptPii, is_this_machine};
 
 /// Prompts that a message names.
 const NAMED_MAX: usize = 3;
@@ -15,16 +15,12 @@ const NAMED_MAX: usize = 3;
 impl Flow {
     /// What is done with personal data in prompts; nothing where they stay on this machine.
     pub(super) fn prompt_pii(&self) -> PromptPii {
-        let wire = self.recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
-        let leaves = wire.is_some_and(|wire| {
-            wire.replay.is_none()
-                && (wire.is_by_hand()
-                    || wire.endpoints.iter().any(|endpoint| !is_this_machine(&endpoint.base_url)))
-        });
-        // A replayed run has what was sent then.
-        let replays = wire.is_some_and(|wire| wire.replay.is_some());
+        let Some(wire) = self.recipe.wire() else { return PromptPii::Allow };
+        let elsewhere = |endpoint: &Endpoint| !is_this_machine(&endpoint.base_url);
+        let leaves = wire.is_by_hand() || wire.asked().iter().any(elsewhere);
         match self.recipe.policy.prompt_pii {
-            PromptPii::Redact if leaves || replays => PromptPii::Redact,
+            // A replayed run has what was sent then.
+            PromptPii::Redact if leaves || wire.replay.is_some() => PromptPii::Redact,
             PromptPii::Block if leaves => PromptPii::Block,
             _ => PromptPii::Allow,
         }

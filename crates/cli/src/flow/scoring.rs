@@ -13,7 +13,7 @@ use stillroom_net::Client;
 use stillroom_store::{Ledger, LedgerReader, Totals};
 use stillroom_teacher::{Answer, Ask, Finished, Receipt, Sampling, Scoring, Teacher, Unscored};
 
-use super::wire::LEDGER;
+use super::wire::{LEDGER, greedy};
 use super::{Flow, digest_of, gate, own_text};
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{PromptPii, Scores};
@@ -182,15 +182,7 @@ impl Flow {
             self.check_own_text_pii(split)?;
         }
         let wire = teacher.wire.as_ref().expect("a teacher behind endpoints");
-        let sampling = Sampling {
-            max_tokens: 1,
-            temperature: 0.0,
-            top_p: 1.0,
-            send_seed: wire.send_seed,
-            top_logprobs: None,
-            return_token_ids: false,
-            extra: wire.extra_body.clone(),
-        };
+        let sampling = Sampling { top_logprobs: None, return_token_ids: false, ..greedy(&teacher, 1) };
         let session = self.session(&teacher, stage, &sampling)?;
         let records = match wire.replay.as_deref() {
             Some(replayed) => Records::Replayed(self.replayed_ledger(replayed)?),

@@ -52,13 +52,12 @@ pub(super) struct WireReplies {
 impl Flow {
     /// Whether the teacher is behind endpoints.
     pub(crate) fn is_over_wire(&self) -> bool {
-        self.recipe.teacher.as_ref().is_some_and(|teacher| teacher.wire.is_some())
+        self.recipe.wire().is_some()
     }
 
     /// Whether its replies come from the ledger of another run.
     fn is_replayed(&self) -> bool {
-        let wire = self.recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
-        wire.is_some_and(|wire| wire.replay.is_some())
+        self.recipe.wire().is_some_and(|wire| wire.replay.is_some())
     }
 
     /// What the replies of a teacher behind endpoints depend on besides prompts: who it is, and how it is asked to write.
@@ -116,12 +115,7 @@ impl Flow {
         prompts: &[Prompt],
     ) -> Result<WireReplies> {
         let teacher = self.recipe.teacher.clone().expect("a teacher is measured");
-        let greedy = Sampling {
-            max_tokens: self.recipe.evaluate.max_tokens,
-            temperature: 0.0,
-            top_p: 1.0,
-            ..sampling(&teacher)
-        };
+        let greedy = greedy(&teacher, self.recipe.evaluate.max_tokens);
         self.check_pii(prompts.iter().cloned().map(Ok))?;
         let redacts = self.prompt_pii() == PromptPii::Redact;
         let sent = |prompt: &Prompt| if redacts { redacted(prompt.clone()) } else { prompt.clone() };
@@ -238,11 +232,7 @@ impl Flow {
         Ok(stillroom_teacher::Teacher {
             model: teacher.model.clone(),
             served_as: wire.served_model_name.clone(),
-            // Whoever is replayed is not asked.
-            endpoints: match wire.replay {
-                Some(_) => Vec::new(),
-                None => wire.endpoints.iter().map(endpoint).collect::<Result<_>>()?,
-            },
+            endpoints: wire.asked().iter().map(endpoint).collect::<Result<_>>()?,
             sampling: sampling.clone(),
             price: price(wire),
             budget: Budget { usd: wire.budget_usd, tokens: wire.budget_tokens, seconds: wire.budget_s },
@@ -456,6 +446,10 @@ fn sampling(teacher: &Teacher) -> Sampling {
         return_token_ids: wire.return_token_ids,
         extra: wire.extra_body.clone(),
     }
+}
+
+pub(super) fn greedy(teacher: &Teacher, max_tokens: usize) -> Sampling {
+    Sampling { max_tokens, temperature: 0.0, top_p: 1.0, ..sampling(teacher) }
 }
 
 fn price(wire: &Wire) -> Price {

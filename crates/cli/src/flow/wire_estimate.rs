@@ -27,7 +27,7 @@ pub(super) struct OverWire<'a> {
 impl OverWire<'_> {
     /// Nothing for a teacher on this machine.
     pub(super) fn of<'a>(recipe: &'a Recipe, sizes: &Sizes) -> Option<OverWire<'a>> {
-        let wire = recipe.teacher.as_ref()?.wire.as_ref()?;
+        let wire = recipe.wire()?;
         Some(OverWire {
             wire,
             asked: if recipe.asks_for_traces() { asked(recipe, sizes) } else { 0.0 },

@@ -391,6 +391,11 @@ impl Recipe {
         self.teacher.is_some() && !texts && learned
     }
 
+    /// The teacher's endpoints, if it is behind some.
+    pub(crate) fn wire(&self) -> Option<&Wire> {
+        self.teacher.as_ref()?.wire.as_ref()
+    }
+
     /// Whether a teacher behind endpoints says how likely the student's own tokens are: to learn from, or to measure it by.
     pub(crate) fn is_scored(&self) -> bool {
         let wanted = self.train.learns_own_tokens() || self.evaluate.own_text_examples > 0;

@@ -69,6 +69,11 @@ impl Wire {
         }
     }
 
+    /// Those that are asked: none where a ledger answers in their place.
+    pub(crate) fn asked(&self) -> &[Endpoint] {
+        if self.replay.is_none() { &self.endpoints } else { &[] }
+    }
+
     /// Whether somebody carries files of requests and of results.
     pub(crate) fn is_by_hand(&self) -> bool {
         self.batch.is_some() && self.endpoints.is_empty()

@@ -44,20 +44,17 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
 
 /// The policy, and where it lets the prompts go.
 fn egress_in_words(recipe: &Recipe) -> String {
-    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
-    let places: Vec<&str> = wire
-        .filter(|wire| wire.replay.is_none())
-        .flat_map(|wire| &wire.endpoints)
-        .map(|endpoint| endpoint.base_url.as_str())
-        .collect();
+    let places: Vec<&str> =
+        recipe.wire().into_iter().flat_map(Wire::asked).map(|endpoint| endpoint.base_url.as_str()).collect();
     let policy = match recipe.policy.egress {
         Egress::Local => "local",
         Egress::Listed => "listed",
         Egress::Any => "any",
     };
-    let by_hand = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref()).any(Wire::is_by_hand);
     match places.is_empty() {
-        true if by_hand => format!("{policy}; prompts go into files, and where you carry them"),
+        true if recipe.wire().is_some_and(Wire::is_by_hand) => {
+            format!("{policy}; prompts go into files, and where you carry them")
+        }
         true => format!("{policy}; nobody is asked"),
         false => format!("{policy}; prompts go to {}", places.join(", ")),
     }
