@@ -22,7 +22,7 @@ use crate::call::{self, Fault, FaultKind};
 use crate::estimate::Estimator;
 use crate::outcome::{self, unix_ms};
 use crate::redact;
-use crate::session::{Teacher, answer_of};
+use crate::session::Teacher;
 
 /// What the ledger calls the place that a batch went to.
 const PLACE: &str = "batch";
@@ -174,20 +174,18 @@ impl<'a> Desk<'a> {
             Some(&first) => state = State::Twin(first),
             None => {
                 self.index.insert(key_of(&request), number);
-                match self.ledger.settled(&request)? {
+                match outcome::kept(self.ledger, &request, &ask.id)? {
                     None => tried = self.tries(&request)?.iter().map(|t| t.attempt + 1).max().unwrap_or(0),
-                    Some(settled) => match answer_of(settled, &ask.id)? {
-                        Answer::Reply(receipt) => {
-                            state = State::Settled;
-                            if *learned < LEARNED_FROM_MAX && !receipt.estimated {
-                                self.estimator.learn(&ask, receipt.prompt_tokens, receipt.completion_tokens);
-                                *learned += 1;
-                            }
+                    Some(Answer::Reply(receipt)) => {
+                        state = State::Settled;
+                        if *learned < LEARNED_FROM_MAX && !receipt.estimated {
+                            self.estimator.learn(&ask, receipt.prompt_tokens, receipt.completion_tokens);
+                            *learned += 1;
                         }
-                        Answer::Refused { fault } | Answer::GivenUp { fault } => {
-                            state = State::Refused(fault)
-                        }
-                    },
+                    }
+                    Some(Answer::Refused { fault } | Answer::GivenUp { fault }) => {
+                        state = State::Refused(fault)
+                    }
                 }
             }
         }
@@ -258,7 +256,7 @@ impl<'a> Desk<'a> {
             if asked.waits() && ended {
                 self.tally.missing += 1;
                 let what = "its file was answered, and it was not among the results".to_owned();
-                let (attempt, fault) = (asked.written - 1, fault(what, None, FaultKind::Again));
+                let (attempt, fault) = (asked.written - 1, Fault::new(FaultKind::Again, what));
                 self.failed(i, attempt, fault)?;
             }
         }
@@ -378,8 +376,7 @@ impl<'a> Desk<'a> {
         let tries = self.tries(&request)?;
         let known = tries.iter().find(|t| t.attempt == id.attempt && t.is_billed);
         if known.is_some_and(|known| known.is_done)
-            && let Some(settled) = self.ledger.settled(&request)?
-            && let Answer::Reply(kept) = answer_of(settled, &self.asks[i].ask.id)?
+            && let Some(Answer::Reply(kept)) = outcome::kept(self.ledger, &request, &self.asks[i].ask.id)?
             && kept.reply != reply
         {
             self.tally.differing_duplicates += 1;
@@ -580,7 +577,7 @@ impl<'a> Desk<'a> {
             };
             let answer = match &first.state {
                 State::Refused(fault) => Answer::Refused { fault: fault.clone() },
-                State::Settled => self.read_back(first)?,
+                State::Settled => outcome::read_back(self.ledger, &first.request, &first.ask.id)?,
                 State::Open | State::Twin(_) => {
                     let fault = first.fault.clone().unwrap_or_else(|| "every try failed".to_owned());
                     Answer::GivenUp { fault }
@@ -589,14 +586,6 @@ impl<'a> Desk<'a> {
             deliver(asked.ask.clone(), answer)?;
         }
         Ok(())
-    }
-
-    fn read_back(&self, asked: &Asked) -> Result<Answer, TeacherError> {
-        let settled = self.ledger.settled(&asked.request)?;
-        settled.map(|settled| answer_of(settled, &asked.ask.id)).transpose()?.ok_or_else(|| {
-            let cause = "it is gone".to_owned();
-            TeacherError::DamagedReceipt { prompt: asked.ask.id.clone(), cause }
-        })
     }
 }
 
@@ -609,10 +598,6 @@ fn print_of(result: &BatchResult) -> Digest {
     Digest::of(&text)
 }
 
-fn fault(what: String, status: Option<u16>, kind: FaultKind) -> Fault {
-    Fault { what, status, kind, wait: None, pieces: None }
-}
-
 /// Of a result without a reply. With a good status the service has worked, and may bill it.
 fn of_line(cause: &ReplyFault, status: Option<u16>, key: Option<&stillroom_net::Secret>) -> Fault {
     let worked = status.is_some_and(|status| (200..300).contains(&status));
@@ -623,5 +608,5 @@ fn of_line(cause: &ReplyFault, status: Option<u16>, key: Option<&stillroom_net::
         Some(status) => format!("its result has status {status}: {cause}"),
         None => cause.to_string(),
     };
-    Fault { pieces: worked.then_some(0), ..fault(redact::in_error(what, key), status, kind) }
+    Fault { status, pieces: worked.then_some(0), ..Fault::new(kind, redact::in_error(what, key)) }
 }

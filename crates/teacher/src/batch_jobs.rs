@@ -340,7 +340,7 @@ impl<'a> Service<'a> {
             after = last;
         }
         let what = format!("the service lists more than {} jobs", PAGE * PAGES_MAX);
-        Err(Trouble::Fault(hopeless(what)))
+        Err(hopeless(what))
     }
 
     fn look(&self, job: &str) -> Got<Job> {
@@ -407,7 +407,7 @@ impl<'a> Service<'a> {
                 bytes += n as u64;
                 if bytes > bytes_max {
                     let what = format!("a file of results is larger than {bytes_max} bytes");
-                    return Err(Trouble::Fault(hopeless(what)));
+                    return Err(hopeless(what));
                 }
                 out.write_all(&piece[..n]).map_err(|e| failed("write", to, e))?;
             }
@@ -424,7 +424,7 @@ impl<'a> Service<'a> {
         serde_json::from_slice(body).map_err(|error| {
             let place = self.endpoint.base.place();
             let what = format!("`{place}` answers something else than a job or a file: {}", kind_of(&error));
-            Trouble::Fault(Fault { what, status: None, kind: FaultKind::Again, wait: None, pieces: None })
+            Trouble::Fault(Fault::new(FaultKind::Again, what))
         })
     }
 }
@@ -473,15 +473,15 @@ fn named(id: &str) -> Got<&str> {
     if is_name && id != "." && id != ".." {
         return Ok(id);
     }
-    Err(Trouble::Fault(hopeless("the service gives a name that is none".to_owned())))
+    Err(hopeless("the service gives a name that is none"))
 }
 
 fn kind_of(error: &serde_json::Error) -> &'static str {
     if error.is_data() { "it has another shape" } else { "it is no JSON" }
 }
 
-fn hopeless(what: String) -> Fault {
-    Fault { what, status: None, kind: FaultKind::Hopeless, wait: None, pieces: None }
+fn hopeless(what: impl Into<String>) -> Trouble {
+    Trouble::Fault(Fault::new(FaultKind::Hopeless, what))
 }
 
 fn net(error: &stillroom_net::NetError) -> Trouble {

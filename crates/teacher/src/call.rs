@@ -79,17 +79,18 @@ fn exchange(
     }
     if response.header(REQUEST_ID).is_some_and(|id| id != request_id) {
         let what = format!("the reply names another request in `{REQUEST_ID}`");
-        return Err(again(what, Some(response.status()), Some(0)));
+        return Err(Fault::of_work(what, Some(response.status()), 0));
     }
     read(response, patience, reply_bytes_max(ask, sampling)).and_then(checked)
 }
 
 /// A reply of which a part came twice is not what the teacher wrote.
 pub(crate) fn checked(reply: Reply) -> Result<Reply, Fault> {
+    // Some servers tell of a usage and count nothing.
     let counted = reply.usage.is_some_and(|usage| usage.completion_tokens > 0);
     if counted && reply.has_more_pieces_than_tokens() {
         let what = format!("{} pieces came, more than the tokens that were counted", reply.pieces);
-        return Err(again(what, Some(200), Some(reply.pieces)));
+        return Err(Fault::of_work(what, Some(200), reply.pieces));
     }
     Ok(reply)
 }
@@ -102,7 +103,7 @@ fn read(mut response: Response, patience: &Patience, bytes_max: u64) -> Result<R
     let status = Some(response.status());
     response.allow_silence(Duration::from_secs_f64(patience.stall_timeout_s));
     let whole = response.read_to_vec(bytes_max).map_err(|e| of_net(&e, Some(0)))?;
-    openai::read_reply(&whole).map_err(|fault| of_reply(&fault, status, 0))
+    openai::read_reply(&whole).map_err(|fault| Fault::of_work(fault.to_string(), status, 0))
 }
 
 /// An address below an endpoint's.
@@ -131,13 +132,14 @@ fn streamed(response: &mut Response, bytes_max: u64, patience: &Patience) -> Res
     let (first, stall) = (patience.first_token_timeout_s, patience.stall_timeout_s);
     let (mut pieces, mut last) = (0, Instant::now());
     let mut buffer = vec![0; 16 << 10];
+    let unusable = |fault: ReplyFault, pieces| Fault::of_work(fault.to_string(), status, pieces);
     loop {
         // Signs of life (comments) may go on for ever; pieces of the reply are what is waited for.
         let patience_s = if pieces == 0 { first } else { first.max(stall) };
         let left = Duration::from_secs_f64(patience_s).saturating_sub(last.elapsed());
         if left.is_zero() {
             let what = format!("nothing of the reply for {patience_s} s");
-            return Err(again(what, status, Some(pieces)));
+            return Err(Fault::of_work(what, status, pieces));
         }
         let silence = if pieces == 0 { left } else { left.min(Duration::from_secs_f64(stall)) };
         response.allow_silence(silence);
@@ -147,15 +149,15 @@ fn streamed(response: &mut Response, bytes_max: u64, patience: &Patience) -> Res
             Err(error) => return reader.finish().map_err(|_| of_net(&error, Some(pieces))),
         };
         if n == 0 {
-            return reader.finish().map_err(|fault| of_reply(&fault, status, pieces));
+            return reader.finish().map_err(|fault| unusable(fault, pieces));
         }
-        let progress = reader.feed(&buffer[..n]).map_err(|fault| of_reply(&fault, status, pieces))?;
+        let progress = reader.feed(&buffer[..n]).map_err(|fault| unusable(fault, pieces))?;
         if progress.pieces > pieces {
             (pieces, last) = (progress.pieces, Instant::now());
         }
         if progress.ended {
             drain(response, &mut buffer);
-            return reader.finish().map_err(|fault| of_reply(&fault, status, pieces));
+            return reader.finish().map_err(|fault| unusable(fault, pieces));
         }
     }
 }
@@ -170,13 +172,16 @@ fn drain(response: &mut Response, buffer: &mut [u8]) {
     }
 }
 
-fn again(what: String, status: Option<u16>, pieces: Option<u64>) -> Fault {
-    Fault { what, status, kind: FaultKind::Again, wait: None, pieces }
-}
+impl Fault {
+    /// Without a status, and nothing to be billed for.
+    pub(crate) fn new(kind: FaultKind, what: impl Into<String>) -> Fault {
+        Fault { what: what.into(), status: None, kind, wait: None, pieces: None }
+    }
 
-/// A reply that came and cannot be used: the service has worked.
-fn of_reply(fault: &ReplyFault, status: Option<u16>, pieces: u64) -> Fault {
-    again(fault.to_string(), status, Some(pieces))
+    /// Of a reply that came and cannot be used: the service has worked, and may bill it.
+    pub(crate) fn of_work(what: impl Into<String>, status: Option<u16>, pieces: u64) -> Fault {
+        Fault { status, pieces: Some(pieces), ..Fault::new(FaultKind::Again, what) }
+    }
 }
 
 /// `pieces` is what had come of the reply; `None` where not even a status had.
@@ -198,7 +203,7 @@ pub(crate) fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
             | NetError::Timeout { phase: Phase::Connect, .. }
     );
     let pieces = (kind == FaultKind::Again && asked).then_some(pieces.unwrap_or(0));
-    Fault { what: error.to_string(), status: None, kind, wait: None, pieces }
+    Fault { pieces, ..Fault::new(kind, error.to_string()) }
 }
 
 /// What a status that is no success means for another try.
@@ -223,5 +228,5 @@ pub(crate) fn of_status(response: Response) -> Fault {
         Some(said) => format!("`{place}` answers {status}: {said}"),
         None => format!("`{place}` answers {status}"),
     };
-    Fault { what, status: Some(status), kind, wait, pieces: None }
+    Fault { status: Some(status), wait, ..Fault::new(kind, what) }
 }

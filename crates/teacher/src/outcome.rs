@@ -2,9 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use stillroom_core::Digest;
 use stillroom_formats::openai::{Finish, Reply};
-use stillroom_store::{Ending, Outcome};
+use stillroom_store::{Ending, LedgerReader, Outcome};
 
+use crate::TeacherError;
 use crate::ask::{Answer, Ask, Receipt};
 use crate::call::{Fault, FaultKind};
 use crate::estimate::Estimator;
@@ -68,6 +70,35 @@ pub(crate) fn of_fault(call: u64, fault: &Fault, tokens: Option<(u64, u64)>, pri
         estimated: tokens.is_some(),
         receipt: None,
     }
+}
+
+/// What the ledger has of a request, for the prompt of that id.
+pub(crate) fn kept(
+    ledger: &LedgerReader,
+    request: &Digest,
+    prompt: &str,
+) -> Result<Option<Answer>, TeacherError> {
+    let Some(settled) = ledger.settled(request)? else { return Ok(None) };
+    if settled.ending == Ending::Refused {
+        return Ok(Some(Answer::Refused { fault: settled.fault.unwrap_or_default() }));
+    }
+    match serde_json::from_slice(&settled.receipt) {
+        Ok(receipt) => Ok(Some(Answer::Reply(Box::new(receipt)))),
+        Err(error) => Err(damaged(prompt, error.to_string())),
+    }
+}
+
+/// The same of a request that was answered.
+pub(crate) fn read_back(
+    ledger: &LedgerReader,
+    request: &Digest,
+    prompt: &str,
+) -> Result<Answer, TeacherError> {
+    kept(ledger, request, prompt)?.ok_or_else(|| damaged(prompt, "it is gone".to_owned()))
+}
+
+fn damaged(prompt: &str, cause: String) -> TeacherError {
+    TeacherError::DamagedReceipt { prompt: prompt.to_owned(), cause }
 }
 
 pub(crate) fn unix_ms() -> u64 {

@@ -4,7 +4,8 @@ use stillroom_store::LedgerReader;
 
 use crate::TeacherError;
 use crate::ask::{Answer, Ask};
-use crate::session::{Counts, Teacher, answer_of};
+use crate::outcome;
+use crate::session::{Counts, Teacher};
 
 impl Teacher {
     /// Answers everything from `ledger`, in the order of `asks`; nothing is sent. What was never asked there is given up.
@@ -17,11 +18,9 @@ impl Teacher {
         let mut counts = Counts::default();
         for ask in asks {
             let ask = ask?;
-            let settled = ledger.settled(&self.request_digest(&ask)).map_err(TeacherError::from)?;
-            let answer = match settled {
-                Some(settled) => answer_of(settled, &ask.id)?,
-                None => Answer::GivenUp { fault: "it is not in the ledger that is replayed".to_owned() },
-            };
+            let answer = outcome::kept(ledger, &self.request_digest(&ask), &ask.id)?.unwrap_or_else(|| {
+                Answer::GivenUp { fault: "it is not in the ledger that is replayed".to_owned() }
+            });
             counts.answers += 1;
             counts.kept += 1;
             deliver(ask, answer, counts)?;

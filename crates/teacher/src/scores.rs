@@ -99,9 +99,8 @@ fn other_token(t: usize) -> Fault {
     again(format!("the log-probability at token {t} is of another token than was sent"))
 }
 
-/// The service has worked, and may bill it.
 fn again(what: String) -> Fault {
-    Fault { what, status: Some(200), kind: FaultKind::Again, wait: None, pieces: Some(0) }
+    Fault::of_work(what, Some(200), 0)
 }
 
 fn hopeless(what: String) -> Fault {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use stillroom_core::{Cleared, Digest};
 use stillroom_formats::openai::Reply;
 use stillroom_net::{Client, ClientOptions};
-use stillroom_store::{Call, Ending, Entry, Ledger, Outcome, Scribe, Settled};
+use stillroom_store::{Call, Entry, Ledger, Outcome, Scribe, Totals};
 
 use crate::TeacherError;
 use crate::ask::{Answer, Ask, Receipt};
@@ -127,7 +127,10 @@ impl Teacher {
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
     ) -> Result<Finished, E> {
-        let totals = ledger.totals(None).map_err(TeacherError::from)?;
+        // Who sets no limit need not go through all calls, which a student's teacher has done by the million.
+        let limited = self.budget.usd.is_some() || self.budget.tokens.is_some();
+        let totals =
+            if limited { ledger.totals(None).map_err(TeacherError::from)? } else { Totals::default() };
         let spent = (totals.usd, totals.prompt_tokens + totals.completion_tokens);
         let n_threads = self.n_threads();
         let shared = Shared {
@@ -228,7 +231,7 @@ impl Desk<'_> {
             while let Some((asked, answer)) = open.pop_answered() {
                 let answer = match answer {
                     Some(answer) => answer,
-                    None => self.read_back(&asked)?,
+                    None => outcome::read_back(self.ledger, &asked.request, &asked.ask.id)?,
                 };
                 self.hand_over(&asked, answer, deliver)?;
             }
@@ -250,15 +253,6 @@ impl Desk<'_> {
         }
     }
 
-    /// An answer that was not kept in memory.
-    fn read_back(&self, asked: &Asked) -> Result<Answer, TeacherError> {
-        let settled = self.ledger.settled(&asked.request)?;
-        settled.map(|settled| answer_of(settled, &asked.ask.id)).transpose()?.ok_or_else(|| {
-            let cause = "it is gone".to_owned();
-            TeacherError::DamagedReceipt { prompt: asked.ask.id.clone(), cause }
-        })
-    }
-
     fn has_room(&self, full: usize) -> bool {
         let schedule = self.shared.lock();
         schedule.stopped().is_none() && schedule.n_ready() < full
@@ -266,7 +260,7 @@ impl Desk<'_> {
 
     fn look_up(&mut self, ask: Ask) -> Result<(Arc<Asked>, Option<Answer>), TeacherError> {
         let request = self.shared.teacher.request_digest(&ask);
-        let answer = self.ledger.settled(&request)?.map(|settled| answer_of(settled, &ask.id)).transpose()?;
+        let answer = outcome::kept(self.ledger, &request, &ask.id)?;
         self.counts.kept += u64::from(answer.is_some());
         Ok((Arc::new(Asked { ask, request }), answer))
     }
@@ -285,17 +279,6 @@ impl Desk<'_> {
         }
         deliver(asked.ask.clone(), answer, self.counts)
     }
-}
-
-/// What the ledger has of a request.
-pub(crate) fn answer_of(settled: Settled, prompt: &str) -> Result<Answer, TeacherError> {
-    if settled.ending == Ending::Refused {
-        return Ok(Answer::Refused { fault: settled.fault.unwrap_or_default() });
-    }
-    let receipt: Receipt = serde_json::from_slice(&settled.receipt).map_err(|error| {
-        TeacherError::DamagedReceipt { prompt: prompt.to_owned(), cause: error.to_string() }
-    })?;
-    Ok(Answer::Reply(Box::new(receipt)))
 }
 
 impl Shared<'_> {
