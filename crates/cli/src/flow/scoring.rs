@@ -127,10 +127,10 @@ impl EndpointScorer {
                 Ok(())
             }
         };
-        let (finished, totals) = match &self.records {
+        let finished = match &self.records {
             Records::Replayed(ledger) => {
                 self.session.replay(ledger, &mut asks, &mut |ask, answer, _| deliver(ask, answer))?;
-                (Finished::All, Totals::default())
+                Finished::All
             }
             Records::Own { path, unknown_usd, client } => {
                 let ledger = Ledger::open(path, *unknown_usd).map_err(Failure::from)?;
@@ -138,13 +138,19 @@ impl EndpointScorer {
                 let left = |seconds: f64| (seconds - self.asked_for.get().as_secs_f64()).max(0.0);
                 session.budget.seconds = session.budget.seconds.map(left);
                 let mut deliver = |ask, answer, _| deliver(ask, answer);
-                let finished = session.answer_all_by(client, &ledger, &mut asks, &mut deliver)?;
-                (finished, ledger.totals(Some(session.stage)).map_err(Failure::from)?)
+                session.answer_all_by(client, &ledger, &mut asks, &mut deliver)?
             }
         };
         if finished == Finished::All && given_up.is_none() {
             return Ok(answers);
         }
+        let totals = match &self.records {
+            Records::Replayed(_) => Totals::default(),
+            Records::Own { path, .. } => {
+                let ledger = LedgerReader::open(path).map_err(Failure::from)?;
+                ledger.totals(Some(self.session.stage)).map_err(Failure::from)?
+            }
+        };
         Err(Silence::Unfinished(Box::new(Unfinished { finished, totals, given_up })))
     }
 }
