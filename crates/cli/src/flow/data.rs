@@ -1,6 +1,7 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ use stillroom_corpus::{Split, Verifier};
 use stillroom_store::{atomic_write_with, digest_file};
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::Flow;
 use crate::flow::spool::{Note, Spool};
-use crate::flow::{Flow, unreadable};
 use crate::recipe::{PromptSource, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
@@ -74,23 +75,17 @@ impl Flow {
 
     /// The prompts of a part one by one, whatever their number.
     pub(crate) fn prompt_rows(&self, split: Split) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
-        let path = self.run.path(&format!("{FOLDER}/{split}.jsonl"))?;
-        let file = std::fs::File::open(&path).map_err(|e| Failure::io("open", &path, &e))?;
-        Ok(BufReader::new(file).lines().map(move |line| {
-            let line = line.map_err(|e| Failure::io("read", &path, &e))?;
-            serde_json::from_str(&line).map_err(|e| unreadable(&path, &e))
-        }))
+        self.lines_of(&format!("{FOLDER}/{split}.jsonl"))
     }
 
     /// The prompts of a part, as the stage wrote them.
     pub(crate) fn prompts_of(&self, split: Split) -> Result<Vec<Prompt>> {
-        self.read_lines(&format!("{FOLDER}/{split}.jsonl"))
+        self.prompt_rows(split)?.collect()
     }
 
     /// The prompts of a part as `change` leaves them: all of them at once may be much.
     pub(crate) fn prompts_changed(&self, split: Split, change: impl Fn(&mut Prompt)) -> Result<Vec<Prompt>> {
-        let prompts = self.lines_of(&format!("{FOLDER}/{split}.jsonl"))?;
-        let changed = prompts.map(|prompt: Result<Prompt>| {
+        let changed = self.prompt_rows(split)?.map(|prompt| {
             let mut prompt = prompt?;
             change(&mut prompt);
             Ok(prompt)
@@ -107,8 +102,9 @@ impl Flow {
         self.judge.clone()
     }
 
-    /// Digests of the files that the data is read from.
-    fn source_digests(&self, path: &str) -> Result<Vec<String>> {
+    /// The files that the data is read from, each with its digest: which part a row belongs to, and what it is called where
+    /// it has no id, is in their names.
+    fn source_digests(&self, path: &str) -> Result<Vec<(String, String)>> {
         let root = self.source.resolve_path(path);
         if !root.exists() {
             return Err(Failure::new(Exit::Io, format!("there is no data at `{}`", root.display()))
@@ -116,16 +112,11 @@ impl Flow {
                 .at(self.source.place(&["prompts", "path"]))
                 .fix("check the path; it is looked for beside the recipe, then in the working directory"));
         }
-        let mut files = vec![root.clone()];
-        if root.is_dir() {
-            let entries = std::fs::read_dir(&root).map_err(|e| Failure::io("list", &root, &e))?;
-            files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-            // Those of a folder within, where the data lies there.
-            files.extend(Files::of(&root)?.all().cloned());
-            files.sort();
-            files.dedup();
-        }
-        files.iter().map(|file| Ok(digest_file(file)?.0.to_string())).collect()
+        let digest = |file: &PathBuf| {
+            let name = file.strip_prefix(&root).unwrap_or(file).display().to_string();
+            Ok((name, digest_file(file)?.0.to_string()))
+        };
+        Files::of(&root)?.all().map(digest).collect()
     }
 
     fn draw_problems(&mut self, worked: bool) -> Result<[Vec<Prompt>; 3]> {

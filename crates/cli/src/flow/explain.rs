@@ -1,9 +1,7 @@
 //! What curation removed, step by step, with a few of the removed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::Trace;
@@ -11,7 +9,7 @@ use stillroom_corpus::curation::{Dropped, Step};
 use stillroom_formats::parquet_rows;
 
 use super::curate::{DROPPED, SUMMARY, Summary};
-use super::{teach, tools, unreadable};
+use super::{json_lines, teach, tools, unreadable};
 use crate::failure::{Failure, Result};
 
 /// Traces that are shown of each step.
@@ -59,17 +57,16 @@ pub(crate) fn explain(output: &Path) -> Result<Explanation> {
     }
     let dropped = output.join(file);
     if dropped.exists() {
-        explanation.count(&dropped)?;
+        explanation.count(dropped)?;
     }
     explanation.find_excerpts(&output.join(teach::FOLDER))?;
     Ok(explanation)
 }
 
 impl Explanation {
-    fn count(&mut self, path: &Path) -> Result<()> {
-        let io = |e: std::io::Error| Failure::io("read", path, &e);
-        for line in BufReader::new(File::open(path).map_err(io)?).lines() {
-            let drop: Dropped = serde_json::from_str(&line.map_err(io)?).map_err(|e| unreadable(path, &e))?;
+    fn count(&mut self, path: PathBuf) -> Result<()> {
+        for drop in json_lines::<Dropped>(path)? {
+            let drop = drop?;
             let step = self.steps.entry(drop.step).or_default();
             step.dropped += 1;
             if step.samples.len() < SAMPLES {

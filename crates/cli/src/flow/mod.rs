@@ -207,6 +207,9 @@ impl Flow {
         self.run.write("recipe.toml", recipe.as_bytes())?;
         let verdict = decision.verdict.as_str();
         self.progress.line(&format!("gate: {verdict}"));
+        if let Some(open) = gate::open_places_in_words(&self.recipe) {
+            self.progress.line(&format!("gate: {open}"));
+        }
         self.event(json!({
             "event": "run_started",
             "recipe": self.recipe.name,
@@ -372,13 +375,29 @@ impl Flow {
         &self,
         relative: &str,
     ) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
-        let path = self.run.path(relative)?;
-        let file = File::open(&path).map_err(|e| Failure::io("read", &path, &e))?;
-        Ok(BufReader::new(file).lines().map(move |line| {
-            let line = line.map_err(|e| Failure::io("read", &path, &e))?;
-            serde_json::from_str(&line).map_err(|e| unreadable(&path, &e))
-        }))
+        json_lines(self.run.path(relative)?)
     }
+}
+
+/// The JSON values of a file, one at a time.
+pub(crate) fn json_lines<T: DeserializeOwned>(
+    path: PathBuf,
+) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+    let file = File::open(&path).map_err(|e| Failure::io("read", &path, &e))?;
+    Ok(BufReader::new(file).lines().map(move |line| {
+        let line = line.map_err(|e| Failure::io("read", &path, &e))?;
+        serde_json::from_str(&line).map_err(|e| unreadable(&path, &e))
+    }))
+}
+
+/// The files in a folder, in order of name.
+pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listed: std::io::Result<Vec<PathBuf>> =
+        std::fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut files = listed.map_err(|e| Failure::io("list", folder, &e))?;
+    files.retain(|path| path.is_file());
+    files.sort();
+    Ok(files)
 }
 
 fn unwritable(relative: &str, error: &serde_json::Error) -> Failure {
@@ -409,12 +428,10 @@ pub(crate) fn teacher_files(recipe: &Recipe, source: &Source) -> Result<ModelFil
 pub(crate) fn weights_digest(path: &Path) -> Result<Digest> {
     let mut files = vec![path.to_path_buf()];
     if path.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(|e| Failure::io("list", path, &e))?;
-        files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files = files_in(path)?;
         files.retain(|file| {
             file.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja")
         });
-        files.sort();
     }
     let mut digester = Digester::new();
     for file in files {

@@ -12,7 +12,7 @@ use stillroom_model::{Generation, GenerationRequest, SamplingParams};
 use stillroom_store::PartStore;
 
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::{Flow, data, digest_of, wire};
+use crate::flow::{Flow, data, digest_of, files_in, wire};
 use crate::models::Model;
 use crate::recipe::PromptPii;
 
@@ -188,10 +188,8 @@ impl Flow {
 
 /// The parts in a folder, in order.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Failure::io("list", folder, &e))?;
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    let mut paths = files_in(folder)?;
     paths.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
-    paths.sort();
     Ok(paths)
 }
 
