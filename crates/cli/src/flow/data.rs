@@ -1,14 +1,14 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stillroom_core::{CounterRng, Prompt};
 use stillroom_corpus::curation::{Dropped, Step, tool_use};
-use stillroom_corpus::prompts::{Files, Item, for_each, rows_of};
+use stillroom_corpus::prompts::{Allowed, Files, Item, for_each, rows_of};
 use stillroom_corpus::sources::Origin;
 use stillroom_corpus::word_problems::{self, WordProblem};
 use stillroom_corpus::{Split, Verifier};
@@ -17,7 +17,7 @@ use stillroom_store::{atomic_write_with, digest_file};
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
 use crate::flow::spool::{Note, Spool};
-use crate::recipe::{PromptSource, ToolCalls};
+use crate::recipe::{PromptSource, Recipe, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
 const FOLDER: &str = "corpus/prompts";
@@ -175,7 +175,7 @@ impl Flow {
         let (mut refused, mut with_tools) = (Vec::new(), [const { Vec::new() }; 3]);
         let mut templates: [Option<Prompt>; 3] = Default::default();
         let keeps_tools = self.keeps_tools();
-        let mut each = |split: Split, item: Item| -> Result<()> {
+        let each = |split: Split, item: Item| -> Result<()> {
             let i = split as usize;
             if let Some((prompt, reason)) =
                 item.as_prompt().and_then(|prompt| Some((prompt, tool_use(prompt)?)))
@@ -192,11 +192,7 @@ impl Flow {
             Ok(())
         };
         let mut allowed = self.allowed(&mut refused);
-        match self.recipe.student.is_nobody() {
-            // Nothing is held out.
-            true => rows_of(&Files::of(&root)?.train, &mut allowed, |item| each(Split::Train, item))?,
-            false => for_each(&root, &mut allowed, each)?,
-        }
+        each_row(&self.recipe, &root, &mut allowed, each)?;
         drop(allowed);
         templates.iter().flatten().try_for_each(|prompt| self.check_template(prompt))?;
         refused.extend(with_tools.into_iter().flatten());
@@ -257,6 +253,19 @@ impl Flow {
                 .detail(format!("{n} rows were left out; `corpus/prompts/refused.jsonl` has the reasons"))
                 .fix("give more rows, or ask less of them under `[curate]`"),
         })
+    }
+}
+
+/// Goes through the rows of a recipe's data, with the part of each. Where nobody is trained nothing is held out.
+pub(super) fn each_row(
+    recipe: &Recipe,
+    root: &Path,
+    allowed: &mut Allowed<'_>,
+    mut each: impl FnMut(Split, Item) -> Result<()>,
+) -> Result<()> {
+    match recipe.student.is_nobody() {
+        true => rows_of(&Files::of(root)?.train, allowed, |item| each(Split::Train, item)),
+        false => for_each(root, allowed, each),
     }
 }
 

@@ -1,13 +1,17 @@
 //! What a run takes, before it is started: counts from the recipe, rates from a short measurement of this
 //! machine, each figure with what it assumes.
 
+use std::path::Path;
+
 use serde::Serialize;
 use stillroom_corpus::Split;
-use stillroom_corpus::prompts::{Item, for_each};
+use stillroom_corpus::prompts::Item;
+use stillroom_corpus::sources::Origin;
 use stillroom_corpus::word_problems;
 use stillroom_formats::{DecoderConfig, ModelFiles, Tokenizer};
 use stillroom_kernels::Device;
 
+use super::data::each_row;
 use super::memory::Stages;
 use super::wire_estimate::OverWire;
 use crate::failure::Result;
@@ -156,10 +160,11 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: Option<&Tokenizer>) -> Res
             None => text.len().div_ceil(BYTES_PER_TOKEN),
         })
     };
-    let cap = |n: usize| recipe.prompts.num_examples.map_or(n, |wanted| wanted.min(n)) as f64;
-    let mean = |lengths: Vec<usize>| lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
-    let held_out = recipe.evaluate.num_examples;
-    let validation = recipe.prompts.num_validation;
+    // Where nobody is trained every row is asked.
+    let [validation, held_out] = match recipe.student.is_nobody() {
+        true => [0, 0],
+        false => [recipe.prompts.num_validation, recipe.evaluate.num_examples],
+    };
     match &recipe.prompts.source {
         PromptSource::Task { .. } => {
             let problems = word_problems::problems(recipe.prompts.seed, Split::Train, ITEMS);
@@ -181,45 +186,60 @@ fn sizes(recipe: &Recipe, source: &Source, tokenizer: Option<&Tokenizer>) -> Res
                 validation_items: validation as f64,
                 held_out_items: held_out as f64,
                 longest_prompt: prompts.iter().copied().max().unwrap_or(0),
-                prompt_tokens: mean(prompts),
-                reply_tokens: mean(replies),
+                prompt_tokens: mean(&prompts),
+                reply_tokens: mean(&replies),
             })
         }
         PromptSource::Chat { path } | PromptSource::Text { path } => {
             let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
-            let length = |item: &Item| -> Result<usize> {
-                Ok(match item {
-                    Item::Text { text, .. } => n_tokens(text)?,
-                    Item::Prompt(prompt) => {
-                        let turns = prompt.messages.iter().chain(prompt.target.iter().filter(|_| text));
-                        let mut n = 0;
-                        for turn in turns {
-                            n += n_tokens(&turn.content)?;
-                        }
-                        n
-                    }
-                })
-            };
-            let (mut n, mut lengths) = ([0; 3], Vec::new());
-            for_each(&source.resolve_path(path), &mut |_, _, _| true, |split, item| -> Result<()> {
-                n[split as usize] += 1;
-                if split == Split::Train && lengths.len() < ITEMS {
-                    lengths.push(length(&item)?);
-                }
-                Ok(())
-            })?;
+            let (n, lengths) = rows_of_data(recipe, &source.resolve_path(path), &n_tokens)?;
             let [in_train, in_validation, in_held_out] = n;
             let tokens = recipe.teacher.as_ref().map_or(0, |teacher| teacher.max_tokens) as f64 / 2.0;
             Ok(Sizes {
-                train_items: cap(in_train),
+                train_items: recipe.prompts.num_examples.map_or(in_train, |wanted| wanted.min(in_train))
+                    as f64,
                 validation_items: validation.min(in_validation) as f64,
                 held_out_items: held_out.min(in_held_out) as f64,
                 longest_prompt: lengths.iter().copied().max().filter(|_| !text).unwrap_or(0),
-                prompt_tokens: if text { 0.0 } else { mean(lengths.clone()) },
-                reply_tokens: if text { mean(lengths) } else { tokens },
+                prompt_tokens: if text { 0.0 } else { mean(&lengths) },
+                reply_tokens: if text { mean(&lengths) } else { tokens },
             })
         }
     }
+}
+
+fn mean(lengths: &[usize]) -> f64 {
+    lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64
+}
+
+/// How many rows each part of the data has, and the tokens of the first training rows: of their prompts, or of all that is
+/// learned as it stands.
+fn rows_of_data(
+    recipe: &Recipe,
+    root: &Path,
+    n_tokens: &dyn Fn(&str) -> Result<usize>,
+) -> Result<([usize; 3], Vec<usize>)> {
+    let text = matches!(recipe.prompts.source, PromptSource::Text { .. });
+    let length = |item: &Item| -> Result<usize> {
+        match item {
+            Item::Text { text, .. } => n_tokens(text),
+            Item::Prompt(prompt) => {
+                let turns = prompt.messages.iter().chain(prompt.target.iter().filter(|_| text));
+                turns.map(|turn| n_tokens(&turn.content)).sum()
+            }
+        }
+    };
+    let rules = &recipe.curate.sources;
+    let mut allowed = |_: &Item, origin: &Origin, file: &str| rules.refuse(origin, file).is_none();
+    let (mut n, mut lengths) = ([0; 3], Vec::new());
+    each_row(recipe, root, &mut allowed, |split, item| {
+        n[split as usize] += 1;
+        if split == Split::Train && lengths.len() < ITEMS {
+            lengths.push(length(&item)?);
+        }
+        Ok(())
+    })?;
+    Ok((n, lengths))
 }
 
 fn stages(

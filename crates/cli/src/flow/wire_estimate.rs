@@ -32,7 +32,7 @@ impl OverWire<'_> {
             wire,
             asked: if recipe.asks_for_traces() { asked(recipe, sizes) } else { 0.0 },
             scored: if recipe.is_scored() { scored(recipe, sizes) } else { (0.0, 0.0) },
-            measured: if recipe.student.is_nobody() { 0.0 } else { sizes.held_out_items },
+            measured: sizes.held_out_items,
             prompt_tokens: sizes.prompt_tokens,
             reply_tokens: sizes.reply_tokens,
             in_flight: wire.endpoints.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>().max(1)
