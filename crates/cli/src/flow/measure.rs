@@ -20,6 +20,7 @@ use crate::flow::teach::{generate_all, key_of, trace_of};
 use crate::flow::train::{Piece, Training, stage_of, trace_pieces, training_of, weights_of};
 use crate::flow::{Flow, data, divergence, wire};
 use crate::models::{self, Model};
+use crate::recipe::PromptPii;
 
 /// Replies written at once.
 pub(super) const IN_FLIGHT: usize = 128;
@@ -72,14 +73,16 @@ impl Flow {
                 _ => json!(null),
             };
             let recipe = &self.recipe;
-            let settings = json!([
-                2,
-                recipe.evaluate.max_tokens,
-                recipe.prompts.verifier,
-                recipe.train.max_length,
-                teacher,
-                start
-            ]);
+            let mut settings = vec![
+                json!(2),
+                json!(recipe.evaluate.max_tokens),
+                json!(recipe.prompts.verifier),
+                json!(recipe.train.max_length),
+                json!(teacher),
+                start,
+            ];
+            let redacts = contender == Contender::Teacher && self.prompt_pii() == PromptPii::Redact;
+            settings.extend(redacts.then(|| json!("redacted")));
             let after: Vec<&str> = after.iter().map(String::as_str).collect();
             let folder = folder(contender);
             self.stage(&stage(contender), &settings, &after, &[&folder], |flow| flow.measure(contender))?;
