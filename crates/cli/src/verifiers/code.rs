@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use stillroom_core::{CounterRng, Message, Prompt};
+use stillroom_core::{Digest, Message, Prompt};
 use stillroom_corpus::{Verdict, Verifier};
 
 use super::process::{End, Outcome, first_line, run};
@@ -82,7 +82,7 @@ impl CodeVerifier {
         ]);
         let prefix = self.interpreter.parent().and_then(|bin| bin.parent()).unwrap_or(&self.interpreter);
         let bytes = (self.memory_mb as u64 * MIB).to_string();
-        let seconds = self.time.as_secs().max(1).to_string();
+        let seconds = cpu_seconds(self.time).to_string();
         command
             .args(["--", "sh", "-c", SETUP, "sandbox", &bytes, &seconds])
             .arg(&self.interpreter)
@@ -94,6 +94,11 @@ impl CodeVerifier {
             .env("HOME", "/tmp");
         run(command, program.into_bytes(), self.time + OVERHEAD)
     }
+}
+
+/// Whole seconds are what the system counts: no fewer than the time allows.
+fn cpu_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// The interpreter itself, never a link or a wrapper in somebody's home.
@@ -115,7 +120,7 @@ impl Verifier for CodeVerifier {
         };
         let Some(code) = code_of(&reply.content) else { return Verdict::wrong("no code in the reply") };
         // A program that ends itself before its tests has not passed them: only their end says this word.
-        let word = format!("passed-{:016x}", word_of(prompt, code));
+        let word = word_of(prompt, code);
         let program = format!("{code}\n\n{tests}\n\nprint({word:?})\n");
         match self.run(program) {
             Err(error) => Verdict::wrong(format!("the sandbox cannot be run: {error}")),
@@ -154,10 +159,9 @@ impl CodeVerifier {
 }
 
 /// Another word for each prompt and reply, the same each time.
-fn word_of(prompt: &Prompt, code: &str) -> u64 {
-    let digest = stillroom_core::Digest::of(format!("{}\0{code}", prompt.id).as_bytes());
-    let head = digest.as_bytes()[..8].try_into().unwrap_or_default();
-    CounterRng::new(&[0x0063_6f64_6500, u64::from_le_bytes(head)]).next_u64()
+fn word_of(prompt: &Prompt, code: &str) -> String {
+    let digest = Digest::of(format!("{}\0{code}", prompt.id).as_bytes()).to_string();
+    format!("passed-{}", &digest[..16])
 }
 
 /// The last fenced block of a reply that says Python or nothing; a reply without a fence is code as a whole.
@@ -194,6 +198,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_time_of_the_processor_is_no_less_than_the_time() {
+        let seconds = [0.1, 1.0, 1.5, 10.0].map(|s| cpu_seconds(Duration::from_secs_f64(s)));
+        assert_eq!(seconds, [1, 1, 2, 10]);
+    }
+
     /// Where the system gives namespaces and has Python, each of these has to hold; elsewhere nothing is run.
     #[test]
     fn code_runs_within_its_limits_or_not_at_all() {
@@ -225,6 +235,7 @@ mod tests {
         wrong("def add(a, b):\n    return a - b", "AssertionError");
         wrong("import os\nos._exit(0)", "ended before its tests");
         wrong("raise SystemExit(0)", "ended before its tests");
+        assert_eq!(judge(&format!("{add}print('x' * 1000000)")), (true, "right answer".into()));
         wrong("while True: pass", "");
         wrong("import time\ntime.sleep(60)", "took longer than 2 s");
         wrong("x = bytearray(1 << 30)", "MemoryError");

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Of what a program says, this much is kept; the rest is read and dropped, so that it does not wait for a reader.
-const OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// Of what a program says, so much of its beginning and of its end is kept; the rest is read and dropped, so that it does not
+/// wait for a reader.
+const END_BYTES: usize = 64 << 10;
 /// A program that says more than this is ended.
 const FLOOD_BYTES_MAX: usize = 16 << 20;
 /// How often a running program is looked at.
@@ -86,7 +87,10 @@ fn kept(mut pipe: impl Read + Send + 'static) -> Said {
                 break;
             }
             seen += n;
-            words.extend_from_slice(&buffer[..n.min(OUTPUT_BYTES_MAX - words.len().min(OUTPUT_BYTES_MAX))]);
+            words.extend_from_slice(&buffer[..n]);
+            if words.len() > 4 * END_BYTES {
+                words.drain(END_BYTES..words.len() - END_BYTES);
+            }
             if seen > FLOOD_BYTES_MAX {
                 let _ = send_flood.send(());
                 break;
@@ -104,4 +108,20 @@ pub(super) fn first_line(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("");
     line.chars().take(CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end was lost, and with it the word by which a program says that it passed.
+    #[test]
+    fn beginning_and_end_of_much_output_are_kept() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo first; head -c 1000000 /dev/zero | tr '\\0' x; echo; echo last"]);
+        let outcome = run(command, Vec::new(), Duration::from_secs(60)).expect("it runs");
+        assert!(matches!(outcome.end, End::Exited(status) if status.success()));
+        assert!(outcome.stdout.starts_with(b"first\n") && outcome.stdout.ends_with(b"x\nlast\n"));
+        assert!(outcome.stdout.len() < 5 * END_BYTES, "{}", outcome.stdout.len());
+    }
 }
