@@ -23,6 +23,7 @@ use stillroom_store::digest_file;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::{Flow, data, feedback, revisions, teach};
 use crate::recipe::{Compared, Near, PiiRule, PromptSource, Select, TracePii};
+use crate::verifiers::Remembering;
 
 pub(crate) const STAGE: &str = "curate";
 const TRAIN: &str = "corpus/curated/train.parquet";
@@ -75,7 +76,9 @@ impl Flow {
     }
 
     fn choose_traces(&mut self) -> Result<()> {
-        let verifier = self.verifier();
+        let judge = self.verifier();
+        let remembering = judge.as_deref().map(Remembering::new);
+        let verifier = remembering.as_ref().map(|verifier| verifier as &dyn Verifier);
         let mut summary = Summary::default();
         let held_out = if self.compares_held_out() { self.prompts_of(Split::HeldOut)? } else { Vec::new() };
         // Only a verifier reads whole prompts, and only held-out ones are compared with their last turns.
@@ -95,11 +98,11 @@ impl Flow {
             matches!(self.recipe.curate.select, Select::BestOfN).then(|| self.grades()).transpose()?;
         let revisions =
             matches!(self.recipe.curate.select, Select::Revised).then(|| self.revisions()).transpose()?;
-        let judge = if self.recipe.curate.verify { verifier.as_deref() } else { None };
+        let judge = verifier.filter(|_| self.recipe.curate.verify);
         let curator = Curator::new(train.iter().chain(&validation), judge);
         let mut choice = Choice {
             select: self.recipe.curate.select,
-            verifier: verifier.as_deref(),
+            verifier,
             window: self.recipe.curate.pass_rate,
             keep: self.recipe.curate.keep,
             pii: self.recipe.curate.pii.clone(),
@@ -126,6 +129,7 @@ impl Flow {
                 let in_validation = choice.validation.contains(trace.id.as_str());
                 chosen[usize::from(in_validation)].push(trace)?;
             }
+            remembering.iter().for_each(Remembering::forget);
         }
         let [train, validation] = chosen;
         self.finish_curation(choice, train, validation)
@@ -294,27 +298,17 @@ impl Choice<'_> {
     /// The trace without personal data and secrets, or nothing where it goes for them.
     fn without_pii(&mut self, trace: Trace) -> Option<Trace> {
         let Some(TracePii { rule, classes }) = &self.pii else { return Some(trace) };
-        let asked =
-            Prompt { id: String::new(), messages: trace.messages.clone(), answer: None, target: None };
-        let replied = Prompt { messages: vec![trace.reply()], ..asked.clone() };
-        let Some((_, finding)) =
-            [&asked, &replied].into_iter().find_map(|said| pii::find_in_prompt(said, classes))
-        else {
-            return Some(trace);
-        };
+        let messages = trace.messages.iter().cloned().chain([trace.reply()]).collect();
+        let said = Prompt { id: String::new(), messages, answer: None, target: None };
+        let Some((_, finding)) = pii::find_in_prompt(&said, classes) else { return Some(trace) };
         if *rule == PiiRule::Drop {
             self.drop(&trace, Step::Pii, format!("{} ({})", finding.class, finding.kind));
             return None;
         }
-        let reply = pii::redact_message(trace.reply(), classes);
-        let messages =
-            trace.messages.iter().cloned().map(|message: Message| pii::redact_message(message, classes));
-        Some(Trace {
-            messages: messages.collect(),
-            content: reply.content,
-            reasoning_content: reply.reasoning_content,
-            ..trace
-        })
+        let mut messages: Vec<Message> =
+            said.messages.into_iter().map(|message| pii::redact_message(message, classes)).collect();
+        let Message { content, reasoning_content, .. } = messages.pop().expect("the reply is the last");
+        Some(Trace { messages, content, reasoning_content, ..trace })
     }
 
     /// Whether a trace is no evaluation item and nearly repeats none before.

@@ -7,13 +7,16 @@ mod code;
 mod command;
 mod process;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use stillroom_corpus::{Verifier, verify};
+use stillroom_core::{Digest, Message, Prompt};
+use stillroom_corpus::{Verdict, Verifier, verify};
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::digest_of;
 use crate::recipe::{Program, Recipe, Source};
 
 /// The verifier of a recipe, if it has one; `consent` says whether its command may run.
@@ -53,6 +56,40 @@ pub(crate) fn verifier(recipe: &Recipe, source: &Source, consent: bool) -> Resul
             .fix("look at what it runs; if it may, say `--allow-commands`"));
     }
     Ok(Some(Arc::new(of_command(program, source, time))))
+}
+
+/// A verifier that remembers what it said: several steps ask for the same reply, and a program may take seconds or judge
+/// otherwise the next time.
+pub(crate) struct Remembering<'a> {
+    verifier: &'a dyn Verifier,
+    said: Mutex<HashMap<Digest, Verdict>>,
+}
+
+impl Remembering<'_> {
+    pub(crate) fn new(verifier: &dyn Verifier) -> Remembering<'_> {
+        Remembering { verifier, said: Mutex::default() }
+    }
+
+    /// What was said takes memory.
+    pub(crate) fn forget(&self) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Verifier for Remembering<'_> {
+    fn name(&self) -> &'static str {
+        self.verifier.name()
+    }
+
+    fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict {
+        let asked = digest_of(&(&prompt.id, reply));
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.entry(asked).or_insert_with(|| self.verifier.verify(prompt, reply)).clone()
+    }
+
+    fn answer(&self, reply: &Message) -> Option<String> {
+        self.verifier.answer(reply)
+    }
 }
 
 /// A path is looked for beside the recipe, a bare name in `PATH`.
