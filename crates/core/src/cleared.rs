@@ -15,7 +15,7 @@ const HOST_BYTES_MAX: usize = 253;
 /// How a server is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scheme {
-    /// In the clear; to this machine only.
+    /// In the clear; see [`Origin::is_open`].
     Http,
     Https,
 }
@@ -38,8 +38,8 @@ impl Scheme {
 
 /// Scheme, host and port of an address: `https://huggingface.co`, `http://127.0.0.1:8080`.
 ///
-/// `http` exists for this machine's own addresses only, so that whoever holds an origin knows that
-/// nothing sent there crosses a network in the clear.
+/// `http` exists for this machine's own addresses only, unless somebody asks for more by
+/// [`Origin::of_open_url`]: then [`Origin::is_open`] says that what is sent there can be read on the way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
     scheme: Scheme,
@@ -72,6 +72,11 @@ impl Origin {
     /// assert!(Origin::of_url("http://example.org").is_err());
     /// ```
     pub fn of_url(url: &str) -> Result<Origin, OriginFault> {
+        Origin::of_open_url(url)?.closed()
+    }
+
+    /// The same, and `http` to other machines is allowed: what is sent there can be read and changed on the way.
+    pub fn of_open_url(url: &str) -> Result<Origin, OriginFault> {
         let (scheme, rest) = url.split_once("://").ok_or(OriginFault::Scheme)?;
         let authority = &rest[..rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len())];
         if authority.contains('@') {
@@ -85,11 +90,11 @@ impl Origin {
             }
             None => (authority, None),
         };
-        Origin::new(scheme, host, port)
+        Origin::of_parts(scheme, host, port)
     }
 
-    /// From its parts; `port` is the scheme's own where there is none.
-    pub fn new(scheme: &str, host: &str, port: Option<u16>) -> Result<Origin, OriginFault> {
+    /// From its parts, `http` to other machines among them; `port` is the scheme's own where there is none.
+    pub fn of_parts(scheme: &str, host: &str, port: Option<u16>) -> Result<Origin, OriginFault> {
         let scheme = match scheme {
             s if s.eq_ignore_ascii_case("https") => Scheme::Https,
             s if s.eq_ignore_ascii_case("http") => Scheme::Http,
@@ -100,8 +105,16 @@ impl Origin {
         if port == 0 {
             return Err(OriginFault::Port);
         }
-        let origin = Origin { scheme, host, port };
-        if scheme == Scheme::Http && !origin.is_loopback() { Err(OriginFault::Clear) } else { Ok(origin) }
+        Ok(Origin { scheme, host, port })
+    }
+
+    fn closed(self) -> Result<Origin, OriginFault> {
+        if self.is_open() { Err(OriginFault::Clear) } else { Ok(self) }
+    }
+
+    /// Whether what is sent there can be read and changed on the way: by `http`, and to another machine.
+    pub fn is_open(&self) -> bool {
+        self.scheme == Scheme::Http && !self.is_loopback()
     }
 
     pub fn scheme(&self) -> Scheme {
@@ -155,6 +168,12 @@ impl Reach {
     /// From addresses, each `https://HOST[:PORT]` (what follows is not looked at),
     /// `http://LOOPBACK[:PORT]`, or `https://*.DOMAIN` for every host below a domain.
     pub fn of<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Reach, OriginFault> {
+        let reach = Reach::of_open(addresses)?;
+        if reach.open_places().next().is_some() { Err(OriginFault::Clear) } else { Ok(reach) }
+    }
+
+    /// The same with `http://HOST[:PORT]` of other machines, each by itself: for what a person has written out.
+    pub fn of_open<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Reach, OriginFault> {
         let mut reach = Reach::default();
         for address in addresses {
             match address.strip_prefix("https://*.") {
@@ -167,7 +186,7 @@ impl Reach {
                     reach.domains.insert(origin.host);
                 }
                 None => {
-                    reach.origins.insert(Origin::of_url(address)?);
+                    reach.origins.insert(Origin::of_open_url(address)?);
                 }
             }
         }
@@ -196,6 +215,11 @@ impl Reach {
     pub fn beyond_loopback(&self) -> Option<String> {
         let origin = self.origins.iter().find(|origin| !origin.is_loopback()).map(Origin::to_string);
         origin.or_else(|| self.domains.iter().next().map(|domain| format!("https://*.{domain}")))
+    }
+
+    /// Places where what is sent can be read and changed on the way.
+    pub fn open_places(&self) -> impl Iterator<Item = String> {
+        self.origins.iter().filter(|origin| origin.is_open()).map(Origin::to_string)
     }
 
     /// Whether nothing can be reached.
@@ -273,6 +297,24 @@ mod tests {
         for (url, fault) in cases {
             assert_eq!(Origin::of_url(url), Err(fault), "{url}");
         }
+    }
+
+    /// Nobody gets an open place by chance: it takes the one reader that says so, and the one spelling.
+    #[test]
+    fn http_to_another_machine_is_read_only_where_it_is_asked_for() {
+        let open = "http://10.0.0.1:8000/v1";
+        assert_eq!(Reach::of(["https://a.example", open]), Err(OriginFault::Clear));
+        let reach = Reach::of_open(["https://a.example", "http://127.0.0.1:1", open]).unwrap();
+        assert_eq!(reach.open_places().collect::<Vec<_>>(), ["http://10.0.0.1:8000"]);
+        let permits = |url: &str| reach.permits(&Origin::of_open_url(url).unwrap());
+        assert!(permits("http://10.0.0.1:8000/x") && permits("https://a.example"));
+        for other in ["http://10.0.0.1", "https://10.0.0.1:8000", "http://10.0.0.2:8000", "http://a.example"]
+        {
+            assert!(!permits(other), "{other}");
+        }
+        let wide = Reach::of_open(["https://*.a.example"]).unwrap();
+        assert!(!wide.permits(&Origin::of_open_url("http://b.a.example").unwrap()));
+        assert!(Reach::of_open(["http://*.a.example"]).is_err());
     }
 
     #[test]

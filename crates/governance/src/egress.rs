@@ -13,7 +13,7 @@ pub enum Egress {
     Local,
     /// These places only.
     Listed(Reach),
-    /// Every place.
+    /// Every place to which text goes encrypted; an open one has to be listed.
     Any,
 }
 
@@ -23,7 +23,7 @@ impl Egress {
         match self {
             Egress::Local => reach.beyond_loopback(),
             Egress::Listed(listed) => listed.lacks(reach),
-            Egress::Any => None,
+            Egress::Any => reach.open_places().next(),
         }
     }
 }
@@ -62,6 +62,12 @@ mod tests {
         assert!(matches!(shut, GovernanceError::Egress { place } if place == "https://hub.example"));
         let elsewhere = Reach::of(["https://hub.example.evil"]).unwrap();
         assert!(matches!(known.clear("x", &listed, elsewhere), Err(GovernanceError::Egress { .. })));
+        let open = || Reach::of_open(["http://10.0.0.1:8000"]).unwrap();
+        for policy in [Egress::Local, Egress::Any, Egress::Listed(reach())] {
+            let refused = known.clear("x", &policy, open()).unwrap_err();
+            assert!(matches!(refused, GovernanceError::Egress { place } if place == "http://10.0.0.1:8000"));
+        }
+        assert!(known.clear("x", &Egress::Listed(open()), open()).is_ok());
         for shut in ["meta-llama/Llama-2-7b-hf", "nobody/knows-this"] {
             let refused = about(shut).clear(shut, &Egress::Any, reach()).unwrap_err();
             assert!(matches!(refused, GovernanceError::Refused(_)), "{shut}");

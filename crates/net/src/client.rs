@@ -107,13 +107,22 @@ pub struct Request<'a> {
     address: Address,
     headers: Vec<(&'static str, String)>,
     bearer: Option<&'a Secret>,
+    bearer_may_be_read: bool,
     body: &'a [u8],
     stays: bool,
 }
 
 impl<'a> Request<'a> {
     pub fn get(address: Address) -> Request<'a> {
-        Request { method: Method::Get, address, headers: Vec::new(), bearer: None, body: &[], stays: false }
+        Request {
+            method: Method::Get,
+            address,
+            headers: Vec::new(),
+            bearer: None,
+            bearer_may_be_read: false,
+            body: &[],
+            stays: false,
+        }
     }
 
     /// Asks for the headers of what [`Request::get`] would give.
@@ -134,10 +143,18 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// Proof of who asks. It goes to the address's own origin and to no redirect's.
+    /// Proof of who asks. It goes to the address's own origin and to no redirect's, and not where it can be read on the
+    /// way.
     #[must_use]
     pub fn bearer(mut self, token: Option<&'a Secret>) -> Request<'a> {
         self.bearer = token;
+        self
+    }
+
+    /// With leave, the proof of who asks goes to an origin that is open, too.
+    #[must_use]
+    pub fn bearer_may_be_read(mut self, leave: bool) -> Request<'a> {
+        self.bearer_may_be_read = leave;
         self
     }
 
@@ -268,6 +285,9 @@ impl Client {
             builder = builder.header(HeaderName::from_static(name), value);
         }
         if let Some(Secret(token)) = request.bearer.filter(|_| at_home) {
+            if address.origin().is_open() && !request.bearer_may_be_read {
+                return Err(NetError::OpenKey { place: address.origin().to_string() });
+            }
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let mut value = value.map_err(|_| NetError::BadHeader { name: "authorization" })?;
             value.set_sensitive(true);

@@ -33,6 +33,9 @@ pub enum NetError {
     /// The gate's leave does not reach this far.
     #[error("`{place}` is not among the places that requests may go to")]
     NotCleared { place: String },
+    /// A key that could be read on the way.
+    #[error("the key for `{place}` would go there unencrypted")]
+    OpenKey { place: String },
     /// An address that cannot be used.
     #[error("not an address to ask: {fault}")]
     BadAddress { fault: OriginFault },
@@ -102,7 +105,9 @@ impl NetError {
     /// What kind of failure this is; it decides the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            NetError::NotCleared { .. } | NetError::Redirect { .. } => ErrorKind::Policy,
+            NetError::NotCleared { .. } | NetError::Redirect { .. } | NetError::OpenKey { .. } => {
+                ErrorKind::Policy
+            }
             NetError::UnknownHost { .. }
             | NetError::Connect { .. }
             | NetError::Timeout { .. }
@@ -132,6 +137,7 @@ impl NetError {
             NetError::NotCleared { .. } | NetError::Redirect { .. } => {
                 "ask at an address that answers itself, or list the other one too"
             }
+            NetError::OpenKey { .. } => "ask there by `https`, or without a key",
             NetError::UnknownHost { .. } | NetError::Connect { .. } => {
                 "check the connection and the address, then repeat the command"
             }

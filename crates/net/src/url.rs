@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use stillroom_core::{Origin, Scheme};
+use stillroom_core::{Origin, OriginFault, Scheme};
 use ureq::http::Uri;
 
 use crate::Result;
@@ -21,7 +21,16 @@ pub struct Address {
 impl Address {
     /// Refuses other schemes, credentials, `http` to other machines, and what is not plain ASCII.
     pub fn parse(text: &str) -> Result<Address> {
-        let origin = Origin::of_url(text).map_err(|fault| NetError::BadAddress { fault })?;
+        Address::of(text, Origin::of_url(text))
+    }
+
+    /// The same, and `http` to other machines is allowed. A client asks there only with leave for that very origin.
+    pub fn parse_open(text: &str) -> Result<Address> {
+        Address::of(text, Origin::of_open_url(text))
+    }
+
+    fn of(text: &str, origin: std::result::Result<Origin, OriginFault>) -> Result<Address> {
+        let origin = origin.map_err(|fault| NetError::BadAddress { fault })?;
         let bad = || NetError::BadPath { place: origin.to_string() };
         let plain = text.len() <= ADDRESS_BYTES_MAX && text.bytes().all(|b| (0x21..0x7f).contains(&b));
         if !plain || text.contains('\\') {
@@ -31,21 +40,31 @@ impl Address {
         let uri: Uri = text.parse().map_err(|_| bad())?;
         // What is checked and what is asked must be one and the same: by the parts of what is asked.
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(bad()) };
-        let same = Origin::new(scheme, authority.host(), authority.port_u16());
+        let same = Origin::of_parts(scheme, authority.host(), authority.port_u16());
         if authority.as_str().contains('@') || same.as_ref() != Ok(&origin) {
             return Err(bad());
         }
         Ok(Address { origin, uri })
     }
 
+    /// An address whose path goes on from here; a query here is left out.
+    pub fn below(&self, path: &str) -> Result<Address> {
+        self.parse_as_this(&format!("{}{}/{path}", self.origin, self.uri.path().trim_end_matches('/')))
+    }
+
+    /// What was encrypted so far does not go on in the clear.
+    fn parse_as_this(&self, text: &str) -> Result<Address> {
+        if self.origin.is_open() { Address::parse_open(text) } else { Address::parse(text) }
+    }
+
     /// Where a redirect from here leads.
     pub fn join(&self, location: &str) -> Result<Address> {
         let absolute = location.split(['/', '?', '#']).next().is_some_and(|head| head.contains(':'));
         if absolute {
-            return Address::parse(location);
+            return self.parse_as_this(location);
         }
         if location.starts_with("//") {
-            return Address::parse(&format!("{}:{location}", self.origin.scheme().as_str()));
+            return self.parse_as_this(&format!("{}:{location}", self.origin.scheme().as_str()));
         }
         let path = self.uri.path();
         let joined = match location.chars().next() {
@@ -53,7 +72,7 @@ impl Address {
             Some('?') => format!("{}{path}{location}", self.origin),
             _ => format!("{}{}/{location}", self.origin, &path[..path.rfind('/').unwrap_or(0)]),
         };
-        Address::parse(&joined)
+        self.parse_as_this(&joined)
     }
 
     pub fn origin(&self) -> &Origin {
@@ -122,6 +141,24 @@ mod tests {
         ] {
             assert!(base.join(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_open_address_stays_where_it_is_and_none_becomes_open() {
+        assert!(Address::parse("http://vllm.lan:8000/v1").is_err());
+        let open = Address::parse_open("http://vllm.lan:8000/v1/").unwrap();
+        assert_eq!(
+            open.below("chat/completions").unwrap().place(),
+            "http://vllm.lan:8000/v1/chat/completions"
+        );
+        assert_eq!(open.join("/v2").unwrap().place(), "http://vllm.lan:8000/v2");
+        for closed in ["https://vllm.lan/v1", "http://127.0.0.1:1/v1"] {
+            let closed = Address::parse_open(closed).unwrap();
+            assert!(closed.join("http://vllm.lan:8000/v2").is_err());
+        }
+        let long = format!("https://hub.example/{}", "a".repeat(400));
+        let below = Address::parse(&long).unwrap().below("b").unwrap();
+        assert!(below.uri().path().ends_with("aaa/b"), "no part of a path is lost");
     }
 
     #[test]

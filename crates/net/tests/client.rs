@@ -380,3 +380,21 @@ fn a_secure_connection_to_something_else_fails() {
     let told = client(&[&url]).send(&Request::get(Address::parse(&url).unwrap())).unwrap_err();
     assert!(matches!(told, NetError::Tls { .. }), "{told}");
 }
+
+/// `0.0.0.0` is no loopback address, and this machine answers there.
+#[test]
+fn a_key_goes_to_an_open_place_only_with_leave_for_it() {
+    let server = Server::fixed(ok("hello"));
+    let open = server.url.replace("127.0.0.1", "0.0.0.0");
+    let reach = Reach::of_open([open.as_str()]).expect("places");
+    let client = Client::new(Cleared::mint("test", reach), ClientOptions::default());
+    let (address, key) = (Address::parse_open(&open).expect("an address"), Secret::new("abc"));
+    let refused = client.send(&Request::get(address.clone()).bearer(Some(&key))).expect_err("no leave");
+    assert!(matches!(refused, NetError::OpenKey { .. }) && server.seen().is_empty(), "{refused}");
+    assert_eq!(client.send(&Request::get(address.clone())).expect("no key").status(), 200);
+    client.send(&Request::get(address).bearer(Some(&key)).bearer_may_be_read(true)).expect("leave");
+    let seen = server.seen();
+    let keys =
+        seen.iter().filter(|request| request.to_ascii_lowercase().contains("authorization: bearer abc"));
+    assert_eq!((seen.len(), keys.count()), (2, 1), "{seen:?}");
+}

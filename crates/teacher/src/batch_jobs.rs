@@ -355,10 +355,10 @@ impl<'a> Service<'a> {
             "completion_window": WINDOW,
             "metadata": { RUN: self.manners.run, FILE: digest },
         });
-        let address = call::under(&self.endpoint.base, "batches").map_err(|e| net(&e))?;
+        let address = self.endpoint.base.below("batches").map_err(|e| net(&e))?;
         let body = body.to_string().into_bytes();
-        let request = Request::post(address, "application/json", &body).bearer(self.endpoint.key.as_ref());
-        let response = self.client.send(&request).map_err(|e| net(&e))?;
+        let request = Request::post(address, "application/json", &body);
+        let response = self.client.send(&call::signed(self.endpoint, request)).map_err(|e| net(&e))?;
         checked(self.json(&whole(response)?)?)
     }
 
@@ -376,9 +376,9 @@ impl<'a> Service<'a> {
         let file = File::open(path).map_err(|e| failed("open", path, e))?;
         let length = file.metadata().map_err(|e| failed("read", path, e))?.len();
         let mut body = head.as_bytes().chain(file.take(length)).chain(tail.as_bytes());
-        let address = call::under(&self.endpoint.base, "files").map_err(|e| net(&e))?;
+        let address = self.endpoint.base.below("files").map_err(|e| net(&e))?;
         let kind = format!("multipart/form-data; boundary={boundary}");
-        let request = Request::post(address, &kind, &[]).bearer(self.endpoint.key.as_ref());
+        let request = call::signed(self.endpoint, Request::post(address, &kind, &[]));
         let bytes = length + (head.len() + tail.len()) as u64;
         let response = self.client.upload(&request, &mut body, bytes).map_err(|e| net(&e))?;
         let uploaded: Uploaded = self.json(&whole(response)?)?;
@@ -388,8 +388,8 @@ impl<'a> Service<'a> {
     /// Streams a file of results to `to`. `false` if the service has it no more.
     fn download(&self, file: &str, to: &Path, lines_max: u64) -> Got<bool> {
         let path = format!("files/{}/content", encode_component(named(file)?));
-        let address = call::under(&self.endpoint.base, &path).map_err(|e| net(&e))?;
-        let request = Request::get(address).bearer(self.endpoint.key.as_ref()).stay();
+        let address = self.endpoint.base.below(&path).map_err(|e| net(&e))?;
+        let request = call::signed(self.endpoint, Request::get(address)).stay();
         let response = self.client.send(&request).map_err(|e| net(&e))?;
         if matches!(response.status(), 404 | 410) {
             return Ok(false);
@@ -415,8 +415,8 @@ impl<'a> Service<'a> {
     }
 
     fn get(&self, path: &str) -> Got<Vec<u8>> {
-        let address = call::under(&self.endpoint.base, path).map_err(|e| net(&e))?;
-        let request = Request::get(address).bearer(self.endpoint.key.as_ref()).stay();
+        let address = self.endpoint.base.below(path).map_err(|e| net(&e))?;
+        let request = call::signed(self.endpoint, Request::get(address)).stay();
         whole(self.client.send(&request).map_err(|e| net(&e))?)
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stillroom_formats::openai::{self, Caps, Reply, ReplyFault, StreamReader};
-use stillroom_net::{Address, Client, NetError, Phase, Request, Response};
+use stillroom_net::{Client, NetError, Phase, Request, Response};
 
 use crate::ask::{Ask, Question};
 use crate::redact;
@@ -68,12 +68,11 @@ fn exchange(
     request_id: &str,
     (sampling, patience): (&Sampling, &Patience),
 ) -> Result<Reply, Fault> {
-    let address = under(&endpoint.base, ask.path()).map_err(|e| of_net(&e, None))?;
+    let address = endpoint.base.below(ask.path()).map_err(|e| of_net(&e, None))?;
     let request = Request::post(address, "application/json", body)
         .header("accept", "text/event-stream, application/json")
-        .header(REQUEST_ID, request_id)
-        .bearer(endpoint.key.as_ref());
-    let response = client.send(&request).map_err(|e| of_net(&e, None))?;
+        .header(REQUEST_ID, request_id);
+    let response = client.send(&signed(endpoint, request)).map_err(|e| of_net(&e, None))?;
     if !response.is_success() {
         return Err(of_status(response));
     }
@@ -106,10 +105,9 @@ fn read(mut response: Response, patience: &Patience, bytes_max: u64) -> Result<R
     openai::read_reply(&whole).map_err(|fault| Fault::of_work(fault.to_string(), status, 0))
 }
 
-/// An address below an endpoint's.
-pub(crate) fn under(base: &Address, path: &str) -> Result<Address, NetError> {
-    let place = base.place();
-    Address::parse(&format!("{}/{path}", place.trim_end_matches('/')))
+/// A request to an endpoint, with its key.
+pub(crate) fn signed<'a>(endpoint: &'a Endpoint, request: Request<'a>) -> Request<'a> {
+    request.bearer(endpoint.key.as_ref()).bearer_may_be_read(endpoint.send_key_unencrypted)
 }
 
 fn reply_bytes_max(ask: &Ask, sampling: &Sampling) -> u64 {
@@ -189,6 +187,7 @@ pub(crate) fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
     let kind = match error {
         NetError::NotCleared { .. }
         | NetError::Redirect { .. }
+        | NetError::OpenKey { .. }
         | NetError::BadAddress { .. }
         | NetError::BadPath { .. }
         | NetError::BadHeader { .. } => FaultKind::Hopeless,

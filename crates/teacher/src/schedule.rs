@@ -382,6 +382,7 @@ mod tests {
         Endpoint {
             base: Address::parse("http://127.0.0.1:1/v1").unwrap(),
             key: None,
+            send_key_unencrypted: false,
             weight,
             max_in_flight,
             requests_per_minute: None,

@@ -9,6 +9,8 @@ pub struct Endpoint {
     /// Up to and including the version: `http://127.0.0.1:8080/v1`.
     pub base: Address,
     pub key: Option<Secret>,
+    /// Whether the key may go where it can be read on the way.
+    pub send_key_unencrypted: bool,
     /// Share of the requests, relative to the other endpoints'.
     pub weight: f64,
     pub max_in_flight: usize,

@@ -113,20 +113,18 @@ fn check_command(recipe: &Recipe) -> String {
 
 /// Addresses of the teacher, where it is behind some.
 fn endpoints(recipe: &Recipe) -> impl Iterator<Item = &str> {
-    let wire = recipe.teacher.iter().filter_map(|teacher| teacher.wire.as_ref());
-    wire.filter(|wire| wire.replay.is_none())
-        .flat_map(|wire| &wire.endpoints)
-        .map(|endpoint| endpoint.base_url.as_str())
+    recipe.wire().into_iter().flat_map(Wire::asked).map(|endpoint| endpoint.base_url.as_str())
 }
 
 /// Addresses are compared as origins (scheme, host, port), never as text: `https://api.x` does not let
-/// `https://api.x.evil` through.
+/// `https://api.x.evil` through. Plain `http` to another machine is an address like others here: the policy refuses it
+/// unless it is listed.
 fn reach<'a>(source: &Source, key: &[&str], addresses: impl Iterator<Item = &'a str>) -> Result<Reach> {
-    Reach::of(addresses).map_err(|fault| {
+    Reach::of_open(addresses).map_err(|fault| {
         Failure::new(Exit::BadRecipe, fault.to_string())
             .code("bad-address")
             .at(source.place(key))
-            .fix("write it as `https://host` or `http://127.0.0.1:PORT`")
+            .fix("write it as `https://HOST`, `http://127.0.0.1:PORT`, or `http://HOST:PORT` where the text may be read on the way")
     })
 }
 
@@ -144,18 +142,54 @@ fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
 /// Whether `policy.egress` covers every address of the teacher.
 pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
     let asked = reach(source, &["teacher", "endpoints"], endpoints(recipe))?;
-    match policy(recipe, source)?.refuses(&asked) {
-        None => data_class(recipe, source),
-        Some(url) => Err(Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
-            .code("egress")
-            .at(source.place(&["policy", "egress"]))
-            .fix("list the address in `policy.listed` with `egress = \"listed\"`, or use local weights")),
+    let Some(url) = policy(recipe, source)?.refuses(&asked) else {
+        unencrypted_keys(recipe, source)?;
+        return data_class(recipe, source);
+    };
+    let failure = if asked.open_places().any(|open| open == url) {
+        let cause = format!("text would go to `{url}` unencrypted, which only a list can allow");
+        Failure::new(Exit::Policy, cause).fix(format!(
+            "ask it by `https`; or write `listed = [\"{url}\"]` and `egress = \"listed\"` under `[policy]`, if whoever is on \
+             the way may read and change prompts and replies"
+        ))
+    } else {
+        Failure::new(Exit::Policy, format!("`policy.egress` does not allow `{url}`"))
+            .fix("list the address in `policy.listed` with `egress = \"listed\"`, or use local weights")
+    };
+    Err(failure.code("egress").at(source.place(&["policy", "egress"])))
+}
+
+/// A key that is read on the way is everybody's: it goes by plain `http` only where the endpoint says so.
+fn unencrypted_keys(recipe: &Recipe, source: &Source) -> Result<()> {
+    let Some(wire) = recipe.wire() else { return Ok(()) };
+    for endpoint in wire.asked().iter().filter(|endpoint| !endpoint.send_key_unencrypted) {
+        let is_open = reach(source, &["teacher", "endpoints"], [endpoint.base_url.as_str()].into_iter())?
+            .open_places()
+            .next()
+            .is_some();
+        if is_open && wire.key_of(endpoint).is_some() {
+            let cause = format!("the key for `{}` would go there unencrypted", endpoint.base_url);
+            return Err(Failure::new(Exit::Policy, cause)
+                .code("open-key")
+                .at(source.place(&["teacher", "endpoints"]))
+                .fix("remove its `api_key`, or ask it by `https`; or write `send_key_unencrypted = true` beside its `base_url`"));
+        }
     }
+    Ok(())
+}
+
+/// What whoever runs a recipe should know: where text goes unencrypted.
+pub(crate) fn open_places_in_words(recipe: &Recipe) -> Option<String> {
+    let places: Vec<String> = Reach::of_open(endpoints(recipe)).ok()?.open_places().collect();
+    (!places.is_empty()).then(|| {
+        let places = places.join("`, `");
+        format!("prompts and replies go unencrypted, and can be read and changed on the way to `{places}`")
+    })
 }
 
 /// Whether data of the prompts' class may go to every endpoint.
 fn data_class(recipe: &Recipe, source: &Source) -> Result<()> {
-    let wire = recipe.teacher.as_ref().and_then(|teacher| teacher.wire.as_ref());
+    let wire = recipe.wire();
     let class = recipe.prompts.data_class.as_deref();
     if wire.is_some_and(Wire::is_by_hand)
         && let Some(cause) = recipe.policy.refuses_files(class)
@@ -167,8 +201,7 @@ fn data_class(recipe: &Recipe, source: &Source) -> Result<()> {
             .at(source.place(&["prompts", "data_class"]))
             .fix(fix));
     }
-    let endpoints = wire.iter().filter(|wire| wire.replay.is_none()).flat_map(|wire| &wire.endpoints);
-    for endpoint in endpoints {
+    for endpoint in wire.into_iter().flat_map(Wire::asked) {
         if let Some(cause) = recipe.policy.refuses(class, endpoint) {
             return Err(Failure::new(Exit::Policy, format!("`{}`: {cause}", endpoint.base_url))
                 .code("data-class")

@@ -219,10 +219,11 @@ impl Flow {
     ) -> Result<stillroom_teacher::Teacher> {
         let wire = teacher.wire.as_ref().expect("a teacher behind endpoints");
         let endpoint = |endpoint: &crate::recipe::Endpoint| -> Result<Endpoint> {
-            let key = endpoint.api_key.as_deref().or(wire.api_key.as_deref());
             Ok(Endpoint {
-                base: Address::parse(&endpoint.base_url).map_err(TeacherError::from)?,
-                key: key.map(|key| self.secret(key)).transpose()?,
+                // The gate has seen to it that text may go there unencrypted.
+                base: Address::parse_open(&endpoint.base_url).map_err(TeacherError::from)?,
+                send_key_unencrypted: endpoint.send_key_unencrypted,
+                key: wire.key_of(endpoint).map(|key| self.secret(key)).transpose()?,
                 weight: endpoint.weight,
                 max_in_flight: endpoint.max_in_flight,
                 requests_per_minute: endpoint.requests_per_minute,

@@ -114,6 +114,7 @@ pub(super) struct RawEndpoint {
     pub(super) requests_per_minute: Option<f64>,
     pub(super) tokens_per_minute: Option<f64>,
     pub(super) api_key: Option<String>,
+    pub(super) send_key_unencrypted: Option<bool>,
     pub(super) owner: Option<String>,
     pub(super) jurisdiction: Option<String>,
 }

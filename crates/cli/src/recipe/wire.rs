@@ -74,6 +74,11 @@ impl Wire {
         if self.replay.is_none() { &self.endpoints } else { &[] }
     }
 
+    /// The environment variable with an endpoint's key, `${NAME}`.
+    pub(crate) fn key_of<'a>(&'a self, endpoint: &'a Endpoint) -> Option<&'a str> {
+        endpoint.api_key.as_deref().or(self.api_key.as_deref())
+    }
+
     /// Whether somebody carries files of requests and of results.
     pub(crate) fn is_by_hand(&self) -> bool {
         self.batch.is_some() && self.endpoints.is_empty()
@@ -93,6 +98,9 @@ pub(crate) struct Endpoint {
     /// In place of the teacher's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) api_key: Option<String>,
+    /// Whether a key goes to this endpoint by plain `http`, too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) send_key_unencrypted: bool,
     /// Who runs it, for the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<String>,
@@ -220,6 +228,7 @@ fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) 
             requests_per_minute: rate(raw.requests_per_minute)?,
             tokens_per_minute: rate(raw.tokens_per_minute)?,
             api_key: raw.api_key,
+            send_key_unencrypted: raw.send_key_unencrypted.unwrap_or(false),
             owner: raw.owner,
             jurisdiction: raw.jurisdiction,
         });

@@ -67,6 +67,9 @@ fn in_words(recipe: &Recipe, decision: &Decision, estimate: &Estimate) -> String
         let _ = writeln!(text, "            {} ({}): {}", rule.release, rule.licence, rule.says);
     }
     let _ = writeln!(text, "Egress      {}", egress_in_words(recipe));
+    if let Some(open) = gate::open_places_in_words(recipe) {
+        let _ = writeln!(text, "            {open}");
+    }
     if let Some(n) = estimate.teacher_parameters {
         let _ = writeln!(text, "Teacher     {n} parameters");
         for n in &estimate.further_teachers_parameters {

@@ -115,3 +115,60 @@ fn a_run_that_leaves_the_machine_is_seen() {
         assert!(lines.iter().any(|line| line == seen && !is_local(line)), "{url}: {lines:?}");
     }
 }
+
+/// `0.0.0.0` is no loopback address, and this machine answers there.
+#[test]
+fn plain_http_to_another_machine_is_for_those_who_list_it() {
+    let desk = Desk::new(4);
+    let server = FakeTeacher::start(Options { key: Some("a-key-of-ours".to_owned()), ..Options::default() });
+    let port = server.address().port();
+    let url = format!("http://0.0.0.0:{port}/v1");
+    let run = |verb: &str, teacher: &str, policy: &str| {
+        drop(std::fs::remove_dir_all(desk.path("out")));
+        desk.recipe_under("open.toml", &url, teacher, policy);
+        let all = [verb, "open.toml", "--output", "out"];
+        let args = if verb == "plan" { &all[..2] } else { &all[..] };
+        shop::command(desk.dir.path(), args).env("KEY", "a-key-of-ours").output().expect("the binary runs")
+    };
+    let listed = format!("egress = \"listed\"\nlisted = [\"http://0.0.0.0:{port}\"]");
+    let key = "api_key = \"${KEY}\"";
+    let refused = [
+        ("", "egress = \"local\"".to_owned(), "error[egress]"),
+        ("", "egress = \"any\"".to_owned(), "error[egress]"),
+        ("", listed.replace("http:", "https:"), "error[egress]"),
+        ("", listed.replace(&port.to_string(), &(port ^ 1).to_string()), "error[egress]"),
+        ("", listed.replace("0.0.0.0", "127.0.0.1"), "error[egress]"),
+        (key, listed.clone(), "error[open-key]"),
+    ];
+    for (teacher, policy, code) in refused {
+        for verb in ["plan", "teach"] {
+            let output = run(verb, teacher, &policy);
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(77), "{verb} {policy}: {said}");
+            assert!(said.contains(code) && said.contains("unencrypted"), "{verb} {policy}: {said}");
+            assert!(!desk.path("out/ledger.sqlite").exists());
+        }
+    }
+    assert_eq!(server.stats().connections, 0);
+    let words = "prompts and replies go unencrypted";
+    let plan = run("plan", "", &listed);
+    assert!(text(&plan.stdout).contains(words), "{}{}", text(&plan.stdout), text(&plan.stderr));
+    let without = run("teach", "", &listed);
+    let unauthorized = server.stats().unauthorized;
+    assert!(unauthorized > 0, "it is asked, and without a key: {}", text(&without.stderr));
+    desk.recipe_under("open.toml", "URL", key, &listed);
+    let recipe = std::fs::read_to_string(desk.path("open.toml")).expect("a recipe");
+    let endpoint = format!("base_url = \"{url}\", send_key_unencrypted = true");
+    let recipe = recipe.replace("base_url = \"URL\"", &endpoint);
+    std::fs::write(desk.path("open.toml"), recipe).expect("a recipe is written");
+    let with = shop::command(desk.dir.path(), &["teach", "open.toml", "--output", "keyed"])
+        .env("KEY", "a-key-of-ours")
+        .output()
+        .expect("the binary runs");
+    assert!(
+        with.status.success() && text(&with.stderr).matches(words).count() == 1,
+        "{}",
+        text(&with.stderr)
+    );
+    assert_eq!((server.stats().served, server.stats().unauthorized), (4, unauthorized));
+}
