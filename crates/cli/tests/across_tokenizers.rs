@@ -10,18 +10,10 @@ use stillroom_formats::parquet_rows::read_logprobs;
 const RECIPE: &str = r#"
 name = "across"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
 tokenizer = "ASSETS/experiments-tokenizer"
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+QUICKSTART_TEACHER
 max_tokens = 128
 logits = { kind = "live" }
 [prompts]

@@ -25,26 +25,10 @@ use desk::{Desk, Row};
 use fake_batch::{FakeBatch, Options, answered};
 use shop::text;
 
-const RECIPE: &str = r#"
-[teacher]
-kind = "batch"
-model = "us:teacher"
-max_tokens = 64
-price = { input_usd_per_mtok = 2.0, output_usd_per_mtok = 10.0 }
-TEACHER
-[prompts]
-path = "prompts.jsonl"
-[policy]
-egress = "local"
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
-"#;
-
 const TEACH: [&str; 4] = ["teach", "batch.toml", "--output", "run"];
 
 fn recipe(desk: &Desk, teacher: &str) {
-    std::fs::write(desk.path("batch.toml"), RECIPE.replace("TEACHER", teacher)).expect("a recipe is written");
+    desk.write("batch.toml", &format!("kind = \"batch\"\n{teacher}"), desk::LOCAL);
 }
 
 fn jobs_at(service: &FakeBatch, more: &str) -> String {
@@ -334,25 +318,32 @@ fn jobs_give_the_corpus_of_an_endpoint_however_their_results_come() {
     assert!(stats.jobs.len() >= 6, "{stats:?}");
 }
 
+const STUDENT: &str = r#"
+TINY_STUDENT
+tokenizer = "ASSETS/quickstart-tokenizer"
+[curate]
+verify = false
+[train]
+max_steps = 4
+per_device_train_batch_size = 1
+max_length = 256
+[evaluate]
+num_examples = 12
+max_tokens = 64
+controls = []
+"#;
+
 #[test]
 fn a_whole_run_asks_by_the_file_to_learn_and_to_measure() {
     let desk = Desk::new(1);
     let service = FakeBatch::start(Options::default());
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
     recipe(&desk, &jobs_at(&service, ""));
     let text = std::fs::read_to_string(desk.path("batch.toml")).expect("a recipe");
     let text = text.replace(
         "path = \"prompts.jsonl\"",
         "task = \"word_problems\"\nnum_examples = 24\nnum_validation = 4",
     );
-    let student = format!(
-        "[student]\nkind = \"from_scratch\"\ntokenizer = \"{}/quickstart-tokenizer\"\nhidden_size = 32\n\
-         num_hidden_layers = 1\nnum_attention_heads = 2\nintermediate_size = 64\n[curate]\nverify = false\n\
-         [train]\nmax_steps = 4\nper_device_train_batch_size = 1\nmax_length = 256\n\
-         [evaluate]\nnum_examples = 12\nmax_tokens = 64\ncontrols = []\n",
-        assets.display()
-    );
-    std::fs::write(desk.path("batch.toml"), format!("{student}{text}")).expect("a recipe is written");
+    std::fs::write(desk.path("batch.toml"), shop::recipe(STUDENT) + &text).expect("a recipe is written");
     desk.succeed(&["run", "batch.toml", "--output", "run"]);
     let teacher = desk.json("run/report.json")["models"]["teacher"].clone();
     assert_eq!((&teacher["graded"], &teacher["tokens_per_second"]), (&Value::from(12), &Value::Null));

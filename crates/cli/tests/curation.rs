@@ -13,12 +13,7 @@ use shop::{Shop, text};
 
 const RECIPE: &str = r#"
 name = "steps"
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
+TINY_STUDENT
 tokenizer = "ASSETS/quickstart-tokenizer"
 [teacher]
 kind = "openai"
@@ -44,9 +39,7 @@ licence = "MIT"
 opt_out = true
 [evaluate]
 num_examples = 1
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
+OUR_TEACHER
 "#;
 
 const GERMAN: &str =
@@ -270,12 +263,7 @@ fn what_was_removed_is_explained_and_changed_evaluation_items_are_looked_for_aga
 
 const TEXTS: &str = r#"
 name = "texts"
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
+TINY_STUDENT
 tokenizer = "ASSETS/quickstart-tokenizer"
 [prompts]
 path = "rows"
@@ -332,17 +320,9 @@ fn rows_that_are_learned_without_a_teacher_are_curated_themselves() {
 const MIXED: &str = r#"
 name = "mixed"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+QUICKSTART_TEACHER
 max_tokens = 96
 logits = { kind = "live" }
 [prompts]

@@ -45,16 +45,8 @@ max_tokens = 96
 const GRADES: &str = r#"
 name = "graded"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+TINY_STUDENT
+QUICKSTART_TEACHER
 samples_per_prompt = 4
 max_tokens = 96
 temperature = 1.6

@@ -9,17 +9,9 @@ use shop::Shop;
 const RECIPE: &str = r#"
 name = "own"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+QUICKSTART_TEACHER
 max_tokens = 96
 logits = { kind = "live" }
 [prompts]

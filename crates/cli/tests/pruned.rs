@@ -24,10 +24,7 @@ hidden_size = 80
 intermediate_size = 96
 num_key_value_heads = 1
 calibration_examples = 12
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+QUICKSTART_TEACHER
 max_tokens = 96
 logits = { kind = "live" }
 [prompts]

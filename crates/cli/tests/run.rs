@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use shop::{kill_at, stillroom, succeed, text, weights};
+use shop::{kill_at, recipe, stillroom, succeed, text, weights};
 use stillroom_core::Digest;
 
 const TEACHER: &str = r#"
@@ -24,7 +24,7 @@ num_attention_heads = 2
 num_key_value_heads = 1
 head_dim = 16
 intermediate_size = 64
-tokenizer = "TOKENIZER"
+tokenizer = "ASSETS/quickstart-tokenizer"
 [prompts]
 task = "word_problems"
 num_examples = 300
@@ -42,13 +42,8 @@ max_tokens = 4
 const STUDENT: &str = r#"
 name = "tiny"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
 [teacher]
 kind = "local"
 path = "teacher/release"
@@ -94,11 +89,8 @@ fn workshop() -> &'static Path {
             return dir;
         }
         drop(std::fs::remove_dir_all(dir.join("teacher")));
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-tokenizer");
-        let tokenizer = tokenizer.canonicalize().expect("the tokenizer is there");
-        let teacher = TEACHER.replace("TOKENIZER", &tokenizer.display().to_string());
-        std::fs::write(dir.join("teacher.toml"), teacher).expect("a recipe is written");
-        std::fs::write(dir.join("tiny.toml"), STUDENT).expect("a recipe is written");
+        std::fs::write(dir.join("teacher.toml"), recipe(TEACHER)).expect("a recipe is written");
+        std::fs::write(dir.join("tiny.toml"), recipe(STUDENT)).expect("a recipe is written");
         succeed(&dir, &["run", "teacher.toml", "--output", "teacher", "--quiet"]);
         dir
     })
@@ -384,8 +376,9 @@ fn a_live_teacher_teaches_any_divergence_without_a_cache_and_survives_a_kill() {
     let live = "loss_functions = [{ function = \"jsd\", beta = 0.3 }, { function = \"skew_reverse_kl\", weight = \
                 { from = 0, to = 1 }, temperature = 2 }, { function = \"hard_labels\", weight = 0.1 }]\n\
                 hidden_alignment = {}";
-    assert!(STUDENT.contains(cached) && STUDENT.contains(losses));
-    let recipe = STUDENT.replace(cached, "logits = { kind = \"live\" }").replace(losses, live);
+    let recipe = recipe(STUDENT);
+    assert!(recipe.contains(cached) && recipe.contains(losses));
+    let recipe = recipe.replace(cached, "logits = { kind = \"live\" }").replace(losses, live);
     // Hidden states are compared at one width.
     let recipe = recipe.replace("hidden_size = 16", "hidden_size = 32");
     std::fs::write(dir.join("live.toml"), recipe).expect("a recipe is written");

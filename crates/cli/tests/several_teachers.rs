@@ -5,27 +5,18 @@ mod common;
 mod shop;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::Value;
-use shop::{Shop, text};
+use shop::{Shop, assets, text};
 use stillroom_formats::parquet_rows::{read_logits, read_traces};
 use stillroom_formats::{Family, Tokenizer};
 
 const RECIPE: &str = r#"
 name = "mixed"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+QUICKSTART_TEACHER
 max_tokens = 96
 weight = 3
 logits = { kind = "live" }
@@ -59,7 +50,7 @@ licence = "MIT"
 /// A folder with the recipe and a teacher that is the quickstart's with a fifth of its numbers moved by up to a half.
 fn shop() -> Shop {
     let shop = Shop::with_recipes(&[("mixed.toml", RECIPE)]);
-    let teacher = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-teacher");
+    let teacher = assets().join("quickstart-teacher");
     std::fs::create_dir(shop.path("other")).expect("a folder");
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         std::fs::copy(teacher.join(file), shop.path("other").join(file)).expect("a file is copied");
@@ -216,8 +207,8 @@ fn every_teacher_passes_the_gate_and_reads_the_same_tokens_or_nothing_is_written
     assert!(left.len() == 1 && left[0].file_name() == "licence.json", "{left:?}");
     std::fs::remove_dir_all(shop.path("none")).expect("it is removed");
 
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/experiments-tokenizer");
-    let tokenizer = std::fs::read_to_string(assets.join("tokenizer.json")).expect("a tokenizer");
+    let tokenizer = assets().join("experiments-tokenizer/tokenizer.json");
+    let tokenizer = std::fs::read_to_string(tokenizer).expect("a tokenizer");
     let tokenizer = Tokenizer::from_json_files(&tokenizer, None, None).expect("a tokenizer");
     let config = common::tiny(Family::Llama, tokenizer.vocab_size(), 128);
     std::fs::create_dir(shop.path("foreign")).expect("a folder");

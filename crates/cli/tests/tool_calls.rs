@@ -9,16 +9,8 @@ use shop::{Shop, text};
 const RECIPE: &str = r#"
 name = "tools"
 seed = 3
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-[teacher]
-kind = "local"
-path = "ASSETS/quickstart-teacher"
-model = "stillroom:quickstart-teacher"
+TINY_STUDENT
+QUICKSTART_TEACHER
 max_tokens = 96
 [prompts]
 path = "rows.jsonl"

@@ -34,9 +34,7 @@ pass_rate_min = 0.5
 pass_rate_max = 0.5
 keep = "first"
 pii = "redact"
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
+OUR_TEACHER
 "#;
 
 /// Says whether the reply ends in its first word, and leaves a mark that it ran.
@@ -166,12 +164,7 @@ fn a_recipes_command_runs_only_where_its_reader_says_so() {
 const WHOLE: &str = r#"
 name = "whole"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
+TINY_STUDENT
 tokenizer = "ASSETS/quickstart-tokenizer"
 [teacher]
 kind = "openai"
@@ -184,9 +177,7 @@ num_examples = 40
 num_validation = 9
 [evaluate]
 num_examples = 7
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
+OUR_TEACHER
 "#;
 
 #[test]

@@ -8,6 +8,32 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// Tables that stand in many recipes, by the word that stands there in their place.
+const TABLES: [(&str, &str); 3] = [
+    (
+        "TINY_STUDENT",
+        "[student]\nkind = \"from_scratch\"\nhidden_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\n\
+         intermediate_size = 32",
+    ),
+    (
+        "QUICKSTART_TEACHER",
+        "[teacher]\nkind = \"local\"\npath = \"ASSETS/quickstart-teacher\"\nmodel = \"stillroom:quickstart-teacher\"",
+    ),
+    ("OUR_TEACHER", "[policy.declare.\"us:teacher\"]\nowner = \"us\"\nlicence = \"Apache-2.0\""),
+];
+
+/// The recipe of this text with the tables written out; keys that follow one belong to it. `ASSETS` stands for the folder of
+/// that name.
+pub(crate) fn recipe(text: &str) -> String {
+    let written = TABLES.iter().fold(text.to_owned(), |text, (word, table)| text.replace(word, table));
+    written.replace("ASSETS", &assets().display().to_string())
+}
+
+pub(crate) fn assets() -> PathBuf {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets");
+    assets.canonicalize().expect("assets")
+}
+
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -53,14 +79,11 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// With recipes by name, in which `ASSETS` stands for the folder of that name.
+    /// With recipes by name, written out.
     pub(crate) fn with_recipes(recipes: &[(&str, &str)]) -> Shop {
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets");
-        let assets = assets.canonicalize().expect("assets").display().to_string();
         let dir = tempfile::tempdir().expect("a folder");
-        for (name, recipe) in recipes {
-            let recipe = recipe.replace("ASSETS", &assets);
-            std::fs::write(dir.path().join(name), recipe).expect("a recipe is written");
+        for (name, text) in recipes {
+            std::fs::write(dir.path().join(name), recipe(text)).expect("a recipe is written");
         }
         Shop { dir }
     }

@@ -20,20 +20,19 @@ pub(crate) const PRICE: (f64, f64) = (2e-6, 10e-6);
 const RECIPE: &str = r#"
 name = "wire"
 [teacher]
-kind = "openai"
 model = "us:teacher"
-endpoints = [{ base_url = "URL" }]
 max_tokens = 64
 price = { input_usd_per_mtok = 2.0, output_usd_per_mtok = 10.0 }
-TEACHER
+KEYS
 [prompts]
 path = "prompts.jsonl"
 [policy]
 POLICY
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
+OUR_TEACHER
 "#;
+
+/// Nothing leaves this machine.
+pub(crate) const LOCAL: &str = "egress = \"local\"";
 
 /// A folder with prompts and recipes.
 pub(crate) struct Desk {
@@ -74,11 +73,17 @@ impl Desk {
 
     /// Writes a recipe that asks `url`, with further keys of the teacher.
     pub(crate) fn recipe(&self, name: &str, url: &str, teacher: &str) {
-        self.recipe_under(name, url, teacher, "egress = \"local\"");
+        self.recipe_under(name, url, teacher, LOCAL);
     }
 
     pub(crate) fn recipe_under(&self, name: &str, url: &str, teacher: &str, policy: &str) {
-        let text = RECIPE.replace("URL", url).replace("TEACHER", teacher).replace("POLICY", policy);
+        let endpoint = format!("kind = \"openai\"\nendpoints = [{{ base_url = \"{url}\" }}]");
+        self.write(name, &format!("{endpoint}\n{teacher}"), policy);
+    }
+
+    /// Writes a recipe of a teacher of any kind.
+    pub(crate) fn write(&self, name: &str, teacher: &str, policy: &str) {
+        let text = shop::recipe(&RECIPE.replace("KEYS", teacher).replace("POLICY", policy));
         std::fs::write(self.path(name), text).expect("a recipe is written");
     }
 

@@ -165,12 +165,7 @@ fn on_a_terminal_nothing_of_a_reply_steers_it() {
 }
 
 const STUDENT: &str = r#"
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
+TINY_STUDENT
 max_position_embeddings = 512
 tokenizer = "ASSETS/quickstart-tokenizer"
 [train]
@@ -204,9 +199,8 @@ fn a_report_shows_hostile_replies_without_becoming_theirs() {
     let server =
         FakeTeacher::start(Options { author: Some(std::sync::Arc::new(author)), ..Options::default() });
     desk.recipe("bad.toml", &server.base_url(), "");
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").canonicalize().expect("assets");
-    let recipe = std::fs::read_to_string(desk.path("bad.toml")).expect("a recipe") + STUDENT;
-    let recipe = recipe.replace("ASSETS", &assets.display().to_string()).replace("prompts.jsonl", "rows");
+    let recipe = std::fs::read_to_string(desk.path("bad.toml")).expect("a recipe") + &shop::recipe(STUDENT);
+    let recipe = recipe.replace("prompts.jsonl", "rows");
     std::fs::write(desk.path("bad.toml"), recipe).expect("a recipe is written");
     let output = desk.succeed(&["evaluate", "bad.toml", "--output", "out"]);
     check_shown("stdout", &output.stdout);

@@ -1,7 +1,6 @@
 //! A student that learns from its own text, read by a teacher behind an endpoint: the same bits as with the same teacher at
 //! hand, through faults, budgets and kills, and nothing bought twice.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
@@ -12,23 +11,18 @@ use stillroom_model::Decoder;
 
 use crate::desk::retry_soon;
 use crate::fake::{FakeTeacher, Faults, Options, Reader};
-use crate::shop::{Shop, text};
+use crate::shop::{Shop, assets, text};
 
 const RECIPE: &str = r#"
 name = "own"
 seed = 5
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
+TINY_STUDENT
 num_key_value_heads = 1
-intermediate_size = 32
 tokenizer = "ASSETS/quickstart-teacher"
 [teacher]
 model = "us:teacher"
 max_tokens = 24
-TEACHER
+KEYS
 [prompts]
 task = "word_problems"
 num_examples = 48
@@ -49,9 +43,7 @@ loss_functions = [{ function = "sampled_reverse_kl" }]
 [evaluate]
 num_examples = 12
 controls = []
-[policy.declare."us:teacher"]
-owner = "us"
-licence = "Apache-2.0"
+OUR_TEACHER
 "#;
 
 const AT_HAND: &str = "kind = \"local\"\npath = \"ASSETS/quickstart-teacher\"\nlogits = { kind = \"live\" }";
@@ -60,8 +52,7 @@ const AWAY: &str = "kind = \"openai\"\ntokenizer = \"ASSETS/quickstart-teacher\"
 
 /// The teacher of the local recipe reads for the server.
 fn reader() -> Arc<Reader> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/quickstart-teacher");
-    let files = ModelFiles::open(&path).expect("a model");
+    let files = ModelFiles::open(&assets().join("quickstart-teacher")).expect("a model");
     let decoder =
         Decoder::load(Arc::new(Device::cpu(1)), files.config, files.tensors.as_ref()).expect("weights");
     Arc::new(move |ids: &[u32]| decoder.token_logprobs(&[ids]).remove(0))
@@ -73,7 +64,7 @@ fn server(options: Options) -> FakeTeacher {
 
 /// `own.toml` for a teacher at hand, and `away.toml` for the same behind a server.
 fn shop(server: &FakeTeacher) -> Shop {
-    let of = |teacher: &str| RECIPE.replace("TEACHER", &teacher.replace("URL", &server.base_url()));
+    let of = |teacher: &str| RECIPE.replace("KEYS", &teacher.replace("URL", &server.base_url()));
     Shop::with_recipes(&[("own.toml", &of(AT_HAND)), ("away.toml", &of(AWAY))])
 }
 
@@ -192,8 +183,7 @@ fn another_tokenizer_and_impossible_tokens_are_refused_before_and_while_it_learn
         ..Options::default()
     });
     let shop = shop(&server);
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/experiments-tokenizer");
-    let other = format!("teacher.tokenizer={}", assets.display());
+    let other = format!("teacher.tokenizer={}", assets().join("experiments-tokenizer").display());
     for verb in ["train", "plan"] {
         let mut args = vec![verb, "away.toml", "--set", &other];
         args.extend((verb == "train").then_some(["--output", "x"]).into_iter().flatten());
