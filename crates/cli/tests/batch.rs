@@ -23,7 +23,7 @@ use stillroom_core::CounterRng;
 
 use desk::{Desk, Row};
 use fake_batch::{FakeBatch, Options, answered};
-use shop::text;
+use shop::{json_lines as lines, text};
 
 const TEACH: [&str; 4] = ["teach", "batch.toml", "--output", "run"];
 
@@ -54,11 +54,6 @@ fn requests(desk: &Desk) -> Vec<PathBuf> {
 
 fn name(path: &Path) -> String {
     path.file_name().expect("a name").to_string_lossy().into_owned()
-}
-
-fn lines(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).expect("a file");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// Answers a file of requests by hand.

@@ -1,13 +1,14 @@
 //! Every step of curation through the binary, with a teacher behind a socket that answers what the test wants.
 
+#[path = "../../teacher/tests/fake/mod.rs"]
+mod fake;
 #[path = "common/shop.rs"]
 mod shop;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
+use fake::{FakeTeacher, Options};
 use serde_json::{Value, json};
 use shop::{Shop, text};
 
@@ -89,63 +90,23 @@ fn rows() -> Vec<(&'static str, String, String, Value)> {
     rows
 }
 
-/// Answers each request by its last turn, as long as the test lasts.
-fn teacher(replies: HashMap<String, String>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
-    let address = format!("http://{}/v1", listener.local_addr().expect("an address"));
-    let replies = Arc::new(replies);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let replies = Arc::clone(&replies);
-            std::thread::spawn(move || while answer(&stream, &replies).is_some() {});
-        }
-    });
-    address
-}
-
-fn answer(stream: &TcpStream, replies: &HashMap<String, String>) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().ok()?;
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let asked: Value = serde_json::from_slice(&body).ok()?;
-    let last = asked["messages"].as_array()?.last()?["content"].as_str()?;
-    let reply = replies.get(last).map_or("Somewhere else.", String::as_str);
-    let message = json!({"role": "assistant", "content": reply});
-    let body = json!({
-        "id": "1", "object": "chat.completion", "created": 0, "model": "us:teacher",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
-    })
-    .to_string();
-    let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    (&mut &*stream).write_all((head + &body).as_bytes()).ok()
+/// Answers each request by its last turn.
+fn teacher() -> FakeTeacher {
+    let replies: HashMap<String, String> =
+        rows().into_iter().map(|(_, question, reply, _)| (question, reply)).collect();
+    let author = move |body: &Value| {
+        let last = body["messages"].as_array().and_then(|turns| turns.last()?["content"].as_str());
+        last.and_then(|last| replies.get(last)).map_or("Somewhere else.", String::as_str).to_owned()
+    };
+    FakeTeacher::start(Options { author: Some(Arc::new(author)), reasoning: false, ..Options::default() })
 }
 
 fn lines(rows: impl IntoIterator<Item = Value>) -> String {
     rows.into_iter().map(|row| format!("{row}\n")).collect()
 }
 
-fn shop() -> Shop {
-    let replies = rows().into_iter().map(|(_, question, reply, _)| (question, reply)).collect();
-    let shop = Shop::with_recipes(&[("steps.toml", &RECIPE.replace("ADDRESS", &teacher(replies)))]);
+fn shop(teacher: &FakeTeacher) -> Shop {
+    let shop = Shop::with_recipes(&[("steps.toml", &RECIPE.replace("ADDRESS", &teacher.base_url()))]);
     std::fs::create_dir(shop.path("rows")).expect("a folder");
     let train = rows().into_iter().map(|(id, question, _, mut row)| {
         row["id"] = json!(id);
@@ -165,10 +126,8 @@ fn shop() -> Shop {
 }
 
 fn dropped(shop: &Shop, output: &str) -> BTreeMap<String, Vec<String>> {
-    let text = String::from_utf8(shop.bytes(&format!("{output}/corpus/dropped.jsonl"))).expect("text");
     let mut steps: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for line in text.lines() {
-        let drop: Value = serde_json::from_str(line).expect("JSON");
+    for drop in shop.json_lines(&format!("{output}/corpus/dropped.jsonl")) {
         assert!(drop["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{drop}");
         let step = steps.entry(drop["step"].as_str().expect("a step").to_owned()).or_default();
         step.push(drop["id"].as_str().expect("an id").to_owned());
@@ -179,7 +138,8 @@ fn dropped(shop: &Shop, output: &str) -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn each_step_drops_its_own_and_says_why() {
-    let shop = shop();
+    let teacher = teacher();
+    let shop = shop(&teacher);
     shop.succeed(&["curate", "steps.toml", "--output", "out", "--quiet"]);
     let steps = dropped(&shop, "out");
     // Of alike ones the first stays, in the order that the recipe's seed gives.
@@ -223,7 +183,8 @@ fn each_step_drops_its_own_and_says_why() {
 
 #[test]
 fn what_was_removed_is_explained_and_changed_evaluation_items_are_looked_for_again() {
-    let shop = shop();
+    let teacher = teacher();
+    let shop = shop(&teacher);
     let args = ["curate", "steps.toml", "--output", "out", "--quiet", "--explain"];
     let said = shop.succeed(&args);
     for part in [

@@ -75,16 +75,11 @@ fn refused(shop: &Shop, args: &[&str]) -> String {
     text(&output.stderr)
 }
 
-fn lines(shop: &Shop, name: &str) -> Vec<Value> {
-    let text = text(&shop.bytes(name));
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
-
 #[test]
 fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
     let shop = shop();
     shop.succeed(&["run", "preferred.toml", "--output", "straight", "--quiet"]);
-    let pairs = lines(&shop, "straight/corpus/feedback/pairs.jsonl");
+    let pairs = shop.json_lines("straight/corpus/feedback/pairs.jsonl");
     assert!(pairs.len() > 8, "{} pairs", pairs.len());
     for pair in &pairs {
         assert_eq!((&pair["chosen_grade"], &pair["rejected_grade"]), (&1.0.into(), &0.0.into()));
@@ -117,7 +112,7 @@ fn right_answers_are_preferred_to_wrong_ones_killed_or_not() {
 fn the_best_grade_is_what_a_student_learns_from() {
     let shop = shop();
     shop.succeed(&["curate", "graded.toml", "--output", "out", "--quiet"]);
-    let grades = lines(&shop, "out/corpus/feedback/grades.jsonl");
+    let grades = shop.json_lines("out/corpus/feedback/grades.jsonl");
     let mut best: HashMap<String, f64> = HashMap::new();
     for row in &grades {
         let grade = row["grade"].as_f64().expect("a grade");
@@ -125,7 +120,7 @@ fn the_best_grade_is_what_a_student_learns_from() {
         let held = best.entry(row["id"].as_str().expect("an id").to_owned()).or_insert(grade);
         *held = held.max(grade);
     }
-    let dropped = lines(&shop, "out/corpus/dropped.jsonl");
+    let dropped = shop.json_lines("out/corpus/dropped.jsonl");
     let summary = shop.json("out/corpus/curation.json");
     let kept = summary["kept"].as_u64().expect("kept") + summary["validation_kept"].as_u64().expect("kept");
     assert_eq!(kept, best.len() as u64, "one for each prompt");
@@ -186,7 +181,7 @@ fn revisions_are_preferred_or_learned_in_the_place_of_what_they_revise() {
         + "controls = []\n[train]\nloss_functions = [{ function = \"dpo\" }]\n";
     std::fs::write(shop.path("preferred-revision.toml"), preferred).expect("a recipe is written");
     shop.succeed(&["curate", "preferred-revision.toml", "--output", "out", "--quiet"]);
-    let pairs = lines(&shop, "out/corpus/feedback/pairs.jsonl");
+    let pairs = shop.json_lines("out/corpus/feedback/pairs.jsonl");
     assert!(!pairs.is_empty());
     for pair in &pairs {
         assert_eq!(pair["chosen_sample"], pair["rejected_sample"]);
@@ -207,7 +202,7 @@ fn the_answer_of_most_is_what_a_student_learns_from() {
     let text = format!("{}{}", &text[..start], &text[end..]).replace("best_of_n", "majority");
     std::fs::write(shop.path("voted.toml"), text).expect("a recipe is written");
     shop.succeed(&["curate", "voted.toml", "--output", "out", "--quiet"]);
-    let dropped = lines(&shop, "out/corpus/dropped.jsonl");
+    let dropped = shop.json_lines("out/corpus/dropped.jsonl");
     let minority = dropped.iter().filter(|row| row["step"] == "majority").count();
     assert!(minority > 0, "at this temperature answers differ");
     assert!(dropped.iter().any(|row| row["reason"].as_str().is_some_and(|r| r.contains("most answered"))));

@@ -53,10 +53,7 @@ fn shop() -> Shop {
 fn rows_with_tool_calls_are_left_out_and_counted() {
     let shop = shop();
     shop.succeed(&["curate", "tools.toml", "--output", "out"]);
-    let lines = |name: &str| -> Vec<Value> {
-        let text = String::from_utf8(shop.bytes(name)).expect("text");
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-    };
+    let lines = |name: &str| shop.json_lines(name);
     let dropped: Vec<Value> =
         lines("out/corpus/dropped.jsonl").into_iter().filter(|d| d["step"] == "tool_calls").collect();
     assert_eq!(dropped.len(), 24, "three of twenty rows");

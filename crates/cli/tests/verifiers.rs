@@ -2,15 +2,16 @@
 //! binary.
 #![cfg(unix)]
 
+#[path = "../../teacher/tests/fake/mod.rs"]
+mod fake;
 #[path = "common/shop.rs"]
 mod shop;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
+use fake::{FakeTeacher, Options};
 use serde_json::{Value, json};
 use shop::{Shop, text};
 use stillroom_core::{CounterRng, Trace};
@@ -57,64 +58,23 @@ const REPLIES: [(&str, [&str; 2]); 4] = [
 ];
 
 /// Answers each request by its last turn, one reply after the other.
-fn teacher() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
-    let address = format!("http://{}/v1", listener.local_addr().expect("an address"));
-    let asked: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let asked = Arc::clone(&asked);
-            std::thread::spawn(move || while answer(&stream, &asked).is_some() {});
-        }
-    });
-    address
-}
-
-fn answer(stream: &TcpStream, asked: &Mutex<HashMap<String, usize>>) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().ok()?;
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let request: Value = serde_json::from_slice(&body).ok()?;
-    let last = request["messages"].as_array()?.last()?["content"].as_str()?.to_owned();
-    let known = REPLIES.iter().find(|(question, _)| *question == last);
-    let replies = known.map_or(["something", "else"], |(_, replies)| *replies);
-    let n = {
-        let mut asked = asked.lock().ok()?;
+fn teacher() -> FakeTeacher {
+    let asked: Mutex<HashMap<String, usize>> = Mutex::default();
+    let author = move |body: &Value| {
+        let last = body["messages"].as_array().and_then(|turns| turns.last()?["content"].as_str());
+        let last = last.expect("a question").to_owned();
+        let known = REPLIES.iter().find(|(question, _)| *question == last);
+        let replies = known.map_or(["something", "else"], |(_, replies)| *replies);
+        let mut asked = asked.lock().expect("counts");
         let n = asked.entry(last).or_default();
         *n += 1;
-        *n - 1
+        replies[(*n - 1) % 2].to_owned()
     };
-    let message = json!({"role": "assistant", "content": replies[n % 2]});
-    let body = json!({
-        "id": "1", "object": "chat.completion", "created": 0, "model": "us:teacher",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
-    })
-    .to_string();
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    (&*stream).write_all(format!("{head}{body}").as_bytes()).ok()
+    FakeTeacher::start(Options { author: Some(Arc::new(author)), reasoning: false, ..Options::default() })
 }
 
-fn shop() -> Shop {
-    let recipe = RECIPE.replace("ADDRESS", &teacher());
+fn shop(teacher: &FakeTeacher) -> Shop {
+    let recipe = RECIPE.replace("ADDRESS", &teacher.base_url());
     let shop = Shop::with_recipes(&[("judged.toml", &recipe)]);
     let rows =
         REPLIES.map(|(question, _)| json!({"id": question, "prompt": question, "answer": "7"}).to_string());
@@ -126,7 +86,8 @@ fn shop() -> Shop {
 
 #[test]
 fn a_recipes_command_runs_only_where_its_reader_says_so() {
-    let shop = shop();
+    let teacher = teacher();
+    let shop = shop(&teacher);
     let refused = shop.run(&["curate", "judged.toml"]);
     let said = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(77), "{said}");
@@ -141,10 +102,9 @@ fn a_recipes_command_runs_only_where_its_reader_says_so() {
     let mut kept: Vec<_> = kept.iter().map(|trace| (trace.id.as_str(), trace.content.as_str())).collect();
     kept.sort_unstable();
     assert_eq!(kept, [("even", "7"), ("mail", "from [EMAIL]: 7")]);
-    let dropped = text(&shop.bytes("runs/judged/corpus/dropped.jsonl"));
-    let mut reasons: Vec<(String, String)> = dropped
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).expect("a drop"))
+    let mut reasons: Vec<(String, String)> = shop
+        .json_lines("runs/judged/corpus/dropped.jsonl")
+        .iter()
         .map(|drop| (drop["id"].as_str().unwrap_or("").into(), drop["reason"].as_str().unwrap_or("").into()))
         .collect();
     reasons.sort_unstable();
@@ -182,7 +142,8 @@ OUR_TEACHER
 
 #[test]
 fn prompts_are_those_of_the_whole_data_shuffled_in_memory() {
-    let recipe = WHOLE.replace("ADDRESS", &teacher());
+    let teacher = teacher();
+    let recipe = WHOLE.replace("ADDRESS", &teacher.base_url());
     let shop = Shop::with_recipes(&[("whole.toml", &recipe)]);
     let row = |i: usize| match i % 3 {
         0 => json!({"prompt": format!("Frage „{i}“?"), "answer": i}),

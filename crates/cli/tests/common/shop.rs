@@ -38,6 +38,11 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+pub(crate) fn json_lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 pub(crate) fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stillroom"));
     command.args(args).current_dir(dir);
@@ -106,6 +111,10 @@ impl Shop {
 
     pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.bytes(name)).expect("JSON")
+    }
+
+    pub(crate) fn json_lines(&self, name: &str) -> Vec<Value> {
+        json_lines(&self.path(name))
     }
 
     pub(crate) fn weights(&self, output: &str) -> Vec<u8> {
