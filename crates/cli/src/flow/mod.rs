@@ -213,7 +213,7 @@ impl Flow {
         self.event(json!({
             "event": "run_started",
             "recipe": self.recipe.name,
-            "path": self.source.path,
+            "path": std::path::absolute(&self.source.path).unwrap_or_else(|_| self.source.path.clone()),
             "trial": self.trial,
             "verdict": verdict,
             "version": env!("CARGO_PKG_VERSION"),

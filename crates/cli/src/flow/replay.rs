@@ -83,10 +83,16 @@ fn draw(all: &[(u64, u64)], n: usize, seed: u64) -> Vec<(u64, u64)> {
 /// The run's own recipe; what it names is looked for where the run found it.
 fn open(asked: &Replay<'_>) -> Result<Flow> {
     let (recipe, mut source) = Recipe::load(&asked.run.join("recipe.toml"), &[])?;
-    source.path = match asked.recipe {
-        Some(path) => path.to_path_buf(),
-        None => recipe_path(asked.run)?.unwrap_or(source.path),
+    let named = asked.recipe.map(Path::to_path_buf);
+    let beside = match named {
+        Some(path) => Some(path),
+        None => recipe_path(asked.run)?,
     };
+    source.path = beside.filter(|path| path.exists()).ok_or_else(|| {
+        Failure::new(Exit::Io, "the recipe of this run is not where it was").code("no-recipe").fix(
+            "name it with `--recipe FILE`: the teacher and the data that it names are looked for beside it",
+        )
+    })?;
     refuse_endpoints(&recipe, &source)?;
     let decision = decide(&gate::question(&recipe, &source)?);
     let judge = verifiers::verifier(&recipe, &source, false)?;
