@@ -24,7 +24,7 @@ use crate::terminal::Progress;
 pub(crate) const LEDGER: &str = "ledger.sqlite";
 /// What was asked and never answered, with the reason.
 pub(super) const UNANSWERED: &str = "corpus/unanswered.jsonl";
-/// Rows of one part of traces.
+/// A part of traces ends with the prompt that brings it to so many rows.
 const ROWS_PER_PART: usize = 4096;
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -385,6 +385,10 @@ impl<'a> TraceParts<'a> {
     }
 
     fn take(&mut self, ask: Ask, answer: Answer) -> Result<()> {
+        // All samples of a prompt are in one part: curation looks at them together.
+        if self.asked >= ROWS_PER_PART && ask.sample == 0 && self.given_up.is_none() {
+            self.write()?;
+        }
         match answer {
             _ if self.given_up.is_some() => {}
             Answer::Reply(receipt) => self.traces.push(trace_of(ask, &receipt, self.teacher)),
@@ -394,7 +398,7 @@ impl<'a> TraceParts<'a> {
             Answer::GivenUp { fault } => self.given_up = Some((ask.id, fault)),
         }
         self.asked += 1;
-        if self.asked == ROWS_PER_PART && self.given_up.is_none() { self.write() } else { Ok(()) }
+        Ok(())
     }
 
     fn write(&mut self) -> Result<()> {

@@ -121,10 +121,15 @@ impl Desk {
     }
 
     pub(crate) fn traces(&self, output: &str) -> Vec<Trace> {
+        self.parts(output).into_iter().flatten().collect()
+    }
+
+    /// Traces as they were written, part by part.
+    pub(crate) fn parts(&self, output: &str) -> Vec<Vec<Trace>> {
         let files = files_below(&self.path(output).join("corpus/traces"));
         let parts = files.iter().filter(|path| path.extension().is_some_and(|e| e == "parquet"));
         let read = |path: &PathBuf| parquet_rows::read_traces(std::fs::read(path).expect("a part"));
-        parts.flat_map(|path| read(path).expect("traces")).collect()
+        parts.map(|path| read(path).expect("traces")).collect()
     }
 
     pub(crate) fn json(&self, name: &str) -> Value {
