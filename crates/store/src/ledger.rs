@@ -9,6 +9,7 @@
 mod schema;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -78,6 +79,8 @@ pub struct Outcome {
     pub usd: f64,
     /// Whether tokens and cost are an estimate, since no usage came back.
     pub estimated: bool,
+    /// Until when the endpoint asks to be left alone, where it does.
+    pub leave_alone_until_unix_ms: Option<u64>,
     /// The reply, for [`Ending::Done`] and where it says why for [`Ending::Refused`].
     pub receipt: Option<Vec<u8>>,
 }
@@ -203,6 +206,20 @@ impl Ledger {
     /// The first number that no call of this ledger has.
     pub fn next_call(&self) -> u64 {
         self.next_call
+    }
+
+    /// Until when endpoints asked to be left alone, the latest of what each said: milliseconds since 1970. Times that have
+    /// passed are among them.
+    pub fn waits(&self) -> Result<HashMap<String, u64>> {
+        let path = &self.reader.path;
+        let mut statement = self
+            .reader
+            .reader
+            .prepare_cached("SELECT endpoint, until_unix_ms FROM waits")
+            .map_err(|e| failed("read", path, e))?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?.max(0) as u64)));
+        rows.and_then(Iterator::collect).map_err(|e| failed("read", path, e))
     }
 
     /// Calls that were found open when the ledger was opened.
@@ -375,6 +392,7 @@ mod tests {
             completion_tokens: Some(20),
             usd: 0.25,
             estimated: false,
+            leave_alone_until_unix_ms: None,
             receipt: (ending == Ending::Done).then(|| format!("reply {number}").into_bytes()),
         }
     }
@@ -422,6 +440,39 @@ mod tests {
         assert!(refused.to_string().contains("UNIQUE"), "{refused}");
         let totals = ledger.totals(None).unwrap();
         assert_eq!(totals.done, 1);
+    }
+
+    #[test]
+    fn the_latest_time_that_an_endpoint_asked_for_is_there_when_the_ledger_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open(&dir);
+        let scribe = ledger.scribe();
+        let busy = |number, until| {
+            let outcome = outcome(number, Ending::Failed);
+            Entry::End(Outcome { leave_alone_until_unix_ms: until, ..outcome })
+        };
+        for (number, until) in [(1, Some(1_700_000_060_000)), (2, Some(1_700_000_009_000)), (3, None)] {
+            scribe
+                .commit(vec![Entry::Begin(call(number, &number.to_string())), busy(number, until)])
+                .unwrap();
+        }
+        drop((ledger, scribe));
+        let waits = open(&dir).waits().unwrap();
+        assert_eq!(
+            waits.into_iter().collect::<Vec<_>>(),
+            [("http://127.0.0.1:1/v1".to_owned(), 1_700_000_060_000)]
+        );
+    }
+
+    /// Ledgers that were made before that was kept are opened, and read as they are.
+    #[test]
+    fn a_ledger_without_that_table_is_opened_too() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(&dir));
+        let path = dir.path().join("ledger.sqlite");
+        Connection::open(&path).unwrap().execute_batch("DROP TABLE waits").unwrap();
+        assert_eq!(LedgerReader::open(&path).unwrap().settled(&Digest::of(b"a")).unwrap(), None);
+        assert!(open(&dir).waits().unwrap().is_empty());
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub(crate) fn of_receipt(call: u64, receipt: Receipt) -> (Outcome, Answer) {
         completion_tokens: Some(receipt.completion_tokens),
         usd: receipt.usd,
         estimated: receipt.estimated,
+        leave_alone_until_unix_ms: None,
         receipt: Some(serde_json::to_vec(&receipt).expect("a receipt is plain data")),
     };
     match fault {
@@ -68,6 +69,7 @@ pub(crate) fn of_fault(call: u64, fault: &Fault, tokens: Option<(u64, u64)>, pri
         completion_tokens: tokens.map(|(_, completion)| completion),
         usd: tokens.map_or(0.0, |(prompt, completion)| price.of(prompt, 0, completion)),
         estimated: tokens.is_some(),
+        leave_alone_until_unix_ms: fault.wait.map(|wait| unix_ms() + wait.as_millis() as u64 + 1),
         receipt: None,
     }
 }

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use stillroom_core::CounterRng;
 
-use crate::breaker::Breaker;
-use crate::pace::Pace;
+use crate::line::Line;
 use crate::settings::{Budget, Endpoint, Patience};
 
 /// First wait before a request is tried again; doubles with each try, and half of it is left to chance.
@@ -59,33 +58,34 @@ pub enum Stop {
     Budget(&'static str),
     /// No endpoint answers.
     NobodyThere { fault: String },
-    /// What would fail for every request: the key, the address, the model's name.
+    /// What would fail for every request at every endpoint: the key, the address, the model's name.
     Hopeless { fault: String },
     /// The caller has had enough.
     Closed,
 }
 
-/// How a request that was sent ended.
+/// How a request that was sent ended, and what that may have taken.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Ended {
-    Answered {
-        usd: f64,
-        tokens: u64,
-    },
+pub(crate) struct Ended {
+    pub(crate) usd: f64,
+    pub(crate) tokens: u64,
+    pub(crate) how: How,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum How {
+    Answered,
     /// It may be tried again, by the count of attempts or without it.
     Failed {
         fault: String,
         postponed: bool,
         wait_ms: Option<u64>,
-        usd: f64,
-        tokens: u64,
     },
     /// This request is refused as it stands.
     Refused {
         fault: String,
-        usd: f64,
-        tokens: u64,
     },
+    /// The endpoint would refuse every request.
     Hopeless {
         fault: String,
     },
@@ -100,16 +100,6 @@ pub(crate) enum Fate {
     GivenUp {
         fault: String,
     },
-}
-
-struct Line {
-    weight: f64,
-    max_in_flight: usize,
-    in_flight: usize,
-    served: u64,
-    requests: Option<Pace>,
-    tokens: Option<Pace>,
-    breaker: Breaker,
 }
 
 /// Requests that wait, and the endpoints that they wait for.
@@ -130,6 +120,7 @@ pub(crate) struct Schedule<T> {
     answered: u64,
     refused: u64,
     stop: Option<Stop>,
+    left_out: Vec<(usize, String)>,
 }
 
 impl<T> Schedule<T> {
@@ -141,20 +132,11 @@ impl<T> Schedule<T> {
         seed: u64,
         (spent_usd, spent_tokens): (f64, u64),
     ) -> Schedule<T> {
-        let line = |endpoint: &Endpoint| Line {
-            weight: endpoint.weight,
-            max_in_flight: endpoint.max_in_flight,
-            in_flight: 0,
-            served: 0,
-            requests: endpoint.requests_per_minute.map(Pace::per_minute),
-            tokens: endpoint.tokens_per_minute.map(Pace::per_minute),
-            breaker: Breaker::default(),
-        };
         Schedule {
             ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             due: BinaryHeap::new(),
-            lines: endpoints.iter().map(line).collect(),
+            lines: endpoints.iter().map(Line::new).collect(),
             budget,
             max_attempts: patience.max_attempts,
             seed,
@@ -166,7 +148,13 @@ impl<T> Schedule<T> {
             answered: 0,
             refused: 0,
             stop: None,
+            left_out: Vec::new(),
         }
+    }
+
+    /// Nothing is sent to that endpoint before then.
+    pub(crate) fn hold(&mut self, endpoint: usize, until_ms: u64) {
+        self.lines[endpoint].hold(until_ms);
     }
 
     /// A new request; `tokens` is what it may take of an allowance.
@@ -189,29 +177,23 @@ impl<T> Schedule<T> {
 
     pub(crate) fn next(&mut self, now_ms: u64) -> Next<T> {
         self.release_due(now_ms);
-        let Some(tokens) = self.ready.front().map(|job| job.tokens) else {
-            return match self.stop {
-                Some(_) => Next::Stopped,
-                None => Next::Wait(self.due.peek().map(|Reverse((at, _))| *at)),
-            };
-        };
-        if self.stop.is_none() {
+        let is_wanted = !self.ready.is_empty() || !self.delayed.is_empty();
+        if self.stop.is_none() && is_wanted {
             self.check_budget(now_ms);
         }
         if self.stop.is_some() {
             return Next::Stopped;
         }
+        let Some(tokens) = self.ready.front().map(|job| job.tokens) else {
+            return Next::Wait(self.due.peek().map(|Reverse((at, _))| self.in_time(*at)));
+        };
         if self.in_flight > 0 && self.would_exceed_budget() {
             return Next::Wait(None);
         }
         match self.choose(tokens, now_ms) {
-            Err(at) => Next::Wait(at),
+            Err(at) => Next::Wait(at.map(|at| self.in_time(at))),
             Ok(endpoint) => {
-                let line = &mut self.lines[endpoint];
-                line.in_flight += 1;
-                line.breaker.sent();
-                line.requests.iter_mut().for_each(|pace| pace.take(1.0));
-                line.tokens.iter_mut().for_each(|pace| pace.take(tokens as f64));
+                self.lines[endpoint].sent(tokens);
                 self.in_flight += 1;
                 let job = self.ready.pop_front().expect("there is one, see above");
                 Next::Send { job, endpoint }
@@ -241,6 +223,11 @@ impl<T> Schedule<T> {
         }
     }
 
+    /// That time, or the end of the budget's time if it comes before.
+    fn in_time(&self, at_ms: u64) -> u64 {
+        self.budget.seconds.map_or(at_ms, |limit| at_ms.min((limit * 1000.0).ceil() as u64))
+    }
+
     /// Whether what is in flight will by its average use up what is left, so that it is better waited for.
     fn would_exceed_budget(&self) -> bool {
         let ended = self.settled.max(1) as f64;
@@ -257,16 +244,12 @@ impl<T> Schedule<T> {
         let mut best: Option<(f64, f64, usize)> = None;
         let mut soonest: Option<u64> = None;
         for (i, line) in self.lines.iter_mut().enumerate() {
-            if line.in_flight >= line.max_in_flight {
-                continue;
-            }
             let Some(at) = line.ready_at(tokens, now_ms) else { continue };
             if at > now_ms {
                 soonest = Some(soonest.map_or(at, |s| s.min(at)));
                 continue;
             }
-            let load = (line.in_flight + 1) as f64 / line.weight;
-            let served = (line.served + 1) as f64 / line.weight;
+            let (load, served) = line.load();
             if best.is_none_or(|(l, s, _)| (load, served) < (l, s)) {
                 best = Some((load, served, i));
             }
@@ -278,36 +261,34 @@ impl<T> Schedule<T> {
     pub(crate) fn ended(&mut self, mut job: Job<T>, endpoint: usize, ended: &Ended, now_ms: u64) -> Fate {
         self.in_flight -= 1;
         let line = &mut self.lines[endpoint];
-        line.in_flight -= 1;
-        line.served += 1;
-        match ended {
-            Ended::Answered { usd, tokens } => {
-                line.breaker.answered();
-                line.correct(job.tokens, *tokens);
-                self.spend(*usd, *tokens);
+        line.ended(job.tokens, ended.tokens);
+        match &ended.how {
+            How::Failed { wait_ms, .. } => line.breaker().failed(now_ms, wait_ms.unwrap_or(0)),
+            How::Answered | How::Refused { .. } | How::Hopeless { .. } => line.breaker().answered(),
+        }
+        // What costs no money may still be of an allowance of tokens.
+        let has_settled = matches!(ended.how, How::Answered | How::Refused { .. });
+        if has_settled || ended.usd > 0.0 || ended.tokens > 0 {
+            self.spend(ended.usd, ended.tokens);
+        }
+        match &ended.how {
+            How::Answered => {
                 self.answered += 1;
                 Fate::Settled
             }
-            Ended::Refused { fault, usd, tokens } => {
-                line.breaker.answered();
-                self.spend(*usd, *tokens);
+            How::Refused { fault } => {
                 self.refused += 1;
                 if self.answered == 0 && self.refused >= REFUSED_MAX {
                     self.stop(Stop::Hopeless { fault: fault.clone() });
                 }
                 Fate::Settled
             }
-            Ended::Hopeless { fault } => {
-                self.stop(Stop::Hopeless { fault: fault.clone() });
+            How::Hopeless { fault } => {
+                self.leave_out(endpoint, fault);
+                self.ready.push_front(job);
                 Fate::Again
             }
-            Ended::Failed { fault, postponed, wait_ms, usd, tokens } => {
-                line.breaker.failed(now_ms, wait_ms.unwrap_or(0));
-                line.correct(job.tokens, *tokens);
-                // What costs no money may still be of an allowance of tokens.
-                if *usd > 0.0 || *tokens > 0 {
-                    self.spend(*usd, *tokens);
-                }
+            How::Failed { fault, postponed, wait_ms } => {
                 self.check_outage(fault);
                 job.fault = Some(fault.clone());
                 if *postponed {
@@ -330,9 +311,30 @@ impl<T> Schedule<T> {
         self.settled += 1;
     }
 
+    /// The others go on, if there are any.
+    fn leave_out(&mut self, endpoint: usize, fault: &str) {
+        let is_news = self.lines[endpoint].leave_out(fault);
+        let faults: Option<Vec<&str>> = self.lines.iter().map(Line::why_left_out).collect();
+        match faults {
+            Some(mut faults) => {
+                faults.dedup();
+                let fault = faults.join("; ");
+                self.stop(Stop::Hopeless { fault });
+            }
+            None if is_news => self.left_out.push((endpoint, fault.to_owned())),
+            None => {}
+        }
+    }
+
+    /// Endpoints that were left out since this was asked last, while others go on; with the reason.
+    pub(crate) fn take_left_out(&mut self) -> Vec<(usize, String)> {
+        std::mem::take(&mut self.left_out)
+    }
+
     fn check_outage(&mut self, fault: &str) {
         let probes_max = if self.answered == 0 { FIRST_PROBES_MAX } else { PROBES_MAX };
-        if self.lines.iter().all(|line| line.breaker.failed_probes() >= probes_max) {
+        let is_gone = |line: &Line| line.why_left_out().is_some() || line.failed_probes() >= probes_max;
+        if self.lines.iter().all(is_gone) {
             self.stop(Stop::NobodyThere { fault: fault.to_owned() });
         }
     }
@@ -352,20 +354,6 @@ impl<T> Schedule<T> {
         let at = now_ms + wait;
         self.due.push(Reverse((at, job.index)));
         self.delayed.insert(job.index, job);
-    }
-}
-
-impl Line {
-    /// When it can take a request of that many tokens; `None` where something must end first.
-    fn ready_at(&mut self, tokens: u64, now_ms: u64) -> Option<u64> {
-        let breaker = self.breaker.ready_at(now_ms)?;
-        let requests = self.requests.as_mut().map_or(now_ms, |pace| pace.ready_at(1.0, now_ms));
-        let tokens = self.tokens.as_mut().map_or(now_ms, |pace| pace.ready_at(tokens as f64, now_ms));
-        Some(breaker.max(requests).max(tokens))
-    }
-
-    fn correct(&mut self, estimate: u64, tokens: u64) {
-        self.tokens.iter_mut().for_each(|pace| pace.take(tokens as f64 - estimate as f64));
     }
 }
 
@@ -395,11 +383,11 @@ mod tests {
     }
 
     fn answered(usd: f64) -> Ended {
-        Ended::Answered { usd, tokens: 10 }
+        Ended { usd, tokens: 10, how: How::Answered }
     }
 
     fn failed(postponed: bool, wait_ms: Option<u64>) -> Ended {
-        Ended::Failed { fault: "x".into(), postponed, wait_ms, usd: 0.0, tokens: 0 }
+        Ended { usd: 0.0, tokens: 0, how: How::Failed { fault: "x".into(), postponed, wait_ms } }
     }
 
     fn send(schedule: &mut Schedule<u64>, now: u64) -> (Job<u64>, usize) {
@@ -419,7 +407,7 @@ mod tests {
             let (job, at) = send(&mut schedule, now);
             served[at] += 1;
             flying.push_back((job, at));
-            assert!(schedule.lines.iter().all(|line| line.in_flight <= 8));
+            assert!([0, 1].iter().all(|at| flying.iter().filter(|(_, own)| own == at).count() <= 8));
             if flying.len() == 8 {
                 let (job, at) = flying.pop_front().unwrap();
                 assert_eq!(schedule.ended(job, at, &answered(0.0), now), Fate::Settled);
@@ -541,7 +529,8 @@ mod tests {
     fn what_no_request_can_pass_stops_all() {
         let mut schedule = schedule(&[endpoint(1.0, 9)], Budget::default());
         (0..9).for_each(|i| schedule.push(i, i, 1));
-        let refused = Ended::Refused { fault: "no such model".into(), usd: 0.0, tokens: 0 };
+        let how = How::Refused { fault: "no such model".into() };
+        let refused = Ended { usd: 0.0, tokens: 0, how };
         for _ in 0..REFUSED_MAX {
             assert!(schedule.stopped().is_none());
             let (job, at) = send(&mut schedule, 0);
@@ -549,6 +538,82 @@ mod tests {
         }
         assert_eq!(schedule.next(0), Next::Stopped);
         assert!(matches!(schedule.stopped(), Some(Stop::Hopeless { .. })));
+    }
+
+    #[test]
+    fn an_endpoint_that_would_refuse_all_is_left_out_and_the_last_one_stops_all() {
+        let mut schedule = schedule(&[endpoint(1.0, 2), endpoint(1.0, 2)], Budget::default());
+        (0..20).for_each(|i| schedule.push(i, i, 1));
+        let no_key = |fault: &str| Ended { usd: 0.0, tokens: 0, how: How::Hopeless { fault: fault.into() } };
+        let flying: Vec<_> = (0..4).map(|_| send(&mut schedule, 0)).collect();
+        for (job, at) in flying {
+            let ended = if at == 0 { no_key("401 here") } else { answered(0.0) };
+            let fate = schedule.ended(job, at, &ended, 1);
+            assert_eq!(fate, if at == 0 { Fate::Again } else { Fate::Settled });
+        }
+        assert_eq!(schedule.take_left_out(), [(0, "401 here".to_owned())], "it is news once");
+        assert_eq!(schedule.take_left_out(), []);
+        let mut asked = BTreeSet::new();
+        for now in 2..10 {
+            let (job, at) = send(&mut schedule, now);
+            assert_eq!((at, job.attempt), (1, 0), "what was refused there is no try of the request");
+            asked.insert(job.index);
+            schedule.ended(job, at, &answered(0.0), now);
+        }
+        assert!(asked.contains(&0) && asked.contains(&2), "{asked:?}: they go to the other one");
+        let (job, at) = send(&mut schedule, 10);
+        assert_eq!(schedule.ended(job, at, &no_key("403 there"), 11), Fate::Again);
+        assert_eq!(schedule.next(12), Next::Stopped);
+        let fault = "401 here; 403 there".to_owned();
+        assert_eq!(schedule.stopped(), Some(&Stop::Hopeless { fault }));
+        assert_eq!(schedule.take_left_out(), [], "the end says so itself");
+    }
+
+    #[test]
+    fn where_the_others_are_gone_an_outage_is_an_outage() {
+        let mut schedule = schedule(&[endpoint(1.0, 4), endpoint(1.0, 4)], Budget::default());
+        (0..50).for_each(|i| schedule.push(i, i, 1));
+        let hopeless = Ended { usd: 0.0, tokens: 0, how: How::Hopeless { fault: "401".into() } };
+        let mut now = 0;
+        loop {
+            match schedule.next(now) {
+                Next::Send { job, endpoint: 0 } => {
+                    schedule.ended(job, 0, &hopeless, now);
+                }
+                Next::Send { job, endpoint } => {
+                    schedule.ended(job, endpoint, &failed(false, None), now);
+                }
+                Next::Wait(Some(at)) => now = at,
+                Next::Stopped => break,
+                Next::Wait(None) => panic!("nothing to wait for"),
+            }
+        }
+        assert_eq!(schedule.stopped(), Some(&Stop::NobodyThere { fault: "x".into() }));
+    }
+
+    #[test]
+    fn a_time_limit_does_not_wait_for_what_is_due_later() {
+        let mut schedule = schedule(&[endpoint(1.0, 1)], Budget { seconds: Some(2.0), ..Budget::default() });
+        schedule.push(0, 0, 1);
+        let (job, at) = send(&mut schedule, 0);
+        schedule.ended(job, at, &failed(true, Some(3_600_000)), 10);
+        assert_eq!(schedule.next(20), Next::Wait(Some(2_000)));
+        assert_eq!(schedule.next(2_000), Next::Stopped);
+        assert_eq!(schedule.stopped(), Some(&Stop::Budget("time")));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_held_gets_nothing_before_its_time() {
+        let mut schedule = schedule(&[endpoint(1.0, 4), endpoint(1.0, 1)], Budget::default());
+        schedule.hold(0, 5_000);
+        (0..6).for_each(|i| schedule.push(i, i, 1));
+        let (job, at) = send(&mut schedule, 0);
+        assert_eq!(at, 1);
+        assert_eq!(schedule.next(10), Next::Wait(Some(5_000)), "the other one is full");
+        schedule.ended(job, at, &answered(0.0), 20);
+        assert_eq!(send(&mut schedule, 4_998).1, 1);
+        assert_eq!(schedule.next(4_999), Next::Wait(Some(5_000)));
+        assert_eq!(send(&mut schedule, 5_000).1, 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! send. A call's row is durable before it is sent. Its receipt is durable, in one commit with the next call's row,
 //! before anybody sees the answer.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
@@ -19,13 +20,15 @@ use crate::ask::{Answer, Ask, Receipt};
 use crate::call::{self, Fault, FaultKind};
 use crate::estimate::Estimator;
 use crate::outcome::{self, unix_ms};
-use crate::schedule::{Ended, Fate, Job, Next, Schedule, Stop};
+use crate::schedule::{Ended, Fate, How, Job, Next, Schedule, Stop};
 use crate::scores;
 use crate::settings::{Budget, Endpoint, Patience, Price, Sampling};
 use crate::window::{Arrived, Window};
 
 /// Threads of one session.
 pub const IN_FLIGHT_MAX: usize = 1024;
+/// How long an endpoint is left alone at most for what it told an earlier session, perhaps one request alone of it.
+const HELD_MS_MAX: u64 = 10 * 60_000;
 /// How long a thread waits at most before it looks again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -68,8 +71,22 @@ pub struct Counts {
     pub usd: f64,
 }
 
+/// What the caller should hear of endpoints while a session runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// An endpoint refuses what it would refuse to every request, and is asked no more; others are.
+    LeftOut {
+        /// Its place among the teacher's endpoints.
+        endpoint: usize,
+        fault: String,
+    },
+    /// An endpoint asked an earlier session to be left alone, and is for that long.
+    Held { endpoint: usize, seconds: u64 },
+}
+
 enum News {
     Arrived(Box<Arrived>),
+    Noticed(Notice),
     Broken(TeacherError),
 }
 
@@ -103,14 +120,16 @@ impl Teacher {
     ///
     /// `Cleared` is the gate's leave; it has to cover every endpoint. What `deliver` gets is durable in the ledger.
     /// When a budget stops the session, what came before is delivered, and what was bought beyond stays in the ledger.
+    /// `heard` is told of endpoints while it runs.
     pub fn answer_all<E: From<TeacherError>>(
         &self,
         cleared: Cleared,
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+        heard: &mut dyn FnMut(Notice),
     ) -> Result<Finished, E> {
-        self.answer_all_by(&self.client(cleared), ledger, asks, deliver)
+        self.answer_all_by(&self.client(cleared), ledger, asks, deliver, heard)
     }
 
     /// What speaks to the endpoints in one session after another, over connections that stay open between them.
@@ -126,6 +145,7 @@ impl Teacher {
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+        heard: &mut dyn FnMut(Notice),
     ) -> Result<Finished, E> {
         // Who sets no limit need not go through all calls, which a student's teacher has done by the million.
         let limited = self.budget.usd.is_some() || self.budget.tokens.is_some();
@@ -133,17 +153,16 @@ impl Teacher {
             if limited { ledger.totals(None).map_err(TeacherError::from)? } else { Totals::default() };
         let spent = (totals.usd, totals.prompt_tokens + totals.completion_tokens);
         let n_threads = self.n_threads();
+        let mut schedule = Schedule::new(&self.endpoints, self.budget, &self.patience, self.seed, spent);
+        for (endpoint, ms) in self.held(&ledger.waits().map_err(TeacherError::from)?, unix_ms()) {
+            schedule.hold(endpoint, ms);
+            heard(Notice::Held { endpoint, seconds: ms.div_ceil(1000) });
+        }
         let shared = Shared {
             teacher: self,
             client,
             scribe: ledger.scribe(),
-            schedule: Mutex::new(Schedule::new(
-                &self.endpoints,
-                self.budget,
-                &self.patience,
-                self.seed,
-                spent,
-            )),
+            schedule: Mutex::new(schedule),
             wake: Condvar::new(),
             estimator: Mutex::new(Estimator::new(self.sampling.max_tokens as u64)),
             started: Instant::now(),
@@ -164,7 +183,7 @@ impl Teacher {
             }
             drop(sender);
             let outcome =
-                Desk { shared: &shared, ledger, counts: Counts::default() }.run(asks, deliver, &news);
+                Desk { shared: &shared, ledger, counts: Counts::default() }.run(asks, deliver, heard, &news);
             shared.close();
             outcome
         })
@@ -179,6 +198,15 @@ impl Teacher {
             stall: first.max(seconds(self.patience.stall_timeout_s)),
             idle_connections,
         }
+    }
+
+    /// Endpoints that are to be left alone from now on, by what they said before, and for how many milliseconds.
+    fn held(&self, waits: &HashMap<String, u64>, now_unix_ms: u64) -> Vec<(usize, u64)> {
+        let of = |(i, endpoint): (usize, &Endpoint)| {
+            let left = waits.get(&endpoint.base.place())?.saturating_sub(now_unix_ms);
+            (left > 0).then_some((i, left.min(HELD_MS_MAX)))
+        };
+        self.endpoints.iter().enumerate().filter_map(of).collect()
     }
 
     fn n_threads(&self) -> usize {
@@ -207,6 +235,7 @@ impl Desk<'_> {
         &mut self,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
+        heard: &mut dyn FnMut(Notice),
         news: &mpsc::Receiver<News>,
     ) -> Result<Finished, E> {
         let mut open = Window::default();
@@ -246,6 +275,7 @@ impl Desk<'_> {
                     outstanding -= 1;
                     open.answer(*arrived);
                 }
+                Ok(News::Noticed(notice)) => heard(notice),
                 Ok(News::Broken(error)) => return Err(error.into()),
                 // Every thread has ended: the schedule has stopped.
                 Err(mpsc::RecvError) => return Ok(Finished::Stopped(self.shared.why_stopped())),
@@ -320,7 +350,7 @@ impl Shared<'_> {
                     if !self.write(unwritten.take(), Some(Entry::Begin(call)), news) {
                         return;
                     }
-                    unwritten = Some(self.send(job, endpoint, number));
+                    unwritten = Some(self.send(job, endpoint, number, news));
                 }
                 // Nothing to do: what is not written yet is not kept waiting.
                 Next::Wait(_) | Next::Stopped if unwritten.is_some() => {
@@ -378,7 +408,7 @@ impl Shared<'_> {
         }
     }
 
-    fn send(&self, job: Job<Arc<Asked>>, endpoint: usize, call: u64) -> Unwritten {
+    fn send(&self, job: Job<Arc<Asked>>, endpoint: usize, call: u64, news: &mpsc::Sender<News>) -> Unwritten {
         let teacher = self.teacher;
         let ask = &job.what.ask;
         let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
@@ -395,11 +425,15 @@ impl Shared<'_> {
             }
         };
         let index = job.index;
-        let (fate, stopped) = {
+        let (fate, stopped, left_out) = {
             let mut schedule = self.lock();
             let fate = schedule.ended(job, endpoint, &ended, self.now_ms());
-            (fate, schedule.stopped().is_some())
+            (fate, schedule.stopped().is_some(), schedule.take_left_out())
         };
+        for (endpoint, fault) in left_out {
+            // Whoever does not listen any more needs no warning.
+            let _ = news.send(News::Noticed(Notice::LeftOut { endpoint, fault }));
+        }
         // This thread looks for more itself; another may have waited for what has just ended.
         if stopped {
             self.wake.notify_all()
@@ -426,11 +460,11 @@ impl Shared<'_> {
         let receipt = Receipt { logprobs, ..receipt };
         let (usd, tokens) = (receipt.usd, receipt.prompt_tokens + receipt.completion_tokens);
         let (outcome, answer) = outcome::of_receipt(call, receipt);
-        let ended = match &answer {
-            Answer::Refused { fault } => Ended::Refused { fault: fault.clone(), usd, tokens },
-            _ => Ended::Answered { usd, tokens },
+        let how = match &answer {
+            Answer::Refused { fault } => How::Refused { fault: fault.clone() },
+            _ => How::Answered,
         };
-        (outcome, ended, Some(answer))
+        (outcome, Ended { usd, tokens, how }, Some(answer))
     }
 
     fn of_fault(&self, call: u64, ask: &Ask, fault: Fault) -> (Outcome, Ended, Option<Answer>) {
@@ -438,22 +472,70 @@ impl Shared<'_> {
         let outcome = outcome::of_fault(call, &fault, tokens, &self.teacher.price);
         let (what, usd) = (fault.what, outcome.usd);
         let tokens = tokens.map_or(0, |(prompt, completion)| prompt + completion);
-        match fault.kind {
+        let (how, answer) = match fault.kind {
             FaultKind::Refused => {
-                let answer = Answer::Refused { fault: what.clone() };
-                (outcome, Ended::Refused { fault: what, usd, tokens }, Some(answer))
+                (How::Refused { fault: what.clone() }, Some(Answer::Refused { fault: what }))
             }
-            FaultKind::Hopeless => (outcome, Ended::Hopeless { fault: what }, None),
+            FaultKind::Hopeless => (How::Hopeless { fault: what }, None),
             FaultKind::Again | FaultKind::Postponed => {
-                let ended = Ended::Failed {
-                    fault: what,
-                    postponed: fault.kind == FaultKind::Postponed,
-                    wait_ms: fault.wait.map(|wait| wait.as_millis() as u64 + 1),
-                    usd,
-                    tokens,
-                };
-                (outcome, ended, None)
+                let postponed = fault.kind == FaultKind::Postponed;
+                let wait_ms = fault.wait.map(|wait| wait.as_millis() as u64 + 1);
+                (How::Failed { fault: what, postponed, wait_ms }, None)
             }
-        }
+        };
+        (outcome, Ended { usd, tokens, how }, answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillroom_net::Address;
+
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_said_before_holds_for_the_rest_of_its_time_and_not_for_ever() {
+        let endpoint = |url: &str| Endpoint {
+            base: Address::parse(url).expect("an address"),
+            key: None,
+            send_key_unencrypted: false,
+            weight: 1.0,
+            max_in_flight: 1,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+        };
+        let teacher = Teacher {
+            model: "m".to_owned(),
+            served_as: None,
+            endpoints: ["https://a.example/v1", "https://b.example/v1", "https://c.example/v1"]
+                .map(endpoint)
+                .into(),
+            sampling: Sampling {
+                max_tokens: 1,
+                temperature: 0.0,
+                top_p: 1.0,
+                send_seed: false,
+                top_logprobs: None,
+                return_token_ids: false,
+                extra: Default::default(),
+            },
+            price: Price::default(),
+            budget: Budget::default(),
+            patience: Patience::default(),
+            stream: false,
+            seed: 0,
+            stage: "teach",
+        };
+        let now = 1_700_000_000_000;
+        let waits = [
+            ("https://a.example/v1", now + 5_000),
+            ("https://b.example/v1", now),
+            ("https://c.example/v1", now + 86_400_000),
+            ("https://gone.example/v1", now + 5_000),
+        ];
+        let waits = waits.map(|(place, until)| (place.to_owned(), until)).into();
+        assert_eq!(teacher.held(&waits, now), [(0, 5_000), (2, HELD_MS_MAX)]);
+        assert_eq!(teacher.held(&waits, now + 4_999), [(0, 1), (2, HELD_MS_MAX)]);
+        assert_eq!(teacher.held(&waits, now + 86_400_000), []);
     }
 }

@@ -98,8 +98,9 @@ impl Flow {
             let sampling = self.own_text_sampling(context, &model, &prompts);
             self.progress.update(&format!("{}: {} own texts", writer.label(), prompts.len()));
             let texts =
-                scored_own_texts(&scorer, &model.decoder, &prompts, &sampling, n_ids, measure::IN_FLIGHT)
-                    .map_err(|error| self.why_silent(&scorer).unwrap_or_else(|| error.into()))?;
+                scored_own_texts(&scorer, &model.decoder, &prompts, &sampling, n_ids, measure::IN_FLIGHT);
+            self.tell_left_out(&scorer)?;
+            let texts = texts.map_err(|error| self.why_silent(&scorer).unwrap_or_else(|| error.into()))?;
             self.write_json(&file(writer), &Measured::Value(texts))?;
         }
         Ok(())

@@ -11,9 +11,9 @@ use stillroom_core::{Digest, ErrorKind, ScoreError, ScoredText, Scorer};
 use stillroom_corpus::Split;
 use stillroom_net::Client;
 use stillroom_store::{Ledger, LedgerReader, Totals};
-use stillroom_teacher::{Answer, Ask, Finished, Receipt, Sampling, Scoring, Teacher, Unscored};
+use stillroom_teacher::{Answer, Ask, Finished, Notice, Receipt, Sampling, Scoring, Teacher, Unscored};
 
-use super::wire::{LEDGER, greedy};
+use super::wire::{LEDGER, LeftOut, Outcome, greedy};
 use super::{Flow, digest_of, gate, own_text};
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{PromptPii, Scores};
@@ -23,7 +23,9 @@ pub(super) const TRAINING: &str = "train";
 
 /// Asks endpoints, or the ledger of a run that is replayed.
 pub(super) struct EndpointScorer {
-    session: Teacher,
+    /// Without the endpoints that were left out.
+    session: RefCell<Teacher>,
+    left_out: RefCell<Vec<LeftOut>>,
     how: Scoring,
     records: Records,
     identity: Digest,
@@ -44,8 +46,7 @@ enum Records {
 
 /// What a session came to that did not answer everything.
 struct Unfinished {
-    finished: Finished,
-    totals: Totals,
+    outcome: Outcome,
     given_up: Option<(String, String)>,
 }
 
@@ -70,7 +71,7 @@ impl From<stillroom_teacher::TeacherError> for Silence {
 
 impl std::fmt::Debug for EndpointScorer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EndpointScorer").field("model", &self.session.model).finish_non_exhaustive()
+        f.debug_struct("EndpointScorer").field("model", &self.session.borrow().model).finish_non_exhaustive()
     }
 }
 
@@ -129,16 +130,31 @@ impl EndpointScorer {
         };
         let finished = match &self.records {
             Records::Replayed(ledger) => {
-                self.session.replay(ledger, &mut asks, &mut |ask, answer, _| deliver(ask, answer))?;
+                self.session
+                    .borrow()
+                    .replay(ledger, &mut asks, &mut |ask, answer, _| deliver(ask, answer))?;
                 Finished::All
             }
             Records::Own { path, unknown_usd, client } => {
                 let ledger = Ledger::open(path, *unknown_usd).map_err(Failure::from)?;
-                let mut session = self.session.clone();
+                let mut session = self.session.borrow().clone();
                 let left = |seconds: f64| (seconds - self.asked_for.get().as_secs_f64()).max(0.0);
                 session.budget.seconds = session.budget.seconds.map(left);
                 let mut deliver = |ask, answer, _| deliver(ask, answer);
-                session.answer_all_by(client, &ledger, &mut asks, &mut deliver)?
+                let mut gone = Vec::new();
+                let mut heard = |notice| {
+                    if let Notice::LeftOut { endpoint, .. } = notice {
+                        gone.push(endpoint);
+                    }
+                    self.left_out.borrow_mut().extend(LeftOut::of(&session, notice));
+                };
+                let finished = session.answer_all_by(client, &ledger, &mut asks, &mut deliver, &mut heard);
+                let mut places = 0..;
+                self.session
+                    .borrow_mut()
+                    .endpoints
+                    .retain(|_| places.next().is_some_and(|i| !gone.contains(&i)));
+                finished?
             }
         };
         if finished == Finished::All && given_up.is_none() {
@@ -148,10 +164,11 @@ impl EndpointScorer {
             Records::Replayed(_) => Totals::default(),
             Records::Own { path, .. } => {
                 let ledger = LedgerReader::open(path).map_err(Failure::from)?;
-                ledger.totals(Some(self.session.stage)).map_err(Failure::from)?
+                ledger.totals(Some(self.session.borrow().stage)).map_err(Failure::from)?
             }
         };
-        Err(Silence::Unfinished(Box::new(Unfinished { finished, totals, given_up })))
+        let outcome = Outcome { finished, totals, left_out: Vec::new() };
+        Err(Silence::Unfinished(Box::new(Unfinished { outcome, given_up })))
     }
 }
 
@@ -201,8 +218,15 @@ impl Flow {
             }
         };
         let identity = digest_of(&self.scoring_identity()?);
-        let (asked_for, silence) = (Cell::default(), RefCell::default());
-        Ok(EndpointScorer { session, how: scoring, records, identity, asked_for, silence })
+        Ok(EndpointScorer {
+            session: session.into(),
+            left_out: RefCell::default(),
+            how: scoring,
+            records,
+            identity,
+            asked_for: Cell::default(),
+            silence: RefCell::default(),
+        })
     }
 
     /// What the student continues goes out with what it writes.
@@ -220,13 +244,22 @@ impl Flow {
             .fix("write `prompt_pii = \"allow\"` under `[policy]` if they may be sent"))
     }
 
+    /// Says which endpoints refused a scorer while others went on.
+    pub(super) fn tell_left_out(&mut self, scorer: &EndpointScorer) -> Result<()> {
+        let (left_out, stage) = (scorer.left_out.take(), scorer.session.borrow().stage);
+        for left_out in &left_out {
+            self.progress.line(&format!("{stage}: {}", left_out.in_words()));
+        }
+        self.record_left_out(stage, &left_out)
+    }
+
     /// Why a scorer fell silent, in the place of what it told whoever asked.
     pub(super) fn why_silent(&self, scorer: &EndpointScorer) -> Option<Failure> {
         Some(match scorer.silence.take()? {
             Silence::Failed(failure) => failure,
             Silence::Unfinished(unfinished) => {
-                let Unfinished { finished, totals, given_up } = *unfinished;
-                self.check_finished(finished, &totals, given_up.as_ref()).err()?
+                let Unfinished { outcome, given_up } = *unfinished;
+                self.check_finished(&outcome, given_up.as_ref()).err()?
             }
             Silence::Refused { id, fault } => {
                 let cause =

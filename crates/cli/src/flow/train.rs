@@ -254,6 +254,9 @@ impl Flow {
         let scored_by = scorer.as_ref().map(|scorer| scorer as &dyn Scorer);
         let material = Material { examples, validation, prompts, matched, ensemble, scorer: scored_by };
         let worked = work(self, start.decoder, Supervision { teacher, material })?;
+        if let Some(scorer) = &scorer {
+            self.tell_left_out(scorer)?;
+        }
         worked.map_err(|error| match scorer.as_ref().and_then(|scorer| self.why_silent(scorer)) {
             Some(failure) => failure,
             None => Failure::from(error),

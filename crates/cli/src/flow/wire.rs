@@ -1,5 +1,6 @@
 //! Teachers behind endpoints: what is asked goes through the ledger, and what is answered into parts as everywhere.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,7 +12,8 @@ use stillroom_formats::parquet_rows;
 use stillroom_net::{Address, Secret};
 use stillroom_store::{Ledger, LedgerReader, PartStore, Totals};
 use stillroom_teacher::{
-    Answer, Ask, Budget, Counts, Endpoint, Finished, Patience, Price, Receipt, Sampling, Stop, TeacherError,
+    Answer, Ask, Budget, Counts, Endpoint, Finished, Notice, Patience, Price, Receipt, Sampling, Stop,
+    TeacherError,
 };
 
 use super::prompt_pii::redacted;
@@ -41,12 +43,39 @@ struct Unanswered {
     fault: String,
 }
 
+/// What a session with the teacher came to.
+pub(super) struct Outcome {
+    pub(super) finished: Finished,
+    /// Over all calls of the stage.
+    pub(super) totals: Totals,
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// An endpoint that was asked no more, since it refuses whatever it is asked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct LeftOut {
+    endpoint: String,
+    fault: String,
+}
+
 /// Greedy replies to held-out prompts, with what they took.
 pub(super) struct WireReplies {
     /// In the order of the prompts; those that the teacher refused are empty.
     pub(super) traces: Vec<Trace>,
     pub(super) usd: f64,
     pub(super) seconds: f64,
+}
+
+impl LeftOut {
+    /// `None` of other notices.
+    pub(super) fn of(session: &stillroom_teacher::Teacher, notice: Notice) -> Option<LeftOut> {
+        let Notice::LeftOut { endpoint, fault } = notice else { return None };
+        Some(LeftOut { endpoint: session.endpoints[endpoint].base.place(), fault })
+    }
+
+    pub(super) fn in_words(&self) -> String {
+        format!("`{}` is asked no more, and the other endpoints are: {}", self.endpoint, self.fault)
+    }
 }
 
 impl Flow {
@@ -94,18 +123,18 @@ impl Flow {
         });
         let dir = self.run.dir(teach::FOLDER)?;
         let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &teacher.model);
-        let (finished, totals) =
+        let outcome =
             self.ask_all(teach::STAGE, &sampling(&teacher), n_asked, &mut asks, &mut |ask, answer| {
                 parts.take(ask, answer)
             })?;
-        self.check_finished(finished, &totals, parts.given_up.as_ref())?;
+        self.check_finished(&outcome, parts.given_up.as_ref())?;
         let (rows, unanswered) = parts.close()?;
         if let (0, Some(Unanswered { id, fault, .. })) = (rows, unanswered.first()) {
             let cause = format!("the teacher refuses every prompt, the first is `{id}`: {fault}");
             return Err(refuses(self.source.place(&["teacher", "endpoints"]), cause));
         }
         self.write_lines(UNANSWERED, &unanswered)?;
-        self.write_json("teach.json", &summary(rows, unanswered.len() as u64, &totals))
+        self.write_json("teach.json", &summary(rows, unanswered.len() as u64, &outcome))
     }
 
     /// Greedy replies to held-out prompts, counted under the stage that measures the teacher.
@@ -123,7 +152,7 @@ impl Flow {
         let (mut traces, mut usd, mut given_up) = (Vec::with_capacity(prompts.len()), 0.0, None);
         let started = Instant::now();
         let of = prompts.len() as u64;
-        let (finished, totals) = self.ask_all(stage, &greedy, of, &mut asks, &mut |ask, answer| {
+        let outcome = self.ask_all(stage, &greedy, of, &mut asks, &mut |ask, answer| {
             let trace = match answer {
                 Answer::Reply(receipt) => trace_of(ask, &receipt, &teacher.model),
                 Answer::Refused { .. } => no_reply(ask, &teacher.model),
@@ -137,7 +166,7 @@ impl Flow {
             Ok(())
         })?;
         let seconds = started.elapsed().as_secs_f64();
-        self.check_finished(finished, &totals, given_up.as_ref())?;
+        self.check_finished(&outcome, given_up.as_ref())?;
         Ok(WireReplies { traces, usd, seconds })
     }
 
@@ -149,7 +178,7 @@ impl Flow {
         of: u64,
         asks: &mut dyn Iterator<Item = Result<Ask>>,
         deliver: &mut dyn FnMut(Ask, Answer) -> Result<()>,
-    ) -> Result<(Finished, Totals)> {
+    ) -> Result<Outcome> {
         let teacher = self.recipe.teacher.clone().expect("somebody is asked");
         let session = self.session(&teacher, stage, sampling)?;
         if let Some(replayed) = teacher.wire.as_ref().and_then(|wire| wire.replay.as_deref()) {
@@ -159,20 +188,36 @@ impl Flow {
                 shown.counts(counts);
                 deliver(ask, answer)
             })?;
-            return Ok((Finished::All, Totals::default()));
+            return Ok(Outcome { finished: Finished::All, totals: Totals::default(), left_out: Vec::new() });
         }
         let ledger = self.ledger(&teacher)?;
         if let Some(wire) = teacher.wire.as_ref().filter(|wire| wire.batch.is_some()) {
             let finished = self.ask_by_file(&session, wire, &ledger, asks, deliver)?;
-            return Ok((finished, ledger.totals(Some(stage))?));
+            return Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out: Vec::new() });
         }
         let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
-        let mut shown = Shown::new(&mut self.progress, stage, of);
-        let finished = session.answer_all(cleared, &ledger, asks, &mut |ask, answer, counts| {
-            shown.counts(counts);
+        let (shown, mut left_out) = (RefCell::new(Shown::new(&mut self.progress, stage, of)), Vec::new());
+        let mut deliver = |ask, answer, counts| {
+            shown.borrow_mut().counts(counts);
             deliver(ask, answer)
-        })?;
-        Ok((finished, ledger.totals(Some(stage))?))
+        };
+        let mut heard = |notice| {
+            shown.borrow_mut().notice(&session, &notice);
+            left_out.extend(LeftOut::of(&session, notice));
+        };
+        let finished = session.answer_all(cleared, &ledger, asks, &mut deliver, &mut heard)?;
+        drop(shown);
+        self.record_left_out(stage, &left_out)?;
+        Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out })
+    }
+
+    /// Writes down in the log which endpoints were left out.
+    pub(super) fn record_left_out(&mut self, stage: &str, left_out: &[LeftOut]) -> Result<()> {
+        for LeftOut { endpoint, fault } in left_out {
+            let event = "endpoint_left_out";
+            self.event(json!({ "event": event, "stage": stage, "endpoint": endpoint, "fault": fault }))?;
+        }
+        Ok(())
     }
 
     /// The ledger in a run's directory, or the file itself.
@@ -264,10 +309,10 @@ impl Flow {
     /// Whether everything was answered; else why not, and what can be done.
     pub(super) fn check_finished(
         &self,
-        finished: Finished,
-        totals: &Totals,
+        outcome: &Outcome,
         given_up: Option<&(String, String)>,
     ) -> Result<()> {
+        let Outcome { finished, totals, left_out } = outcome;
         let spent = format!(
             "{} calls so far, {} replies, {} failed, ${:.4} spent; all of it is in `{LEDGER}` and is not bought again",
             totals.calls, totals.done, totals.failed, totals.usd
@@ -293,7 +338,7 @@ impl Flow {
                 })
             }
             (Finished::Stopped(Stop::Budget(what)), _) => {
-                let key = match what {
+                let key = match *what {
                     "money" => "budget_usd",
                     "tokens" => "budget_tokens",
                     _ => "budget_s",
@@ -312,13 +357,14 @@ impl Flow {
                     )
             }
             (Finished::Stopped(Stop::Hopeless { fault }), _) => {
-                refuses(self.source.place(&["teacher", "endpoints"]), fault)
+                refuses(self.source.place(&["teacher", "endpoints"]), fault.clone())
             }
             (Finished::Stopped(Stop::Closed), _) => {
                 Failure::new(Exit::Failed, "the session with the teacher was closed")
             }
         };
-        Err(failure.detail(spent))
+        let failure = failure.detail(spent);
+        Err(left_out.iter().fold(failure, |failure, left_out| failure.detail(left_out.in_words())))
     }
 }
 
@@ -341,6 +387,19 @@ struct Shown<'a> {
 impl<'a> Shown<'a> {
     fn new(progress: &'a mut Progress, stage: &'static str, of: u64) -> Shown<'a> {
         Shown { progress, stage, of, last: Instant::now() }
+    }
+
+    fn notice(&mut self, session: &stillroom_teacher::Teacher, notice: &Notice) {
+        let words = match notice {
+            Notice::LeftOut { .. } => {
+                LeftOut::of(session, notice.clone()).map(|left_out| left_out.in_words())
+            }
+            Notice::Held { endpoint, seconds } => Some(format!(
+                "`{}` asked an earlier run to be left alone, and is for {seconds} s more",
+                session.endpoints[*endpoint].base.place()
+            )),
+        };
+        words.iter().for_each(|words| self.progress.line(&format!("{}: {words}", self.stage)));
     }
 
     fn counts(&mut self, counts: Counts) {
@@ -425,7 +484,7 @@ impl<'a> TraceParts<'a> {
     }
 }
 
-fn summary(rows: u64, unanswered: u64, totals: &Totals) -> Value {
+fn summary(rows: u64, unanswered: u64, Outcome { totals, left_out, .. }: &Outcome) -> Value {
     json!({
         "rows": rows,
         "calls": totals.calls,
@@ -437,6 +496,7 @@ fn summary(rows: u64, unanswered: u64, totals: &Totals) -> Value {
         "estimated_usd": totals.estimated_usd,
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
+        "endpoints_left_out": left_out,
     })
 }
 

@@ -41,6 +41,11 @@ const TABLES: &str = "
     COMMIT;
 ";
 
+/// Added to the tables above, which ledgers of the first programs do not have it beside: whoever reads them may go without.
+const WAITS: &str = "
+    CREATE TABLE IF NOT EXISTS waits (endpoint TEXT PRIMARY KEY, until_unix_ms INTEGER NOT NULL) STRICT;
+";
+
 /// Sets the file up for one writer whose commits survive a power cut, and makes the tables.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(5))?;
@@ -51,7 +56,7 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         connection.execute_batch(TABLES)?;
         connection.execute_batch(&format!("PRAGMA user_version = {VERSION};"))?;
     }
-    Ok(())
+    connection.execute_batch(WAITS)
 }
 
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {

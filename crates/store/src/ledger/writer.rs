@@ -46,6 +46,10 @@ fn write(connection: &mut Connection, batches: &[Batch]) -> rusqlite::Result<()>
              WHERE call = ?1",
         )?;
         let mut keep = transaction.prepare_cached("INSERT INTO receipts (call, body) VALUES (?1, ?2)")?;
+        let mut wait = transaction.prepare_cached(
+            "INSERT INTO waits (endpoint, until_unix_ms) SELECT endpoint, ?2 FROM calls WHERE call = ?1
+             ON CONFLICT (endpoint) DO UPDATE SET until_unix_ms = max(until_unix_ms, excluded.until_unix_ms)",
+        )?;
         for entry in batches.iter().flat_map(|batch| &batch.entries) {
             match entry {
                 Entry::Begin(call) => drop(begin.execute(begun(call))?),
@@ -53,6 +57,9 @@ fn write(connection: &mut Connection, batches: &[Batch]) -> rusqlite::Result<()>
                     end.execute(ended(outcome))?;
                     if let Some(body) = &outcome.receipt {
                         keep.execute(params![outcome.call as i64, body])?;
+                    }
+                    if let Some(until) = outcome.leave_alone_until_unix_ms {
+                        wait.execute([outcome.call as i64, until as i64])?;
                     }
                 }
             }
