@@ -84,7 +84,7 @@ pub(super) fn batch(at: &Checker<'_>, kind: TeacherKind, raw: &RawTeacher) -> Re
 
 #[cfg(test)]
 mod tests {
-    use crate::recipe::load;
+    use crate::recipe::loaded;
 
     const RECIPE: &str = r#"
 [teacher]
@@ -101,8 +101,7 @@ path = "p.jsonl"
         for keys in
             ["", "endpoints = [{ base_url = \"https://a.example/v1\" }]\nwait_s = 5\nbatch_discount = 0.25"]
         {
-            let recipe = load(&RECIPE.replace("KEYS", keys), &[]).unwrap();
-            assert_eq!(load(&recipe.to_toml(), &[]).unwrap().to_toml(), recipe.to_toml());
+            let recipe = loaded(&RECIPE.replace("KEYS", keys), &[]);
             let wire = recipe.teacher.unwrap().wire.unwrap();
             let batch = wire.batch.as_ref().unwrap();
             assert_eq!((batch.max_requests_per_file, batch.max_bytes_per_file), (50_000, 200_000_000));

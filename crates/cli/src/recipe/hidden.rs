@@ -84,7 +84,7 @@ fn layers_kept(student: &Student, teacher: Option<&Teacher>) -> Option<Vec<[usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::load;
+    use crate::recipe::{load, loaded};
 
     const WHOLE: &str = r#"
         [student]
@@ -107,9 +107,7 @@ mod tests {
     "#;
 
     fn aligned(overrides: &[&str]) -> Option<HiddenAlignment> {
-        let recipe = load(WHOLE, overrides).unwrap_or_else(|e| panic!("{e}"));
-        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
-        assert_eq!(again, recipe);
+        let recipe = loaded(WHOLE, overrides);
         let alignment = recipe.train.hidden_alignment.clone();
         // Its teacher is read beside hard labels alone, and there is something to control for.
         assert_eq!(recipe.targets().is_some_and(Logits::is_live), alignment.is_some());

@@ -169,7 +169,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::load;
+    use crate::recipe::{load, loaded};
 
     const PRETRAINED: &str = "[student]\nkind = \"pretrained\"\npath = \"base\"\n[prompts]\ntask = \"word_problems\"\nnum_examples = 9\n";
     const SCRATCH: &str = "kind = \"from_scratch\"\nhidden_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\nintermediate_size = 32\ntokenizer = \"base\"";
@@ -178,9 +178,7 @@ mod tests {
     fn an_adapter_has_pefts_settings_and_reads_back_as_itself() {
         let text = PRETRAINED;
         let lora = |set: &[&str]| {
-            let recipe = load(text, set).unwrap_or_else(|e| panic!("{e}"));
-            let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
-            assert_eq!(again, recipe);
+            let recipe = loaded(text, set);
             recipe.train.lora.map(|lora| lora.config())
         };
         assert_eq!(lora(&[]), None);
@@ -247,13 +245,11 @@ mod tests {
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             std::fs::copy(golden.join(file), dir.path().join(file)).unwrap();
         }
-        let recipe = with(&[]).unwrap_or_else(|e| panic!("{e}"));
+        // Written out, its settings stand beside the adapter and agree with it.
+        let recipe = loaded(text, &[&set]);
         let lora = recipe.train.lora.as_ref().expect("the adapter's settings").config();
         assert_eq!((lora.r, lora.alpha, lora.use_rslora), (8, 16.0, true));
         assert_eq!(lora.target_modules, [LoraTarget::Q, LoraTarget::V]);
-        // Written out, they stand beside the adapter and agree with it.
-        let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
-        assert_eq!(again, recipe);
         for (key, found) in [
             ("train.lora_r=4", "is 4, and the adapter"),
             ("train.use_rslora=false", "made with true"),

@@ -446,3 +446,29 @@ fn load(text: &str, overrides: &[&str]) -> Result<Recipe> {
     let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
     Recipe::load(&path, &overrides).map(|(recipe, _)| recipe)
 }
+
+/// The same of one that is accepted; written out, it reads back as itself.
+#[cfg(test)]
+fn loaded(text: &str, overrides: &[&str]) -> Recipe {
+    let recipe = load(text, overrides).unwrap_or_else(|e| panic!("{overrides:?}: {e}"));
+    let written = recipe.to_toml();
+    let again = load(&written, &[]).unwrap_or_else(|e| panic!("{e}\n{written}"));
+    assert_eq!(again, recipe, "{written}");
+    recipe
+}
+
+/// A student, a teacher on this machine and rows of the user's own, for tests of further keys.
+#[cfg(test)]
+const ROWS: &str = r#"
+[student]
+kind = "from_scratch"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+[teacher]
+kind = "local"
+path = "teacher"
+[prompts]
+path = "rows.jsonl"
+"#;

@@ -46,7 +46,7 @@ pub(super) fn scores(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) 
 
 #[cfg(test)]
 mod tests {
-    use crate::recipe::load;
+    use crate::recipe::{load, loaded};
 
     const RECIPE: &str = r#"
 [student]
@@ -66,13 +66,12 @@ loss_functions = [{ function = "sampled_reverse_kl" }]
 
     #[test]
     fn a_teacher_behind_endpoints_may_score_own_text() {
-        let recipe = load(RECIPE, &[]).unwrap();
+        let recipe = loaded(RECIPE, &[]);
         let text = recipe.to_toml();
         assert!(
             text.contains("scoring = \"prompt_logprobs\"") && text.contains("tokenizer = \"theirs\""),
             "{text}"
         );
-        assert_eq!(load(&text, &[]).unwrap(), recipe);
         assert!(recipe.is_scored() && recipe.evaluate.own_text_examples == 128);
         let both =
             "train.loss_functions=[{ function = \"sampled_reverse_kl\" }, { function = \"hard_labels\" }]";

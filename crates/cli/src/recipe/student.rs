@@ -284,7 +284,7 @@ fn shape(at: &Checker<'_>, raw: RawStudent, teacher: Option<&Teacher>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::load;
+    use crate::recipe::{load, loaded};
 
     const PRUNED: &str = r#"
         [student]
@@ -310,9 +310,7 @@ mod tests {
         let whole = Width { hidden_size: 256, intermediate_size: 704, num_key_value_heads: 2 };
         let expected = [(128, 704, 2), (128, 704, 1), (128, 88, 2)];
         for (set, (hidden_size, intermediate_size, num_key_value_heads)) in sets.into_iter().zip(expected) {
-            let recipe = load(PRUNED, set).unwrap_or_else(|e| panic!("{e}"));
-            let again = load(&recipe.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}\n{}", recipe.to_toml()));
-            assert_eq!(again, recipe);
+            let recipe = loaded(PRUNED, set);
             let Student::Pruned(pruned) = &recipe.student else { panic!("{:?}", recipe.student) };
             let width = Width { hidden_size, intermediate_size, num_key_value_heads };
             assert_eq!(pruned.width(whole), width, "{set:?}");

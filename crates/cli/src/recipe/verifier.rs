@@ -172,21 +172,7 @@ fn schema_text(at: &Checker<'_>, given: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load;
-
-    const RECIPE: &str = "
-[student]
-kind = \"from_scratch\"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-[teacher]
-kind = \"local\"
-path = \"teacher\"
-[prompts]
-path = \"rows.jsonl\"
-";
+    use super::super::{ROWS, load, loaded};
 
     #[test]
     fn a_verifier_is_a_name_or_a_table_and_reads_back_as_itself() {
@@ -202,12 +188,8 @@ path = \"rows.jsonl\"
             ("{ name = \"command\", command = [\"./check\", \"-x\"] }", "timeout_s = 10.0"),
             ("\"code\"", "memory_mb = 512"),
         ] {
-            let recipe = load(&format!("{RECIPE}verifier = {given}\n"), &[])
-                .unwrap_or_else(|e| panic!("{given}: {e}"));
-            let text = recipe.to_toml();
+            let text = loaded(&format!("{ROWS}verifier = {given}\n"), &[]).to_toml();
             assert!(text.contains(shown), "{text}");
-            let again = load(&text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
-            assert_eq!(again.prompts, recipe.prompts);
         }
     }
 
@@ -227,7 +209,7 @@ path = \"rows.jsonl\"
             ("{ name = \"command\", command = [\"./check\", \"${KEY}\"] }", "only secrets do"),
             ("{ name = \"code\", timeout_s = 0.0 }", "it lies between"),
         ] {
-            let error = load(&format!("{RECIPE}verifier = {given}\n"), &[]).expect_err(given).to_string();
+            let error = load(&format!("{ROWS}verifier = {given}\n"), &[]).expect_err(given).to_string();
             assert!(error.contains(said), "{given}: {error}");
         }
     }
@@ -242,7 +224,7 @@ path = \"rows.jsonl\"
             ("\"code\"", false),
             ("{ name = \"command\", command = [\"./check\"] }", false),
         ] {
-            let voted = load(&format!("{RECIPE}verifier = {given}\n"), &["curate.select=majority"]);
+            let voted = load(&format!("{ROWS}verifier = {given}\n"), &["curate.select=majority"]);
             assert_eq!(voted.is_ok(), finds, "{given}");
         }
     }

@@ -298,37 +298,26 @@ pub(super) fn check_use(at: &Checker<'_>, wire: Option<&Wire>, logits: Option<Lo
 
 #[cfg(test)]
 mod tests {
-    use crate::recipe::load;
-
-    const LOCAL: &str = r#"
-[student]
-kind = "pretrained"
-path = "start"
-[teacher]
-kind = "local"
-path = "teacher"
-[prompts]
-path = "p.jsonl"
-"#;
+    use crate::recipe::{ROWS, load, loaded};
 
     /// Such a number reached the recipe that is written out, which could not be.
     #[test]
     fn further_fields_of_requests_are_finite() {
-        let recipe = LOCAL
+        let recipe = ROWS
             .replace("kind = \"local\"", "kind = \"openai\"\nmodel = \"us:teacher\"")
-            .replace("path = \"teacher\"", "endpoints = [{ base_url = \"http://127.0.0.1:9/v1\" }]");
-        let with = |body: &str| load(&recipe, &[&format!("teacher.extra_body={body}")]);
-        let whole = with("{ a = [1.5, true], b = { c = \"x\" } }").unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(load(&whole.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}")), whole);
+            .replace("path = \"teacher\"", "endpoints = [{ base_url = \"http://127.0.0.1:9/v1\" }]")
+            .replace("intermediate_size", "tokenizer = \"theirs\"\nintermediate_size");
+        loaded(&recipe, &["teacher.extra_body={ a = [1.5, true], b = { c = \"x\" } }"]);
         for body in ["{ a = nan }", "{ a = [{ b = inf }] }"] {
-            let shown = with(body).expect_err(body).to_string();
+            let set = format!("teacher.extra_body={body}");
+            let shown = load(&recipe, &[&set]).expect_err(body).to_string();
             assert!(shown.contains("a number that no request can carry"), "{body}: {shown}");
         }
     }
 
     #[test]
     fn a_teacher_on_this_machine_has_no_keys_of_endpoints() {
-        load(LOCAL, &[]).unwrap_or_else(|e| panic!("{e}"));
+        load(ROWS, &[]).unwrap_or_else(|e| panic!("{e}"));
         for set in [
             "endpoints=[{ base_url = \"http://127.0.0.1:9/v1\" }]",
             "api_key=${KEY}",
@@ -347,7 +336,7 @@ path = "p.jsonl"
             "budget_s=1",
             "price={ input_usd_per_mtok = 1 }",
         ] {
-            let shown = load(LOCAL, &[&format!("teacher.{set}")]).expect_err(set).to_string();
+            let shown = load(ROWS, &[&format!("teacher.{set}")]).expect_err(set).to_string();
             assert!(shown.contains("is for a teacher behind endpoints"), "{set}: {shown}");
         }
     }
