@@ -9,7 +9,7 @@ use stillroom_corpus::curation::{Dropped, Step};
 use stillroom_formats::parquet_rows;
 
 use super::curate::{DROPPED, SUMMARY, Summary};
-use super::{json_lines, teach, tools, unreadable};
+use super::{json_file, json_lines, teach, tools};
 use crate::failure::{Failure, Result};
 
 /// Traces that are shown of each step.
@@ -52,8 +52,7 @@ pub(crate) fn explain(output: &Path) -> Result<Explanation> {
     let summary = output.join(SUMMARY);
     let file = if summary.exists() { DROPPED } else { tools::REFUSED };
     if summary.exists() {
-        let bytes = std::fs::read(&summary).map_err(|e| Failure::io("read", &summary, &e))?;
-        explanation.summary = Some(serde_json::from_slice(&bytes).map_err(|e| unreadable(&summary, &e))?);
+        explanation.summary = Some(json_file(&summary)?);
     }
     let dropped = output.join(file);
     if dropped.exists() {

@@ -350,9 +350,7 @@ impl Flow {
     }
 
     pub(crate) fn read_json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
-        let path = self.run.path(relative)?;
-        let bytes = std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e))?;
-        serde_json::from_slice(&bytes).map_err(|e| unreadable(&path, &e))
+        json_file(&self.run.path(relative)?)
     }
 
     /// Writes one JSON value per line.
@@ -377,6 +375,12 @@ impl Flow {
     ) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
         json_lines(self.run.path(relative)?)
     }
+}
+
+/// What a file of a run says as JSON.
+pub(crate) fn json_file<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
+    serde_json::from_slice(&bytes).map_err(|e| unreadable(path, &e))
 }
 
 /// The JSON values of a file, one at a time.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use stillroom_evaluate::Report;
 
 use crate::args::{Run, Stage};
-use crate::failure::{Exit, Failure, Result};
+use crate::failure::Result;
 use crate::flow::{self, Reached, Request, Until};
 use crate::terminal;
 
@@ -73,9 +73,7 @@ fn stage_summary(output: &Path, until: Until) -> Result<Value> {
     if !path.exists() {
         return Ok(json!({ "output": output.display().to_string() }));
     }
-    let bytes = std::fs::read(&path).map_err(|e| Failure::io("read", &path, &e))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Failure::new(Exit::BadData, format!("`{}` is damaged: {e}", path.display())))
+    flow::json_file(&path)
 }
 
 fn summary(report: &Report) -> String {
