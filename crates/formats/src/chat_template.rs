@@ -25,7 +25,7 @@ const NAME: &str = "chat";
 
 /// A compiled chat template.
 #[derive(Clone)]
-pub(crate) struct ChatTemplate {
+pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
     /// The same with marks around what stands between generation tags, where the template has them.
@@ -48,7 +48,8 @@ impl Rendering<'_> {
 }
 
 impl ChatTemplate {
-    pub(crate) fn new(source: String) -> Result<ChatTemplate> {
+    /// From the text of a `chat_template.jinja`.
+    pub fn new(source: String) -> Result<ChatTemplate> {
         if source.len() > SOURCE_BYTES_MAX {
             let (value, limit) = (source.len() as u64, SOURCE_BYTES_MAX as u64);
             return Err(FormatError::TooLarge { what: "chat template".to_owned(), value, limit });
@@ -78,6 +79,17 @@ impl ChatTemplate {
 
     pub(crate) fn source(&self) -> &str {
         &self.source
+    }
+
+    /// A conversation as a text that its reply continues, without the token that a text begins with: who reads texts puts
+    /// that before them.
+    pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        self.render(&Rendering { messages, add_generation_prompt: true, bos_token: "", eos_token: "" })
+    }
+
+    /// Whether the template has the token that ends a turn by its name, which only a tokenizer's configuration knows.
+    pub fn names_eos_token(&self) -> bool {
+        self.source.contains("eos_token")
     }
 
     /// Whether the template has a place for reasoning.

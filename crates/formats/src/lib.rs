@@ -19,6 +19,7 @@ pub mod safetensors_file;
 mod tensors;
 mod tokenizer;
 
+pub use chat_template::ChatTemplate;
 pub use config::{DecoderConfig, Family, RopeScaling};
 pub use error::{FormatError, Result};
 pub use files::MappedFile;

@@ -23,6 +23,8 @@ pub struct Ask {
 pub enum Question {
     /// A conversation to be continued.
     Chat(Vec<Message>),
+    /// The same as a text that the reply continues.
+    Complete { messages: Vec<Message>, text: String },
     /// How likely each token of a text is behind its prompt.
     Score(Unscored),
 }
@@ -82,6 +84,11 @@ impl Ask {
         Ask { id, sample, question: Question::Chat(messages), seed }
     }
 
+    /// A conversation to be continued, as `text` has it.
+    pub fn complete(id: String, sample: u32, messages: Vec<Message>, text: String, seed: u64) -> Ask {
+        Ask { id, sample, question: Question::Complete { messages, text }, seed }
+    }
+
     /// A text to be scored. Nothing is drawn, so the seed is always the same.
     pub fn score(id: String, text: Unscored) -> Ask {
         Ask { id, sample: 0, question: Question::Score(text), seed: 0 }
@@ -90,7 +97,7 @@ impl Ask {
     /// The conversation; none of a text to be scored.
     pub fn into_messages(self) -> Vec<Message> {
         match self.question {
-            Question::Chat(messages) => messages,
+            Question::Chat(messages) | Question::Complete { messages, .. } => messages,
             Question::Score(_) => Vec::new(),
         }
     }
@@ -99,29 +106,46 @@ impl Ask {
     pub(crate) fn path(&self) -> &'static str {
         match self.question {
             Question::Chat(_) => "chat/completions",
-            Question::Score(_) => "completions",
+            Question::Complete { .. } | Question::Score(_) => "completions",
         }
     }
 
     /// The body of its request.
     pub(crate) fn body(&self, model: &str, sampling: &Sampling, stream: bool) -> Vec<u8> {
-        let messages = match &self.question {
-            Question::Chat(messages) => messages,
-            Question::Score(text) => return self.body_of_score(text, model, sampling),
-        };
-        let request = ChatRequest {
-            model,
-            messages,
-            max_tokens: sampling.max_tokens,
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            seed: sampling.send_seed.then_some(self.seed),
-            stream,
-            top_logprobs: sampling.top_logprobs,
-            return_token_ids: sampling.return_token_ids,
-            extra: &sampling.extra,
-        };
-        request.body()
+        let seed = sampling.send_seed.then_some(self.seed);
+        let &Sampling { max_tokens, temperature, top_p, top_logprobs, return_token_ids, ref extra, .. } =
+            sampling;
+        match &self.question {
+            Question::Chat(messages) => ChatRequest {
+                model,
+                messages,
+                max_tokens,
+                temperature,
+                top_p,
+                seed,
+                stream,
+                top_logprobs,
+                return_token_ids,
+                extra,
+            }
+            .body(),
+            Question::Complete { text, .. } => CompletionRequest {
+                model,
+                prompt: PromptText::Text(text),
+                max_tokens,
+                temperature,
+                top_p,
+                seed,
+                stream,
+                logprobs: top_logprobs,
+                echo: false,
+                prompt_logprobs: None,
+                return_token_ids,
+                extra,
+            }
+            .body(),
+            Question::Score(text) => self.body_of_score(text, model, sampling),
+        }
     }
 
     /// Of the reply, which is never streamed, nothing is wanted; most servers write one token at least.
@@ -138,6 +162,7 @@ impl Ask {
             logprobs: echo.then_some(1),
             echo,
             prompt_logprobs: (!echo).then_some(1),
+            return_token_ids: false,
             extra: &sampling.extra,
         };
         request.body()

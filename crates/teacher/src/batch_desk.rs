@@ -27,7 +27,6 @@ use crate::session::Teacher;
 /// What the ledger calls the place that a batch went to.
 const PLACE: &str = "batch";
 const METHOD: &str = "POST";
-const URL: &str = "/v1/chat/completions";
 /// Entries of one commit.
 const ENTRIES_MAX: usize = 512;
 /// Problems that are listed; all are counted.
@@ -562,7 +561,13 @@ impl<'a> Desk<'a> {
         let asked = &self.asks[i];
         let id = CustomId { key: key_of(&asked.request), attempt: asked.next_attempt() };
         let body = asked.ask.body(self.teacher.served_model(), &self.teacher.sampling, false);
-        BatchLine { custom_id: &id.to_string(), method: METHOD, url: URL, body: &body }.line()
+        let url = url_of(&asked.ask);
+        BatchLine { custom_id: &id.to_string(), method: METHOD, url: &url, body: &body }.line()
+    }
+
+    /// What all that is asked is asked of.
+    pub(crate) fn url(&self) -> String {
+        self.asks.first().map(|asked| url_of(&asked.ask)).unwrap_or_default()
     }
 
     /// Hands over an answer for everything, in the order in which it was asked.
@@ -587,6 +592,11 @@ impl<'a> Desk<'a> {
         }
         Ok(())
     }
+}
+
+/// In files, whatever the service's own address.
+fn url_of(ask: &Ask) -> String {
+    format!("/v1/{}", ask.path())
 }
 
 /// Names what a result says.

@@ -255,21 +255,21 @@ impl<'a> Service<'a> {
                 Some(what) => return Err(Trouble::Stopped(Stop::Budget(what))),
             }
             heard(&format!("submitting {}", requests_name(number)));
-            self.submit_one(&desk.folder, number, digest)?;
+            self.submit_one(desk, number, digest)?;
             running += 1;
         }
         Ok(())
     }
 
-    fn submit_one(&self, folder: &Path, number: u32, digest: &str) -> Got<()> {
-        let path = folder.join(requests_name(number));
+    fn submit_one(&self, desk: &Desk<'_>, number: u32, digest: &str) -> Got<()> {
+        let (path, url) = (desk.folder.join(requests_name(number)), desk.url());
         let file = self.again(|_| self.upload(&path, digest))?;
         let job = self.again(|tries| {
             // The request before may have come through, and only its reply been lost.
             let found = if tries > 0 { self.find(&[digest])?.pop().flatten() } else { None };
-            found.map_or_else(|| self.create(&file, digest), Ok)
+            found.map_or_else(|| self.create(&file, digest, &url), Ok)
         })?;
-        Ok(keep(folder, number, &Record::of(&job, false))?)
+        Ok(keep(&desk.folder, number, &Record::of(&job, false))?)
     }
 
     /// Brings what a job has made into the folder of results; says what somebody should look at.
@@ -348,10 +348,10 @@ impl<'a> Service<'a> {
         checked(found)
     }
 
-    fn create(&self, file: &str, digest: &str) -> Got<Job> {
+    fn create(&self, file: &str, digest: &str, url: &str) -> Got<Job> {
         let body = json!({
             "input_file_id": file,
-            "endpoint": "/v1/chat/completions",
+            "endpoint": url,
             "completion_window": WINDOW,
             "metadata": { RUN: self.manners.run, FILE: digest },
         });

@@ -67,6 +67,7 @@ fn bytes_of(ask: &Ask) -> usize {
         Question::Chat(messages) => {
             messages.iter().map(|message| message.content.len()).sum::<usize>().max(1)
         }
+        Question::Complete { text, .. } => text.len().max(1),
         Question::Score(text) => size_of_val(&text.ids[..]),
     }
 }

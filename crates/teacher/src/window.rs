@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use stillroom_core::Message;
+
 use crate::ask::{Answer, Question};
 use crate::session::Asked;
 
@@ -88,9 +90,12 @@ impl Window {
 
 /// Of the text, and of what holds it.
 fn asked_bytes(asked: &Asked) -> usize {
-    let text = |message: &stillroom_core::Message| size_of_val(message) + message.content.len();
+    let turns = |messages: &[Message]| -> usize {
+        messages.iter().map(|message| size_of_val(message) + message.content.len()).sum()
+    };
     let question = match &asked.ask.question {
-        Question::Chat(messages) => messages.iter().map(text).sum::<usize>(),
+        Question::Chat(messages) => turns(messages),
+        Question::Complete { messages, text } => turns(messages) + text.len(),
         Question::Score(text) => size_of_val(&text.ids[..]),
     };
     size_of::<Asked>() + asked.ask.id.len() + question

@@ -42,6 +42,7 @@ pub(crate) mod train;
 pub(crate) mod trial;
 mod wire;
 mod wire_estimate;
+pub(crate) mod wording;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -334,7 +335,7 @@ impl Flow {
     pub(crate) fn teacher_digest(&self) -> Result<Digest> {
         if let Some((teacher, wire)) = self.recipe.teacher.as_ref().and_then(|t| Some((t, t.wire.as_ref()?)))
         {
-            return Ok(digest_of(&Flow::wire_identity(teacher, wire)));
+            return Ok(digest_of(&self.wire_identity(teacher, wire)?));
         }
         let path =
             self.recipe.teacher.as_ref().and_then(|teacher| teacher.path.as_deref()).unwrap_or_default();

@@ -31,7 +31,7 @@ impl Flow {
         if let Some(wire) = &teacher.wire {
             let mut settings = vec![
                 json!(1),
-                Flow::wire_identity(&teacher, wire),
+                self.wire_identity(&teacher, wire)?,
                 json!(teacher.seed),
                 json!(teacher.samples_per_prompt),
                 json!(teacher.max_tokens),

@@ -5,22 +5,21 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use stillroom_core::{CounterRng, Digest, FinishReason, Prompt, Trace};
+use stillroom_core::{Digest, Prompt, Trace};
 use stillroom_corpus::Split;
-use stillroom_formats::openai::Finish;
 use stillroom_formats::parquet_rows;
 use stillroom_net::{Address, Secret};
-use stillroom_store::{Ledger, LedgerReader, PartStore, Totals};
+use stillroom_store::{Ledger, LedgerReader, PartStore, Totals, digest_file};
 use stillroom_teacher::{
-    Answer, Ask, Budget, Counts, Endpoint, Finished, Notice, Patience, Price, Receipt, Sampling, Stop,
-    TeacherError,
+    Answer, Ask, Budget, Counts, Endpoint, Finished, Notice, Patience, Price, Sampling, Stop, TeacherError,
 };
 
 use super::prompt_pii::redacted;
-use super::teach::{self, key_of};
+use super::teach;
+use super::wording::Wording;
 use super::{Flow, gate};
 use crate::failure::{Exit, Failure, Result};
-use crate::recipe::{PromptPii, Teacher, Wire, variable_of};
+use crate::recipe::{Api, PromptPii, Teacher, Wire, variable_of};
 use crate::terminal::Progress;
 
 pub(crate) const LEDGER: &str = "ledger.sqlite";
@@ -30,10 +29,6 @@ pub(super) const UNANSWERED: &str = "corpus/unanswered.jsonl";
 const ROWS_PER_PART: usize = 4096;
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
-/// Names seeds of replies among other draws.
-const REPLY: u64 = 0x0072_6570_6c79;
-/// Seeds that every service takes.
-const SEED_MASK: u64 = 0x7fff_ffff;
 
 /// A prompt that will get no reply.
 #[derive(Debug, Serialize)]
@@ -90,16 +85,30 @@ impl Flow {
     }
 
     /// What the replies of a teacher behind endpoints depend on besides prompts: who it is, and how it is asked to write.
-    pub(super) fn wire_identity(teacher: &Teacher, wire: &Wire) -> Value {
-        json!([
-            "over the wire",
-            teacher.model,
-            wire.served_model_name,
-            wire.send_seed,
-            wire.top_logprobs,
-            wire.return_token_ids,
-            wire.extra_body,
-        ])
+    pub(super) fn wire_identity(&self, teacher: &Teacher, wire: &Wire) -> Result<Value> {
+        let mut identity = vec![
+            json!("over the wire"),
+            json!(teacher.model),
+            json!(wire.served_model_name),
+            json!(wire.send_seed),
+            json!(wire.top_logprobs),
+            json!(wire.return_token_ids),
+            json!(wire.extra_body),
+        ];
+        if wire.api == Api::Completions {
+            identity.push(json!(wire.api));
+        }
+        if let Some(path) = &wire.chat_template {
+            identity.push(json!(digest_file(&self.source.resolve_path(path))?.0));
+        }
+        Ok(Value::Array(identity))
+    }
+
+    /// How many prompts there are, all of which can be put like this, and none of which the policy blocks.
+    fn check_prompts(&self, prompts: impl Iterator<Item = Result<Prompt>>, wording: &Wording) -> Result<u64> {
+        self.check_pii(
+            prompts.map(|prompt| prompt.and_then(|prompt| wording.check(&prompt).map(|()| prompt))),
+        )
     }
 
     /// Lets the teacher answer every prompt of training and validation.
@@ -109,20 +118,21 @@ impl Flow {
         let rows = || -> Result<_> {
             Ok(self.prompt_rows(Split::Validation)?.chain(self.prompt_rows(Split::Train)?))
         };
-        let n_asked = self.check_pii(rows()?)? * u64::from(teacher.samples_per_prompt);
+        let wording = Wording::of(&teacher, &self.source)?;
+        let n_asked = self.check_prompts(rows()?, &wording)? * u64::from(teacher.samples_per_prompt);
         let redacts = self.prompt_pii() == PromptPii::Redact;
         let prompts = rows()?;
-        let (seed, samples) = (teacher.seed, teacher.samples_per_prompt);
-        let mut asks = prompts.flat_map(move |prompt| {
+        let samples = teacher.samples_per_prompt;
+        let mut asks = prompts.flat_map(|prompt| {
             let prompt = prompt.map(|prompt| if redacts { redacted(prompt) } else { prompt });
             let asks: Vec<Result<Ask>> = match prompt {
-                Ok(prompt) => (0..samples).map(|sample| Ok(ask_of(&prompt, sample, seed))).collect(),
+                Ok(prompt) => (0..samples).map(|sample| wording.ask(&prompt, sample)).collect(),
                 Err(error) => vec![Err(error)],
             };
             asks
         });
         let dir = self.run.dir(teach::FOLDER)?;
-        let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &teacher.model);
+        let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &wording);
         let outcome =
             self.ask_all(teach::STAGE, &sampling(&teacher), n_asked, &mut asks, &mut |ask, answer| {
                 parts.take(ask, answer)
@@ -145,20 +155,21 @@ impl Flow {
     ) -> Result<WireReplies> {
         let teacher = self.recipe.teacher.clone().expect("a teacher is measured");
         let greedy = greedy(&teacher, self.recipe.evaluate.max_tokens);
-        self.check_pii(prompts.iter().cloned().map(Ok))?;
+        let wording = Wording::of(&teacher, &self.source)?;
+        self.check_prompts(prompts.iter().cloned().map(Ok), &wording)?;
         let redacts = self.prompt_pii() == PromptPii::Redact;
         let sent = |prompt: &Prompt| if redacts { redacted(prompt.clone()) } else { prompt.clone() };
-        let mut asks = prompts.iter().map(|prompt| Ok(ask_of(&sent(prompt), 0, teacher.seed)));
+        let mut asks = prompts.iter().map(|prompt| wording.ask(&sent(prompt), 0));
         let (mut traces, mut usd, mut given_up) = (Vec::with_capacity(prompts.len()), 0.0, None);
         let started = Instant::now();
         let of = prompts.len() as u64;
         let outcome = self.ask_all(stage, &greedy, of, &mut asks, &mut |ask, answer| {
             let trace = match answer {
-                Answer::Reply(receipt) => trace_of(ask, &receipt, &teacher.model),
-                Answer::Refused { .. } => no_reply(ask, &teacher.model),
+                Answer::Reply(receipt) => wording.trace(ask, &receipt),
+                Answer::Refused { .. } => wording.no_reply(ask),
                 Answer::GivenUp { fault } => {
                     given_up.get_or_insert((ask.id.clone(), fault));
-                    no_reply(ask, &teacher.model)
+                    wording.no_reply(ask)
                 }
             };
             usd += trace.usd;
@@ -418,7 +429,7 @@ impl<'a> Shown<'a> {
 /// Answers in their order become parts of traces.
 struct TraceParts<'a> {
     store: PartStore,
-    teacher: &'a str,
+    wording: &'a Wording,
     number: u32,
     /// Asked in this part, answered or not.
     asked: usize,
@@ -430,10 +441,10 @@ struct TraceParts<'a> {
 }
 
 impl<'a> TraceParts<'a> {
-    fn open(store: PartStore, teacher: &'a str) -> TraceParts<'a> {
+    fn open(store: PartStore, wording: &'a Wording) -> TraceParts<'a> {
         TraceParts {
             store,
-            teacher,
+            wording,
             number: 0,
             asked: 0,
             traces: Vec::new(),
@@ -450,7 +461,7 @@ impl<'a> TraceParts<'a> {
         }
         match answer {
             _ if self.given_up.is_some() => {}
-            Answer::Reply(receipt) => self.traces.push(trace_of(ask, &receipt, self.teacher)),
+            Answer::Reply(receipt) => self.traces.push(self.wording.trace(ask, &receipt)),
             Answer::Refused { fault } => {
                 self.unanswered.push(Unanswered { id: ask.id, sample: ask.sample, fault });
             }
@@ -523,42 +534,5 @@ fn price(wire: &Wire) -> Price {
         input_usd_per_mtok: paid.input_usd_per_mtok,
         output_usd_per_mtok: paid.output_usd_per_mtok,
         cached_input_usd_per_mtok: paid.cached_input_usd_per_mtok,
-    }
-}
-
-fn ask_of(prompt: &Prompt, sample: u32, seed: u64) -> Ask {
-    let seed = CounterRng::new(&[REPLY, seed, key_of(&prompt.id), sample.into()]).next_u64() & SEED_MASK;
-    Ask::chat(prompt.id.clone(), sample, prompt.messages.clone(), seed)
-}
-
-fn trace_of(ask: Ask, receipt: &Receipt, teacher: &str) -> Trace {
-    let reply = &receipt.reply;
-    Trace {
-        id: ask.id.clone(),
-        sample: ask.sample,
-        messages: ask.into_messages(),
-        reasoning_content: reply.reasoning_content.clone(),
-        content: reply.content.clone(),
-        finish_reason: if reply.finish == Finish::Length { FinishReason::Length } else { FinishReason::Stop },
-        prompt_tokens: u32::try_from(receipt.prompt_tokens).unwrap_or(u32::MAX),
-        completion_tokens: u32::try_from(receipt.completion_tokens).unwrap_or(u32::MAX),
-        teacher: teacher.to_owned(),
-        usd: receipt.usd,
-    }
-}
-
-/// What stands for a reply that the teacher refused: an empty one, which no verifier takes for right.
-fn no_reply(ask: Ask, teacher: &str) -> Trace {
-    Trace {
-        id: ask.id.clone(),
-        sample: ask.sample,
-        messages: ask.into_messages(),
-        reasoning_content: None,
-        content: String::new(),
-        finish_reason: FinishReason::Stop,
-        prompt_tokens: 0,
-        completion_tokens: 0,
-        teacher: teacher.to_owned(),
-        usd: 0.0,
     }
 }

@@ -39,7 +39,7 @@ pub(crate) use scoring::{Scores, TOKENIZER};
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
 pub(crate) use verifier::{Program, VerifierChoice};
-pub(crate) use wire::{Endpoint, Wire, variable_of};
+pub(crate) use wire::{Api, Endpoint, Wire, variable_of};
 
 use crate::failure::Result;
 

@@ -64,6 +64,8 @@ pub(super) struct RawTeacher {
     pub(super) endpoints: Option<Vec<RawEndpoint>>,
     pub(super) api_key: Option<String>,
     pub(super) served_model_name: Option<String>,
+    pub(super) api: Option<String>,
+    pub(super) chat_template: Option<String>,
     pub(super) stream: Option<bool>,
     pub(super) send_seed: Option<bool>,
     pub(super) top_logprobs: Option<usize>,

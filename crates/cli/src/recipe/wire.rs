@@ -33,6 +33,10 @@ pub(crate) struct Wire {
     /// What is sent as `model` in place of the ID that the gate sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) served_model_name: Option<String>,
+    pub(crate) api: Api,
+    /// The template file by which conversations become texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chat_template: Option<String>,
     pub(crate) stream: bool,
     pub(crate) send_seed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +87,16 @@ impl Wire {
     pub(crate) fn is_by_hand(&self) -> bool {
         self.batch.is_some() && self.endpoints.is_empty()
     }
+}
+
+/// Which of OpenAI's interfaces is asked for text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Api {
+    /// Of conversations: the server has their template.
+    Chat,
+    /// Of texts that are continued.
+    Completions,
 }
 
 /// One address that answers.
@@ -150,7 +164,10 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
         at.count(&key("max_in_flight"), raw.max_in_flight.unwrap_or(IN_FLIGHT), 1..=IN_FLIGHT_MAX)?;
     let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
     let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
+    let (api, chat_template) = api(at, raw)?;
     Ok(Some(Wire {
+        api,
+        chat_template,
         endpoints: match (replayed || batch.is_some(), raw.endpoints.take()) {
             (true, None) => Vec::new(),
             (_, given) => endpoints(at, given, in_flight)?,
@@ -186,6 +203,8 @@ fn no_keys(at: &Checker<'_>, raw: &RawTeacher) -> Result<()> {
         ("endpoints", raw.endpoints.is_some()),
         ("api_key", raw.api_key.is_some()),
         ("served_model_name", raw.served_model_name.is_some()),
+        ("api", raw.api.is_some()),
+        ("chat_template", raw.chat_template.is_some()),
         ("stream", raw.stream.is_some()),
         ("send_seed", raw.send_seed.is_some()),
         ("top_logprobs", raw.top_logprobs.is_some()),
@@ -236,6 +255,20 @@ fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) 
     let total = all.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>();
     at.count(&["teacher", "max_in_flight"], total, 1..=IN_FLIGHT_MAX)?;
     Ok(all)
+}
+
+/// Which interface is asked, and by which template conversations become texts for it.
+fn api(at: &Checker<'_>, raw: &mut RawTeacher) -> Result<(Api, Option<String>)> {
+    let apis = [("chat", Api::Chat), ("completions", Api::Completions)];
+    let api = at.choose(&["teacher", "api"], raw.api.as_deref().unwrap_or("chat"), &apis)?;
+    let key = ["teacher", "chat_template"];
+    let template = at.path(&key, raw.chat_template.take())?;
+    if template.is_some() && api == Api::Chat {
+        return Err(at
+            .bad(&key, "a server that is asked by `api = \"chat\"` has a template of its own")
+            .fix("write `api = \"completions\"`, or remove the key"));
+    }
+    Ok((api, template))
 }
 
 fn price(at: &Checker<'_>, raw: Option<RawPrice>) -> Result<Price> {
@@ -321,6 +354,8 @@ mod tests {
         for set in [
             "endpoints=[{ base_url = \"http://127.0.0.1:9/v1\" }]",
             "api_key=${KEY}",
+            "api=completions",
+            "chat_template=a.jinja",
             "served_model_name=x",
             "stream=false",
             "send_seed=false",

@@ -9,6 +9,7 @@ use stillroom_governance::{Decision, decide};
 use crate::args::Plan;
 use crate::failure::{Exit, Result};
 use crate::flow::estimate::{Estimate, estimate};
+use crate::flow::wording::Wording;
 use crate::flow::{gate, hidden, start, teachers};
 use crate::recipe::{Egress, Recipe, Wire};
 use crate::{models, terminal};
@@ -28,6 +29,9 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;
     start::shared_ids(&recipe, &source)?;
+    if let Some(teacher) = recipe.teacher.as_ref().filter(|teacher| teacher.wire.is_some()) {
+        Wording::of(teacher, &source)?;
+    }
     let estimate = estimate(&recipe, &source, &models::device(&args.machine))?;
     if args.json {
         terminal::print_json(&json!({

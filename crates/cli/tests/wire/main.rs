@@ -9,6 +9,7 @@ mod shop;
 mod fake;
 
 mod bought;
+mod completions;
 mod cuts;
 mod desk;
 mod egress;

@@ -43,6 +43,8 @@ pub struct CompletionRequest<'a> {
     pub echo: bool,
     /// Asks for the prompt's log-probabilities in vLLM's way.
     pub prompt_logprobs: Option<u32>,
+    /// Asks for token ids, which vLLM gives.
+    pub return_token_ids: bool,
     /// Laid over the body last.
     pub extra: &'a Map<String, Value>,
 }
@@ -72,9 +74,7 @@ impl ChatRequest<'_> {
             body.insert("logprobs".into(), json!(true));
             body.insert("top_logprobs".into(), json!(top));
         }
-        if self.return_token_ids {
-            body.insert("return_token_ids".into(), json!(true));
-        }
+        ids(&mut body, self.return_token_ids);
         closed(body, self.stream, self.extra)
     }
 }
@@ -100,6 +100,7 @@ impl CompletionRequest<'_> {
         if let Some(logprobs) = self.prompt_logprobs {
             body.insert("prompt_logprobs".into(), json!(logprobs));
         }
+        ids(&mut body, self.return_token_ids);
         closed(body, self.stream, self.extra)
     }
 }
@@ -109,6 +110,12 @@ fn sampling(body: &mut Map<String, Value>, temperature: f64, top_p: f64, seed: O
     body.insert("top_p".into(), json!(top_p));
     if let Some(seed) = seed {
         body.insert("seed".into(), json!(seed % (1 << SEED_BITS)));
+    }
+}
+
+fn ids(body: &mut Map<String, Value>, wanted: bool) {
+    if wanted {
+        body.insert("return_token_ids".into(), json!(true));
     }
 }
 
@@ -273,6 +280,7 @@ mod tests {
             logprobs: Some(1),
             echo: true,
             prompt_logprobs: Some(2),
+            return_token_ids: false,
             extra: &none,
         };
         assert_eq!(
@@ -281,5 +289,8 @@ mod tests {
         );
         let request = CompletionRequest { prompt: PromptText::Text("x"), echo: false, ..request };
         assert!(text(request.body()).contains(r#""prompt":"x","max_tokens":1"#));
+        let request = CompletionRequest { stream: true, return_token_ids: true, ..request };
+        let end = r#""prompt_logprobs":2,"return_token_ids":true,"stream":true,"stream_options":{"include_usage":true}}"#;
+        assert!(text(request.body()).ends_with(end));
     }
 }
