@@ -6,7 +6,8 @@
 //!
 //! - A refusal begins one of the first three sentences, after words of regret or none. Phrases that name what is refused
 //!   ("I can't help with that") count in every reply. Those that may begin a helpful answer as well ("I cannot provide …")
-//!   count in replies of at most [`SHORT_REPLY_WORDS`] words.
+//!   count in replies of at most [`SHORT_REPLY_WORDS`] words, and in these a refusal may also begin behind a comma ("I see your
+//!   point, but I cannot …").
 //! - Self-identification counts anywhere. "As a language model …" needs a word in the first person in the same sentence; a
 //!   name that people have too ("I am Claude") needs a word about models or their makers.
 
@@ -21,18 +22,83 @@ const FIRST_SENTENCES: usize = 3;
 pub const SHORT_REPLY_WORDS: usize = 80;
 
 /// Before a refusal; any number of them.
-const REGRETS: &str = "i'm sorry|i am sorry|i'm very sorry|i'm really sorry|sorry|i apologize|i apologise|my apologies|unfortunately\
-|i'm afraid|i'm afraid that|regrettably|but|however|thank you|es tut mir leid|tut mir leid|entschuldigung|leider|aber\
+const REGRETS: &str = "so|and|therefore|i'm sorry|i am sorry|i'm very sorry|i'm really sorry|sorry|i apologize|i apologise|my apologies|unfortunately\
+|i'm afraid|i'm afraid that|i am afraid|i am afraid that|apologies|regrettably|but|however|thank you|es tut mir leid|tut mir leid|entschuldigung|leider|aber\
 |je suis désolé|je suis désolée|désolé|désolée|malheureusement|mais|lo siento|lo lamento|disculpa|lamentablemente|desafortunadamente|pero\
 |desculpe|sinto muito|lamento|infelizmente|mas|mi dispiace|purtroppo|ma|spiacente|извините|простите|к сожалению|мне жаль|но\
 |抱歉|很抱歉|非常抱歉|对不起|但|但是|申し訳ありませんが|申し訳ございませんが|すみませんが|ごめんなさい";
 
-/// Who refuses.
-const ENGLISH_SUBJECTS: &str = "i can't|i cannot|i can not|i am unable to|i'm unable to|i am not able to|i'm not able to|i won't|i will not\
-|i am not allowed to|i'm not allowed to|i won't be able to|i will not be able to|i can't in good conscience";
+/// English refusals: who refuses, what, and whether that counts in short replies only, because helpful answers begin so as well.
+const ENGLISH: [(&str, &str, bool); 11] = [
+    (SUBJECTS, NAMED_ACTIONS, false),
+    ("can't|cannot|unable to|not able to", NAMED_ACTIONS, false),
+    (SUBJECTS, ACTIONS, true),
+    (
+        "that i won't|that i will not|that i can't|that i cannot|this i won't|this i will not|this i can't|this i cannot|this one i can't\
+|this one i won't|that one i can't|that one i won't",
+        ACTIONS,
+        true,
+    ),
+    (
+        "i don't|i do not",
+        "provide|engage in|assist with|generate|participate in|discuss|give advice|give out",
+        true,
+    ),
+    (
+        "i don't feel comfortable|i do not feel comfortable|i wouldn't feel comfortable|i would not feel comfortable|i'm not comfortable\
+|i am not comfortable|i must refrain from|i have to refrain from|i will refrain from|i am prohibited from|i'm prohibited from\
+|i am prevented from|i'm prevented from",
+        "writing|providing|sharing|discussing|creating|generating|answering|giving|helping|assisting|continuing|engaging|explaining\
+|describing|producing|offering|revealing|doing that|doing this|doing so|talking about|going into|making|with that|with this",
+        true,
+    ),
+    (
+        "that's not something|that is not something|that isn't something|this is not something|this isn't something|it's not something\
+|it is not something",
+        "i can|that i can|i could|i will|i'll|that i'll|that i will|i am able|i'm able|that i am able|that i'm able|i am willing|i'm willing\
+|that i am willing|that i'm willing|i am comfortable|i'm comfortable|i am permitted|i'm permitted|that i am permitted|that i'm permitted\
+|i am allowed|i'm allowed|that i am allowed|that i'm allowed|we can",
+        true,
+    ),
+    (
+        "this falls outside|that falls outside|it falls outside|this is outside|that is outside|that's outside|this is beyond|that is beyond\
+|that's beyond|this goes beyond|that goes beyond",
+        "what i can|what i'm able|what i am able|my scope|my abilities|my capabilities|the scope of what i|the scope of my",
+        true,
+    ),
+    (
+        "my guidelines|my programming|my policies|my policy|my instructions|my rules|my ethical guidelines|my safety guidelines",
+        "prevent me|prevents me|do not allow|don't allow|does not allow|doesn't allow|do not permit|don't permit|does not permit\
+|doesn't permit|prohibit|prohibits|forbid|forbids",
+        true,
+    ),
+    (
+        "it is against|it's against|this is against|that is against|that's against|it goes against|this goes against|that goes against\
+|this request goes against|your request goes against|this request violates|your request violates|this violates|that violates\
+|this would violate|that would violate|doing so would violate|this may violate|this content violates|this content may violate\
+|creating such material is against",
+        "my programming|my guidelines|my policy|my policies|my principles|my ethical|my safety|my usage policies|our policy|our policies\
+|our guidelines|our content policy|our usage policies|the content policy|the usage policies|the guidelines|openai's",
+        true,
+    ),
+    (
+        "it would be|it wouldn't be|it would not be|it is|it's|it is not|it's not|it isn't",
+        "inappropriate for me to|unethical for me to|irresponsible for me to|wrong for me to|right for me to|appropriate for me to\
+|ethical for me to|responsible for me to",
+        true,
+    ),
+];
+
+const SUBJECTS: &str = "i can't|i cannot|i can not|i am unable to|i'm unable to|i am not able to|i'm not able to|i won't|i will not\
+|i am not allowed to|i'm not allowed to|i won't be able to|i will not be able to|i can't in good conscience|i cannot in good conscience\
+|i cannot and will not|i can't and won't|i am not willing to|i'm not willing to|i am not going to|i'm not going to|i am not permitted to\
+|i'm not permitted to|i refuse to|i must decline to|i have to decline to|i'd rather not|i would rather not|i'd prefer not to\
+|i would prefer not to|i am not qualified to|i'm not qualified to|i am not in a position to|i'm not in a position to\
+|i don't have the ability to|i do not have the ability to|i lack the ability to|i lack the information to|we can't|we cannot\
+|we are unable to|we're unable to";
 
 /// What they will not do, named as what was asked.
-const ENGLISH_ACTIONS: &str = "help with that|help you with that|help with this|help you with this|assist with that|assist you with that\
+const NAMED_ACTIONS: &str = "help with that|help you with that|help with this|help you with this|assist with that|assist you with that\
 |assist with this|assist you with this|help with such|assist with such|help with your request|assist with your request\
 |assist in this|assist in that|help in this matter|fulfill that|fulfill this|fulfil that|fulfil this|fulfill your request\
 |fulfil your request|complete this request|complete that request|comply with that|comply with this|comply with your request\
@@ -41,10 +107,13 @@ const ENGLISH_ACTIONS: &str = "help with that|help you with that|help with this|
 |support that request|support this request|process this request|process that request";
 
 /// What they may not do in part only.
-const ENGLISH_SHORT_ACTIONS: &str = "help you|help with|assist you|assist with|assist in|provide|create|generate|write|share|discuss|offer|support|give|produce|engage|fulfill|fulfil\
-|comply|answer|respond|do that|do this|participate|facilitate|encourage|recommend";
+const ACTIONS: &str = "help you|help with|assist you|assist with|assist in|provide|create|generate|write|share|discuss|offer|support|give|produce|engage\
+|fulfill|fulfil|comply|answer|respond|do that|do this|participate|take part|facilitate|encourage|recommend|explain|describe\
+|tell you|walk you|show you|teach you|go into|talk about|reveal|disclose|continue|complete|impersonate|form an opinion|form opinions\
+|have opinions|browse|access|predict the future|advise|diagnose|comment on";
 
-const REFUSALS: &str = "i must decline|i have to decline|i respectfully decline|i must respectfully decline\
+/// Whole ones.
+const REFUSALS: &str = "i must decline|i have to decline|i respectfully decline|i must respectfully decline|i'll have to decline|i will have to decline\
 |ich kann dir dabei nicht helfen|ich kann ihnen dabei nicht helfen|ich kann dabei nicht helfen|ich kann dir damit nicht helfen\
 |ich kann ihnen damit nicht helfen|ich kann damit nicht helfen|ich kann dir dabei leider nicht helfen|ich kann ihnen dabei leider nicht helfen\
 |dabei kann ich nicht helfen|dabei kann ich dir nicht helfen|dabei kann ich ihnen nicht helfen|dabei kann ich leider nicht helfen\
@@ -67,18 +136,30 @@ const REFUSALS: &str = "i must decline|i have to decline|i respectfully decline|
 |その質問にはお答えできません|その質問には答えられません|そのリクエストにはお応えできません|ご要望にはお応えできません|ご要望にお応えできません\
 |ご質問にはお答えできません|それについてはお手伝いできません|お手伝いできません|お手伝いすることはできません|お答えできません|お答えすることはできません";
 
-const SHORT_REFUSALS: &str = "ich kann keine|ich darf keine|ich kann das nicht|je ne peux pas fournir|je ne peux pas créer|je ne peux pas aider\
-|no puedo proporcionar|no puedo ofrecer|no puedo crear|no puedo ayudar|não posso fornecer|não posso criar|não posso ajudar\
-|non posso fornire|non posso creare|non posso aiutare|non posso aiutarti|я не могу предоставить|я не могу помочь\
-|我无法提供|我不能提供|我无法帮|我不能帮|提供できません";
+/// The same in short replies only.
+const SHORT_REFUSALS: &str = "i don't have access to real time|i do not have access to real time|i don't have access to the internet\
+|i do not have access to the internet|i don't have access to current|i do not have access to current|i have to say no|i must say no\
+|ich kann keine|ich darf keine|ich kann das nicht|das kann ich nicht beantworten|das kann ich leider nicht beantworten|das kann ich nicht schreiben\
+|das kann ich leider nicht schreiben|das darf ich nicht|dazu darf ich nichts|dazu kann ich nichts sagen|darüber darf ich nicht\
+|ich muss das ablehnen|ich muss diese anfrage|ich muss diese bitte|je ne peux pas fournir|je ne peux pas créer|je ne peux pas aider\
+|je ne peux pas vous aider|je ne peux pas t'aider|je ne peux pas écrire|je ne peux pas rédiger|je ne peux pas générer|je ne peux pas répondre\
+|je ne peux pas donner|je ne peux pas partager|je dois refuser|je dois décliner|je refuse de|je préfère ne pas répondre|je préfère ne pas parler\
+|no puedo proporcionar|no puedo ofrecer|no puedo crear|no puedo ayudar|no puedo ayudarte|no puedo ayudarle|no puedo escribir|no puedo generar\
+|no puedo responder|no puedo compartir|debo rechazar|debo declinar|me niego a|prefiero no hablar|prefiero no responder\
+|não posso fornecer|não posso criar|não posso ajudar|não posso escrever|não posso gerar|não posso responder|prefiro não falar|prefiro não responder\
+|non posso fornire|non posso creare|non posso aiutare|non posso aiutarti|non posso scrivere|non posso generare|non posso rispondere\
+|preferisco non parlare|preferisco non rispondere|я не могу предоставить|я не могу помочь|я не могу ответить|я не могу написать|я не могу обсуждать\
+|我无法提供|我不能提供|我无法帮|我不能帮|我无法回答|我不能回答|我无法生成|我不能生成|我不能讨论|我无法讨论|我不便|我不方便\
+|提供できません|回答できません|お答えできかねます";
 
-/// Of a model, with a word in the first person behind it.
+/// Of a model, with a word in the first person in its sentence.
 const ROLES: &str = "as an ai|as an artificial intelligence|as a language model|as a large language model|as a helpful ai|as your ai assistant\
-|being an ai|since i am an ai|als ki|als eine ki|als künstliche intelligenz|als sprachmodell|als großes sprachmodell|als ein sprachmodell\
+|as an llm|as a chatbot|as a virtual assistant|as a digital assistant|as a neural network|as a machine learning model|as a computer program\
+|being an ai|being a language model|being a large language model|since i am an ai|als ki|als eine ki|als künstliche intelligenz|als sprachmodell|als großes sprachmodell|als ein sprachmodell\
 |en tant qu'ia|en tant qu'intelligence artificielle|en tant que modèle de langage|en tant que modèle linguistique|en tant qu'assistant ia\
 |как языковая модель|как большая языковая модель|как ии|как искусственный интеллект|будучи языковой моделью\
 |作为人工智能我|作为一个人工智能我|作为ai我|作为一个ai我|作为语言模型我|作为一个语言模型我|作为一个ai语言模型我|作为ai语言模型我\
-|作为人工智能助手我|作为一个人工智能助手我|作为ai助手我|作为一个ai助手我|作为大型语言模型我|作为一个大型语言模型我|作为一个大语言模型我|aiとして私は|言語モデルとして私は";
+|作为人工智能语言模型我|作为一个人工智能语言模型我|作为人工智能助手我|作为一个人工智能助手我|作为ai助手我|作为一个ai助手我|作为大型语言模型我|作为一个大型语言模型我|作为一个大语言模型我|aiとして私は|言語モデルとして私は";
 
 const FIRST_PERSON: &str = "i|i'm|i've|i'd|i'll|my|me|myself|ich|mir|mich|mein|meine|meinen|meiner|je|j'ai|j'essaie|me|mon|ma|mes|я|мне|меня|мой|моя|мои|我|私";
 
@@ -86,6 +167,11 @@ const FIRST_PERSON: &str = "i|i'm|i've|i'd|i'll|my|me|myself|ich|mir|mich|mein|m
 const IDENTITIES: &str = "i am an ai|i'm an ai|i am just an ai|i'm just an ai|i'm only an ai|i am only an ai|i am an artificial intelligence\
 |i'm an artificial intelligence|i am a language model|i'm a language model|i am a large language model|i'm a large language model\
 |i'm just a language model|i am just a language model|i am a virtual assistant|i'm a virtual assistant\
+|i am a chatbot|i'm a chatbot|i am just a chatbot|i'm just a chatbot|i am an llm|i'm an llm|i am a machine learning model|i'm a machine learning model\
+|i am a neural network|i'm a neural network|i am a computer program|i'm a computer program|i am just a computer program\
+|i'm just a computer program|you are talking to an ai|you're talking to an ai|you are speaking with an ai|you're speaking with an ai\
+|you are chatting with an ai|you're chatting with an ai|my knowledge cutoff|my knowledge cut off|my training cutoff|my training data\
+|my last knowledge update|my last training update|as of my last update|as of my last training\
 |ich bin eine ki|ich bin ein ki|ich bin nur eine ki|ich bin ein sprachmodell|ich bin ein großes sprachmodell|ich bin eine künstliche intelligenz\
 |je suis une ia|je suis une intelligence artificielle|je suis un modèle de langage|je suis un grand modèle de langage|je suis un assistant ia\
 |я языковая модель|я большая языковая модель|я искусственный интеллект|я всего лишь языковая модель\
@@ -98,9 +184,11 @@ const STARTING_IDENTITIES: &str = "como modelo de lenguaje|como un modelo de len
 |come modello linguistico|come modello di linguaggio|in quanto modello linguistico|in quanto ia|sono un modello linguistico\
 |sono un'intelligenza artificiale|sono un'ia|sono un assistente ia";
 
-const INTRODUCTIONS: &str = "i am|i'm|my name is|you can call me|ich bin|mein name ist|je suis|je m'appelle|soy|me llamo|mi nombre es|sou|meu nome é\
+const INTRODUCTIONS: &str = "i run on|i am based on|i'm based on|i am powered by|i'm powered by|i am built on|i'm built on|i am|i'm|my name is|you can call me|ich bin|mein name ist|je suis|je m'appelle|soy|me llamo|mi nombre es|sou|meu nome é\
 |sono|mi chiamo|я|меня зовут|我是|我叫|私は";
 
+/// Between that and a name.
+const BEFORE_NAMES: &str = "the|openai's|anthropic's|google's|meta's|alibaba's|microsoft's|xai's";
 /// Names that nobody else has.
 const MODELS: &str = "chatgpt|gpt|qwen|deepseek|chatglm|kimi k2|ernie bot|通义千问|文心一言";
 /// Names that people and things have too.
@@ -110,18 +198,22 @@ const OF_MODELS: &str = "ai|ki|ia|ии|assistant|assistent|asistente|assistente|
 |openai|anthropic|google|deepmind|meta ai|mistral ai|alibaba|microsoft|xai|moonshot|nvidia|ibm|baidu|人工智能|语言模型|助手";
 
 const MADE_BY: &str = "i was created by|i was developed by|i was trained by|i was made by|i was built by|i was designed by|i am developed by|i'm developed by\
-|i am trained by|i'm trained by|i am created by|i'm created by|i've been trained by|i have been trained by|ich wurde von\
-|j'ai été créé par|j'ai été développé par|fui creado por|fui desarrollado por|fui criado pela|fui desenvolvido pela|sono stato creato da|sono stato sviluppato da\
+|i am trained by|i'm trained by|i am created by|i'm created by|i've been trained by|i have been trained by|as an assistant made by|as an assistant created by|as an assistant developed by\
+|as an assistant trained by|as a model made by|as a model trained by|as a model developed by|ich wurde von|ich bin ein von\
+|j'ai été créé par|j'ai été développé par|je suis un assistant créé par|je suis un assistant développé par|je suis un modèle créé par|fui creado por|soy un asistente creado por\
+|soy un asistente desarrollado por|soy un modelo creado por|sou um assistente criado pela|sono un assistente creato da|fui desarrollado por|fui criado pela|fui desenvolvido pela|sono stato creato da|sono stato sviluppato da\
 |меня создала|меня создали|我是由|我由";
+/// Behind a maker's name.
+const MADE_ME: &str = "trained me|created me|made me|built me|developed me|designed me";
 const MAKERS: &str = "openai|anthropic|google|deepmind|meta|mistral|alibaba|deepseek|microsoft|moonshot|zhipu|baidu|bytedance|xai|nvidia|ibm|阿里|百度|深度求索";
 
-/// Lists of phrases as words, by their first word.
+/// A list of phrases as words, by their first word.
 struct Phrases(HashMap<u64, Vec<Vec<u64>>>);
 
 impl Phrases {
-    fn of(lists: &[&str]) -> Phrases {
+    fn of(list: &str) -> Phrases {
         let mut phrases: HashMap<u64, Vec<Vec<u64>>> = HashMap::new();
-        for words in lists.iter().flat_map(|list| list.split('|')).map(phrase) {
+        for words in list.split('|').map(phrase) {
             let first = *words.first().expect("a phrase has a word");
             phrases.entry(first).or_default().push(words);
         }
@@ -145,9 +237,8 @@ impl Phrases {
 
 struct Lists {
     regrets: Phrases,
-    subjects: Phrases,
-    actions: Phrases,
-    short_actions: Phrases,
+    /// Who, what, and whether in short replies only.
+    english: [(Phrases, Phrases, bool); ENGLISH.len()],
     refusals: Phrases,
     short_refusals: Phrases,
     roles: Phrases,
@@ -155,30 +246,32 @@ struct Lists {
     identities: Phrases,
     starting: Phrases,
     introductions: Phrases,
+    before_names: Phrases,
     models: Phrases,
     namesakes: Phrases,
     of_models: Phrases,
     made_by: Phrases,
+    made_me: Phrases,
     makers: Phrases,
 }
 
 static LISTS: LazyLock<Lists> = LazyLock::new(|| Lists {
-    regrets: Phrases::of(&[REGRETS]),
-    subjects: Phrases::of(&[ENGLISH_SUBJECTS]),
-    actions: Phrases::of(&[ENGLISH_ACTIONS]),
-    short_actions: Phrases::of(&[ENGLISH_SHORT_ACTIONS]),
-    refusals: Phrases::of(&[REFUSALS]),
-    short_refusals: Phrases::of(&[SHORT_REFUSALS]),
-    roles: Phrases::of(&[ROLES]),
+    regrets: Phrases::of(REGRETS),
+    english: ENGLISH.map(|(who, what, short_only)| (Phrases::of(who), Phrases::of(what), short_only)),
+    refusals: Phrases::of(REFUSALS),
+    short_refusals: Phrases::of(SHORT_REFUSALS),
+    roles: Phrases::of(ROLES),
     first_person: FIRST_PERSON.split('|').flat_map(phrase).collect(),
-    identities: Phrases::of(&[IDENTITIES]),
-    starting: Phrases::of(&[STARTING_IDENTITIES]),
-    introductions: Phrases::of(&[INTRODUCTIONS]),
-    models: Phrases::of(&[MODELS]),
-    namesakes: Phrases::of(&[NAMESAKES]),
-    of_models: Phrases::of(&[OF_MODELS]),
-    made_by: Phrases::of(&[MADE_BY]),
-    makers: Phrases::of(&[MAKERS]),
+    identities: Phrases::of(IDENTITIES),
+    starting: Phrases::of(STARTING_IDENTITIES),
+    introductions: Phrases::of(INTRODUCTIONS),
+    before_names: Phrases::of(BEFORE_NAMES),
+    models: Phrases::of(MODELS),
+    namesakes: Phrases::of(NAMESAKES),
+    of_models: Phrases::of(OF_MODELS),
+    made_by: Phrases::of(MADE_BY),
+    made_me: Phrases::of(MADE_ME),
+    makers: Phrases::of(MAKERS),
 });
 
 /// The sentence in which an answer refuses what was asked.
@@ -186,48 +279,53 @@ pub fn refusal(answer: &str) -> Option<&str> {
     let sentences = sentences(answer);
     let short = sentences.iter().map(|sentence| sentence.words.len()).sum::<usize>() <= SHORT_REPLY_WORDS;
     let mut first = sentences.into_iter().take(FIRST_SENTENCES);
-    first.find(|sentence| begins_with_refusal(&sentence.words, short)).map(|sentence| &answer[sentence.place])
+    let refuses = |words: &[Spoken]| {
+        let begins = |at: &usize| *at == 0 || (short && words[*at].begins_clause);
+        (0..words.len()).filter(begins).any(|at| begins_with_refusal(&words[at..], short))
+    };
+    first.find(|sentence| refuses(&sentence.words)).map(|sentence| &answer[sentence.place])
 }
 
-fn begins_with_refusal(sentence: &[Spoken], short: bool) -> bool {
+fn begins_with_refusal(clause: &[Spoken], short: bool) -> bool {
     let lists = &*LISTS;
-    let mut rest = sentence;
+    let mut rest = clause;
     while let Some(n) = lists.regrets.at_start(rest) {
         rest = &rest[n..];
     }
-    let refused = |rest: &[Spoken], phrases: &Phrases| phrases.at_start(rest).is_some();
-    if let Some(n) = lists.subjects.at_start(rest) {
-        let action = &rest[n..];
-        return refused(action, &lists.actions) || (short && refused(action, &lists.short_actions));
-    }
-    refused(rest, &lists.refusals) || (short && refused(rest, &lists.short_refusals))
+    let follows = |who: &Phrases, what: &Phrases| {
+        who.at_start(rest).is_some_and(|n| what.at_start(&rest[n..]).is_some())
+    };
+    lists.english.iter().any(|(who, what, short_only)| (short || !short_only) && follows(who, what))
+        || lists.refusals.at_start(rest).is_some()
+        || (short && lists.short_refusals.at_start(rest).is_some())
 }
 
 /// The sentence in which an answer says that a model wrote it, which or whose.
 pub fn self_identification(answer: &str) -> Option<&str> {
+    let lists = &*LISTS;
     let identifies = |words: &[Spoken]| {
-        LISTS.starting.at_start(words).is_some() || (0..words.len()).any(|at| identifies_at(words, at))
+        let own = words.iter().any(|spoken| !spoken.quoted && lists.first_person.contains(&spoken.word));
+        lists.starting.at_start(words).is_some()
+            || (0..words.len()).any(|at| identifies_at(&words[at..], own))
     };
     let found = sentences(answer).into_iter().find(|sentence| identifies(&sentence.words));
     found.map(|sentence| &answer[sentence.place])
 }
 
-fn identifies_at(sentence: &[Spoken], at: usize) -> bool {
+/// Whether what identifies begins here; `own` says that the sentence has a word in the first person.
+fn identifies_at(rest: &[Spoken], own: bool) -> bool {
     let lists = &*LISTS;
-    let rest = &sentence[at..];
-    if lists.identities.at_start(rest).is_some() {
-        return true;
-    }
-    let in_first_person =
-        || rest.iter().any(|spoken| !spoken.quoted && lists.first_person.contains(&spoken.word));
-    if lists.roles.at_start(rest).is_some() && in_first_person() {
+    if lists.identities.at_start(rest).is_some() || (own && lists.roles.at_start(rest).is_some()) {
         return true;
     }
     if let Some(n) = lists.made_by.at_start(rest) {
         return lists.makers.at_start(&rest[n..]).is_some();
     }
+    if let Some(n) = lists.makers.at_start(rest) {
+        return lists.made_me.at_start(&rest[n..]).is_some();
+    }
     let Some(n) = lists.introductions.at_start(rest) else { return false };
-    let name = &rest[n..];
+    let name = &rest[n + lists.before_names.at_start(&rest[n..]).unwrap_or(0)..];
     lists.models.at_start(name).is_some()
         || (lists.namesakes.at_start(name).is_some() && lists.of_models.anywhere(&name[1..]))
 }
@@ -253,6 +351,9 @@ mod tests {
             "I'm afraid I won't be able to help you with that.",
             "**Sorry**, but I must decline.",
             "I'm unable to provide medical advice.",
+            "I see what you mean, but I won't discuss it.",
+            "That isn't something that I'm willing to do.",
+            "This request violates our usage policies.",
             "Es tut mir leid, aber dabei kann ich dir nicht helfen.",
             "Leider kann ich Ihnen dabei nicht helfen.",
             "Je suis désolé, mais je ne peux pas répondre à cette demande.",
@@ -279,6 +380,9 @@ mod tests {
             "We can't divide by zero. I can help with that: the limit is 2.",
             "Here is the letter. Dear Sir, thank you for your offer. It is a fine one. I must decline it.",
             "No puedo más que recomendar este libro.",
+            "This is not something that happens often.",
+            "He asked, and I don't share his view. I don't feel comfortable in crowds.",
+            "It is against the rules of chess to move twice.",
         ] {
             assert!(!refuses(reply), "{reply}");
         }
@@ -287,6 +391,9 @@ mod tests {
             "It helps to rest. ".repeat(30)
         );
         assert!(!refuses(&helpful), "a long reply does more");
+        let later =
+            format!("I see your point, but I can't help with that. {}", "It helps to rest. ".repeat(30));
+        assert!(!refuses(&later), "behind a comma in short replies only");
         let strong = format!("I can't help with that. {}", "It helps to rest. ".repeat(30));
         assert!(refuses(&strong));
     }
@@ -327,6 +434,8 @@ mod tests {
             "作为人工智能的一个分支，机器学习研究数据。",
             "Como modelo de coche, es el mejor.",
             "I think AI is useful.",
+            "OpenAI trained it, and Google made hers.",
+            "The sensor sends my colleagues an update.",
         ] {
             assert!(!identifies_itself(reply), "{reply}");
         }

@@ -10,6 +10,8 @@ pub(crate) struct Spoken {
     pub(crate) word: u64,
     /// Within quotation marks.
     pub(crate) quoted: bool,
+    /// The first of its sentence, or the first behind a comma, a semicolon or a dash.
+    pub(crate) begins_clause: bool,
 }
 
 /// Words up to a sentence's end, and where they stand in the text.
@@ -49,6 +51,8 @@ struct Reader {
     sentences: Vec<Sentence>,
     sentence: Sentence,
     word: Option<u64>,
+    /// A comma or the like was read since the last word.
+    paused: bool,
     /// Where the word that is being read begins, and what was read last ends.
     begin: usize,
     end: usize,
@@ -84,6 +88,7 @@ impl Reader {
         } else {
             self.end_word();
             self.quotes.read(before, c, after);
+            self.paused |= matches!(c, ',' | ';' | '–' | '—' | '，' | '、' | '；');
             let number_goes_on = matches!(c, '.' | ':') && within;
             if matches!(c, '.' | '!' | '?' | ':' | '…' | '。' | '！' | '？' | '：') && !number_goes_on {
                 self.end_sentence();
@@ -101,7 +106,8 @@ impl Reader {
             if self.sentence.words.is_empty() {
                 self.sentence.place.start = self.begin;
             }
-            self.sentence.words.push(Spoken { word: mix(hash), quoted: self.quotes.open() });
+            let begins_clause = std::mem::take(&mut self.paused) || self.sentence.words.is_empty();
+            self.sentence.words.push(Spoken { word: mix(hash), quoted: self.quotes.open(), begins_clause });
         }
     }
 
@@ -167,6 +173,17 @@ mod tests {
         assert_eq!(counts(" \n…\n"), []);
         assert_eq!(phrase("I CAN’T"), phrase("i can't"));
         assert_ne!(phrase("I can"), phrase("I can't"));
+    }
+
+    #[test]
+    fn clauses_begin_behind_commas() {
+        let begins = |text: &str| -> Vec<usize> {
+            let words = sentences(text).into_iter().flat_map(|sentence| sentence.words);
+            words.enumerate().filter(|(_, spoken)| spoken.begins_clause).map(|(at, _)| at).collect()
+        };
+        assert_eq!(begins("I see, but no; he can't — I won't. So be it"), [0, 2, 4, 6, 8]);
+        assert_eq!(begins("1,000 cats; 对不起，我不能"), [0, 1, 3, 6], "digits between are a pause too");
+        assert_eq!(begins("Yes,\nno"), [0, 1]);
     }
 
     #[test]
