@@ -7,6 +7,7 @@ use serde::Serialize;
 use stillroom_core::Digest;
 
 use crate::error::{GovernanceError, Result};
+use crate::obligations::{LicenceCopy, Obligation};
 use crate::register::Grade;
 
 /// Said once, at the end of every rendering and in the JSON.
@@ -52,10 +53,12 @@ pub enum Part {
     StudentBaseBase,
     /// What wrote or holds the data.
     Data,
+    /// What a model of the others learned from, by its card.
+    TrainingData,
 }
 
 impl Part {
-    fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Part::Teacher => "teacher",
             Part::TeacherBase => "base of the teacher",
@@ -63,6 +66,7 @@ impl Part {
             Part::StudentBase => "student base",
             Part::StudentBaseBase => "base of the student base",
             Part::Data => "data",
+            Part::TrainingData => "what it learned from",
         }
     }
 }
@@ -83,6 +87,9 @@ pub struct Rule {
     pub grade: Grade,
     /// How and when it was checked.
     pub checked: String,
+    /// The user's own register, where the statement is from there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_register: Option<String>,
     pub verdict: Verdict,
     /// In plain words.
     pub says: String,
@@ -103,6 +110,9 @@ pub struct Decision {
     pub conditions: Vec<String>,
     /// Conditions that were accepted.
     pub accepted: Vec<String>,
+    /// Conditions that are visibly met, so that nobody has to accept them (`name-begins-with-llama` and a name
+    /// that does).
+    pub settled: Vec<String>,
     /// Conditions that still have to be accepted.
     pub missing: Vec<String>,
     /// Conditions that are visibly not met (`name-begins-with-llama` and a name that doesn't),
@@ -114,12 +124,25 @@ pub struct Decision {
     pub obliges: Vec<String>,
     /// What each name in `obliges` means.
     pub meanings: BTreeMap<String, String>,
+    /// Each name in `obliges` with what the release does about it and what is left to do.
+    pub obligations: Vec<Obligation>,
+    /// Lines of the release's `NOTICE` that licences prescribe.
+    pub notices: Vec<String>,
+    /// Copyright lines of the licence files at hand.
+    pub copyright: Vec<String>,
+    /// Licence files that the release copies.
+    pub licence_copies: Vec<LicenceCopy>,
+    /// Licences that the student itself comes under.
+    pub inherits: Vec<String>,
     pub what_to_do: Vec<String>,
     /// The reason for which a closed gate was opened. It stays in the record.
     #[serde(rename = "override")]
     pub override_reason: Option<String>,
     /// SHA-256 of the register that decided.
     pub register: Digest,
+    /// SHA-256 of the user's own register, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_register: Option<Digest>,
     pub notice: &'static str,
 }
 
@@ -161,71 +184,114 @@ impl Decision {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    /// Said wherever a closed gate was opened.
+    pub fn override_in_words(&self, reason: &str) -> String {
+        let verdict = self.verdict.as_str();
+        printable(&format!(
+            "OVERRIDDEN: the licence gate said `{verdict}`; it was opened with the reason: {reason}"
+        ))
+    }
+
     /// For a person: the verdict, why, what it asks for, what to do.
     pub fn render(&self) -> String {
         let mut text = format!("Licence verdict: {}\n", self.verdict.as_str());
         if let Some(reason) = &self.override_reason {
-            let _ = writeln!(text, "OVERRIDDEN by the recipe, and recorded so: {}", printable(reason));
+            wrap(&mut text, "", &self.override_in_words(reason));
         }
         text.push_str("\nWhy\n");
         for rule in &self.rules {
-            let _ = writeln!(
-                text,
-                "  {}: {} ({})",
-                rule.role.title(),
-                printable(&rule.id),
-                printable(&rule.release)
-            );
-            let licence = if rule.licence.is_empty() { "not known" } else { &rule.licence };
-            let _ = writeln!(text, "    {}, licence {}", rule.verdict.as_str(), printable(licence));
-            let _ = writeln!(text, "    {}", printable(&rule.says));
-            if !rule.clause.is_empty() {
-                let _ = writeln!(text, "    clause: {}", printable(&rule.clause));
-            }
-            if !rule.evidence.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "    evidence: {} ({}: {})",
-                    printable(&rule.evidence),
-                    rule.grade.as_str(),
-                    printable(&rule.checked)
-                );
-            }
+            render_rule(&mut text, rule);
         }
-        self.render_conditions(&mut text);
+        self.render_obligations(&mut text);
         if !self.what_to_do.is_empty() {
             text.push_str("\nWhat to do\n");
             for step in &self.what_to_do {
-                let _ = writeln!(text, "  {}", printable(step));
+                wrap(&mut text, "  ", step);
             }
         }
         let _ = writeln!(text, "\n{}", self.notice);
         text
     }
 
-    fn render_conditions(&self, text: &mut String) {
-        let means = |name: &String| printable(self.meanings.get(name).map_or("", String::as_str));
+    fn render_obligations(&self, text: &mut String) {
         if !self.conditions.is_empty() {
             text.push_str("\nConditions\n");
         }
-        for name in &self.conditions {
+        let (conditions, rest): (Vec<&Obligation>, Vec<&Obligation>) =
+            self.obligations.iter().partition(|obligation| self.conditions.contains(&obligation.name));
+        for obligation in conditions {
+            let name = &obligation.name;
             let mark = if self.violated.contains(name) {
                 "not met"
+            } else if self.settled.contains(name) {
+                "met"
             } else if self.accepted.contains(name) {
                 "accepted"
             } else {
                 "open"
             };
-            let _ = writeln!(text, "  [{mark}] {name}: {}", means(name));
+            render_obligation(text, &format!("[{mark}] "), obligation);
         }
-        let rest: Vec<&String> = self.obliges.iter().filter(|name| !self.conditions.contains(name)).collect();
         if !rest.is_empty() {
             text.push_str("\nAlso to be kept\n");
         }
-        for name in rest {
-            let _ = writeln!(text, "  {name}: {}", means(name));
+        for obligation in rest {
+            render_obligation(text, "", obligation);
         }
     }
+}
+
+/// One statement: whose, what it answers, under which licence and clause, and where that was read.
+fn render_rule(text: &mut String, rule: &Rule) {
+    wrap(text, "  ", &format!("{}: {} ({})", rule.role.title(), rule.id, rule.release));
+    let licence = if rule.licence.is_empty() { "not known" } else { &rule.licence };
+    wrap(text, "    ", &format!("{}, licence {licence}", rule.verdict.as_str()));
+    if !rule.clause.is_empty() {
+        wrap(text, "    ", &format!("clause: {}", rule.clause));
+    }
+    wrap(text, "    ", &format!("says: {}", rule.says));
+    if !rule.evidence.is_empty() {
+        let whose =
+            rule.users_register.as_ref().map_or(String::new(), |name| format!("your register {name}; "));
+        let (grade, checked) = (rule.grade.as_str(), &rule.checked);
+        wrap(text, "    ", &format!("evidence: {} ({whose}{grade}: {checked})", rule.evidence));
+    }
+}
+
+fn render_obligation(text: &mut String, mark: &str, obligation: &Obligation) {
+    wrap(text, "  ", &format!("{mark}{}: {}", obligation.name, obligation.means));
+    if let Some(carried_out) = &obligation.carried_out {
+        wrap(text, "      ", &format!("carried out: {carried_out}"));
+    }
+    // What is left is often what the condition says itself.
+    if let Some(left) = obligation.yours_to_do.as_ref().filter(|left| **left != obligation.means) {
+        wrap(text, "      ", &format!("yours to do: {left}"));
+    }
+}
+
+/// Columns that a line may have; a longer word stands alone.
+const COLUMNS_MAX: usize = 100;
+
+/// Appends foreign text without control characters, broken into lines that begin with `indent`.
+fn wrap(text: &mut String, indent: &str, foreign: &str) {
+    let mut column = 0;
+    for word in printable(foreign).split_whitespace() {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > COLUMNS_MAX {
+            text.push('\n');
+            column = 0;
+        }
+        if column == 0 {
+            text.push_str(indent);
+            column = indent.chars().count();
+        } else {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += width;
+    }
+    text.push('\n');
 }
 
 /// Text from files and recipes without control characters.

@@ -35,6 +35,9 @@ pub enum GovernanceError {
     /// Reading or writing failed.
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    /// A licence file is no longer the one that the gate saw.
+    #[error("{path}: changed since the licence gate read it", path = path.display())]
+    LicenceChanged { path: PathBuf },
     /// The run directory's own errors.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -73,7 +76,8 @@ impl GovernanceError {
             GovernanceError::Register { .. }
             | GovernanceError::NoManifest { .. }
             | GovernanceError::Manifest { .. }
-            | GovernanceError::NothingToSeal { .. } => ErrorKind::BadData,
+            | GovernanceError::NothingToSeal { .. }
+            | GovernanceError::LicenceChanged { .. } => ErrorKind::BadData,
             GovernanceError::Io { .. } => ErrorKind::Io,
             GovernanceError::Store(error) => error.kind(),
         }
@@ -104,6 +108,9 @@ impl GovernanceError {
                 Some("take the manifest from the place that the release came from".to_owned())
             }
             GovernanceError::Store(error) => error.fix(),
+            GovernanceError::LicenceChanged { .. } => {
+                Some("run the same command again, so that the gate reads it anew".to_owned())
+            }
             GovernanceError::Register { .. }
             | GovernanceError::NothingToSeal { .. }
             | GovernanceError::Io { .. } => None,

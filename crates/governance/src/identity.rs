@@ -19,7 +19,7 @@ pub(crate) struct Entry {
 }
 
 /// Exact IDs and open-ended patterns, each with its row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct IdTable {
     exact: HashMap<String, usize>,
     /// Longest first.

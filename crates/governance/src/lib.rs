@@ -14,10 +14,15 @@ mod error;
 mod gate;
 mod identity;
 mod licence_text;
+mod lineage;
 mod manifest;
+mod obligations;
 mod own_assets;
 mod register;
+mod rules;
 mod subject;
+mod tags;
+mod users_register;
 mod verify;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
@@ -25,12 +30,14 @@ pub use egress::Egress;
 pub use error::{GovernanceError, ManifestFault, Result};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
-pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify};
+pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify, runs_record};
 pub use manifest::{
     MANIFEST_BYTES_MAX, MANIFEST_PATH, Manifest, ModelRecord, PREDICATE_TYPE, Program, RunRecord,
     STATEMENT_TYPE, SUBJECTS_MAX, Subject as ManifestSubject,
 };
+pub use obligations::{CardLicence, CopySource, LicenceCopy, Obligation};
 pub use own_assets::digest_of_weights;
-pub use register::{Condition, Grade, Grant, LicenceTerms, ROWS_MAX, Register, Row};
+pub use register::{Condition, Grade, Grant, LicenceTerms, ROWS_MAX, Register, Row, Tables};
 pub use subject::{CARD_BYTES_MAX, ENTRIES_MAX, LICENCE_FILES_MAX, LicenceFile, ModelEvidence, Subject};
+pub use users_register::{REGISTER_BYTES_MAX, UsersRegister, Views};
 pub use verify::{Difference, Differs, VerifyReport, verify};

@@ -3,10 +3,13 @@
 //! A text is reduced to its words: lower case, markup, punctuation, addresses, copyright lines and
 //! titles dropped. Two files with the same words are the same licence, whoever filled in the
 //! copyright line; a single added, missing or changed word makes it another text, because riders are
-//! exactly what a gate must not overlook. Texts that only resemble a known one are named as such and
-//! never count as it.
+//! exactly what a gate must not overlook. Texts that only resemble a known one are named as such, with
+//! what differs, and never count as it.
+//!
+//! Of licences whose text is not ours to carry there are two tables: digests of all their words, and
+//! 16-bit hashes of their runs of three words, from which likeness and differences are told.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::OnceLock;
 
 use stillroom_core::Digest;
@@ -15,21 +18,27 @@ const APACHE: &str = include_str!("../../../assets/licence_texts/Apache-2.0.txt"
 const MIT: &str = include_str!("../../../assets/licence_texts/MIT.txt");
 /// Digests of the words of licences whose text is not ours to carry.
 const FINGERPRINTS: &str = include_str!("../../../assets/licence_fingerprints.csv");
+/// What [`runs_record`] writes, one record after the other.
+const RUNS: &[u8] = include_bytes!("../../../assets/licence_runs.bin");
 
 /// Bytes of a licence file that are looked at; a longer file is not identified.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
-/// Share of common three-word runs from which a text is said to resemble a known one.
-const RESEMBLANCE_MIN: f64 = 0.4;
-/// Words of the first difference that are shown.
+/// Likeness from which a text is said to resemble a known one: twice the common runs of three words, by the runs
+/// of both.
+const LIKENESS_MIN: f64 = 0.4;
+/// Words in a run.
+const RUN_WORDS: usize = 3;
+/// Words of a difference that are shown, and differences.
 const SHOWN_WORDS: usize = 16;
+const SHOWN_DIFFERENCES: usize = 3;
 
 /// What a licence file was recognised as.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Identified {
     /// The words of this licence, nothing added and nothing missing.
     As { licence: String },
-    /// Close to a known licence, and not it.
-    Resembles { licence: &'static str, first_difference: String },
+    /// Close to a known licence, and not it: how close, and in what it differs.
+    Resembles { licence: String, percent: u8, differs: String },
     /// No known text.
     Unknown,
 }
@@ -45,22 +54,49 @@ pub fn identify(text: &str) -> Identified {
     if let Some((_, licence)) = known.digests.iter().find(|(known, _)| *known == digest) {
         return Identified::As { licence: licence.clone() };
     }
-    let shingles = shingles(&words);
-    let mut best: Option<(f64, &KnownText)> = None;
-    for text in &known.texts {
-        let common = shingles.intersection(&text.shingles).count() as f64;
-        let share = common / text.shingles.len().min(shingles.len()).max(1) as f64;
-        if share >= RESEMBLANCE_MIN && best.is_none_or(|(most, _)| share > most) {
-            best = Some((share, text));
-        }
-    }
-    match best {
-        Some((_, text)) => Identified::Resembles {
-            licence: text.licence,
-            first_difference: first_difference(&words, &text.words),
+    let runs = runs(&words);
+    let set: HashSet<u16> = runs.iter().copied().collect();
+    let likeness = |known: &KnownRuns| {
+        let common = set.intersection(&known.runs).count();
+        2.0 * common as f64 / (set.len() + known.runs.len()).max(1) as f64
+    };
+    let best = known.runs.iter().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match best.filter(|(likeness, _)| *likeness >= LIKENESS_MIN) {
+        Some((likeness, known)) => Identified::Resembles {
+            licence: known.licence.clone(),
+            // Not the same, so never wholly like it.
+            percent: ((100.0 * likeness) as u8).min(99),
+            differs: differences(&words, &runs, &set, &known.runs),
         },
         None => Identified::Unknown,
     }
+}
+
+/// Whether the text of a licence is known well enough to recognise a copy.
+pub(crate) fn is_known(licence: &str) -> bool {
+    known().digests.iter().any(|(_, known)| known == licence)
+}
+
+/// Lines of a text that say who holds the copyright, as they stand, blanks aside; templates are left out.
+pub(crate) fn copyright_lines(text: &str) -> Vec<String> {
+    let is_filled_in =
+        |line: &str| !line.contains(['[', '<', '{']) && line.contains(|c: char| c.is_ascii_digit());
+    let plain = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let holds = |line: &&str| is_copyright_line(line, &words_of_line(line)) && is_filled_in(line);
+    let mut lines: Vec<String> = text.lines().filter(holds).take(COPYRIGHT_LINES_MAX).map(plain).collect();
+    lines.dedup();
+    lines
+}
+
+/// What `assets/licence_runs.bin` has of a text: the licence's name and the hashes of its runs, each behind its
+/// length as a 16-bit number; all numbers little-endian, hashes in ascending order.
+pub fn runs_record(licence: &str, text: &str) -> Vec<u8> {
+    let runs: BTreeSet<u16> = runs(&words(text)).into_iter().collect();
+    let mut record = (licence.len() as u16).to_le_bytes().to_vec();
+    record.extend(licence.as_bytes());
+    record.extend((runs.len() as u16).to_le_bytes());
+    record.extend(runs.into_iter().flat_map(u16::to_le_bytes));
+    record
 }
 
 /// SHA-256 over the words of a licence text, joined by single blanks: what
@@ -78,15 +114,15 @@ pub fn full_text(licence: &str) -> Option<&'static str> {
     }
 }
 
-struct KnownText {
-    licence: &'static str,
-    words: Vec<String>,
-    shingles: HashSet<Digest>,
+/// The runs of one licence's text.
+struct KnownRuns {
+    licence: String,
+    runs: HashSet<u16>,
 }
 
 struct Known {
     digests: Vec<(Digest, String)>,
-    texts: Vec<KnownText>,
+    runs: Vec<KnownRuns>,
 }
 
 fn known() -> &'static Known {
@@ -97,12 +133,30 @@ fn known() -> &'static Known {
             digests.push((fingerprint(&variant), "Apache-2.0".to_owned()));
         }
         digests.push((fingerprint(MIT), "MIT".to_owned()));
-        let text = |licence, text: &str| {
-            let words = words(text);
-            KnownText { licence, shingles: shingles(&words), words }
+        let own = |licence: &str, text: &str| KnownRuns {
+            licence: licence.to_owned(),
+            runs: runs(&words(text)).into_iter().collect(),
         };
-        Known { digests, texts: vec![text("Apache-2.0", APACHE), text("MIT", MIT)] }
+        let mut runs = vec![own("Apache-2.0", APACHE), own("MIT", MIT)];
+        runs.extend(recorded_runs(RUNS));
+        Known { digests, runs }
     })
+}
+
+/// The records of a table of runs; what does not fit ends it.
+fn recorded_runs(mut table: &[u8]) -> Vec<KnownRuns> {
+    fn part<'a>(table: &mut &'a [u8], width: usize) -> Option<&'a [u8]> {
+        let (length, rest) = table.split_first_chunk::<2>()?;
+        let (part, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)) * width)?;
+        *table = rest;
+        Some(part)
+    }
+    let mut records = Vec::new();
+    while let (Some(name), Some(runs)) = (part(&mut table, 1), part(&mut table, 2)) {
+        let runs = runs.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+        records.push(KnownRuns { licence: String::from_utf8_lossy(name).into_owned(), runs });
+    }
+    records
 }
 
 /// The licence as it is published, and with none or only the one half of its appendix.
@@ -134,22 +188,36 @@ fn fingerprints() -> Vec<(Digest, String)> {
         .collect()
 }
 
-fn digest_of_words(words: &[String]) -> Digest {
+fn digest_of_words(words: &[Word]) -> Digest {
+    let words: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
     Digest::of(words.join(" ").as_bytes())
 }
 
-fn shingles(words: &[String]) -> HashSet<Digest> {
-    words.windows(3).map(|run| Digest::of(run.join(" ").as_bytes())).collect()
+/// A hash of each run of words.
+fn runs(words: &[Word]) -> Vec<u16> {
+    let hash = |run: &[Word]| {
+        let run: Vec<&str> = run.iter().map(|word| word.text.as_str()).collect();
+        let digest = Digest::of(run.join(" ").as_bytes());
+        u16::from_le_bytes([digest.as_bytes()[0], digest.as_bytes()[1]])
+    };
+    words.windows(RUN_WORDS).map(hash).collect()
+}
+
+/// A word, and the line that it stands in, from 1.
+#[derive(Clone, Debug)]
+struct Word {
+    text: String,
+    line: usize,
 }
 
 /// Titles that some copies carry and some do not.
 const TITLES: [&str; 4] = ["mit license", "the mit license", "the mit license mit", "mit license mit"];
 
-fn words(text: &str) -> Vec<String> {
+fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
     // A copyright line stands at the head of a paragraph; within one it is part of a sentence.
     let mut at_head = true;
-    for line in text.lines() {
+    for (i, line) in text.lines().enumerate() {
         let line_words = words_of_line(line);
         if line_words.is_empty() {
             at_head = true;
@@ -160,7 +228,7 @@ fn words(text: &str) -> Vec<String> {
             continue;
         }
         at_head = false;
-        words.extend(line_words);
+        words.extend(line_words.into_iter().map(|text| Word { text, line: i + 1 }));
     }
     words
 }
@@ -203,6 +271,8 @@ const NOT_IN_COPYRIGHT_LINES: [&str; 21] = [
 ];
 /// Words of a copyright line, at most.
 const COPYRIGHT_WORDS_MAX: usize = 24;
+/// Copyright lines that are taken from one file.
+const COPYRIGHT_LINES_MAX: usize = 8;
 
 /// `Copyright (c) 2024 Somebody`, `Copyright [yyyy] [name of copyright owner]`, `All rights reserved.`
 /// A line that says more than that is no copyright line: it may be a rider.
@@ -215,12 +285,38 @@ fn is_copyright_line(line: &str, words: &[String]) -> bool {
     holder && !words.iter().any(|word| NOT_IN_COPYRIGHT_LINES.contains(&word.as_str()))
 }
 
-/// The first words that one text has where the other goes on differently.
-fn first_difference(found: &[String], known: &[String]) -> String {
-    let same = found.iter().zip(known).take_while(|(a, b)| a == b).count();
-    let (rest, what) = if same < found.len() { (&found[same..], "has") } else { (&known[same..], "lacks") };
-    let shown: Vec<&str> = rest.iter().take(SHOWN_WORDS).map(String::as_str).collect();
-    format!("after {same} equal words it {what} \"{}\"", shown.join(" "))
+/// In what a text differs from a known one: words of it in no known run, by line, and how much it lacks.
+fn differences(words: &[Word], runs: &[u16], set: &HashSet<u16>, known: &HashSet<u16>) -> String {
+    let is_known = |word: usize| {
+        let first = (word + 1).saturating_sub(RUN_WORDS);
+        (first..=word).filter_map(|at| runs.get(at)).any(|run| known.contains(run))
+    };
+    let (mut stretches, mut at): (Vec<&[Word]>, usize) = (Vec::new(), 0);
+    while at < words.len() {
+        let length = (at..words.len()).take_while(|&word| !is_known(word)).count();
+        if length > 0 {
+            stretches.push(&words[at..at + length]);
+        }
+        at += length.max(1);
+    }
+    let shown = |stretch: &&[Word]| {
+        let words: Vec<&str> = stretch.iter().take(SHOWN_WORDS).map(|word| word.text.as_str()).collect();
+        let more = if stretch.len() > SHOWN_WORDS { " …" } else { "" };
+        format!("line {} has \"{}{more}\"", stretch[0].line, words.join(" "))
+    };
+    let mut said: Vec<String> = stretches.iter().take(SHOWN_DIFFERENCES).map(shown).collect();
+    if stretches.len() > SHOWN_DIFFERENCES {
+        said.push(format!("and {} more places", stretches.len() - SHOWN_DIFFERENCES));
+    }
+    let lacking = known.difference(set).count();
+    // A word that is changed or put in breaks this many runs of the known text at most.
+    if lacking > stretches.len() * (RUN_WORDS + 1) {
+        said.push(format!("it lacks about {lacking} words"));
+    }
+    match said.as_slice() {
+        [] => "the same runs of words in another order or number".to_owned(),
+        said => said.join("; "),
+    }
 }
 
 #[cfg(test)]
@@ -248,8 +344,10 @@ mod tests {
     fn a_rider_or_a_changed_word_is_never_the_known_licence() {
         let rider = format!("{MIT}\nOur only modification: display the name above 100 million users.");
         match identify(&rider) {
-            Identified::Resembles { licence: "MIT", first_difference } => {
-                assert!(first_difference.contains("our only modification"), "{first_difference}");
+            Identified::Resembles { licence, percent, differs } => {
+                assert!(licence == "MIT" && (90..100).contains(&percent), "{licence} {percent}");
+                let line = rider.lines().count();
+                assert!(differs.contains(&format!("line {line} has \"our only modification")), "{differs}");
             }
             other => panic!("{other:?}"),
         }
@@ -264,11 +362,57 @@ mod tests {
             APACHE.replacen("may", "may not", 1),
         ] {
             let found = identify(&changed);
-            assert!(matches!(found, Identified::Resembles { licence: "Apache-2.0", .. }), "{found:?}");
+            assert!(
+                matches!(&found, Identified::Resembles { licence, .. } if licence == "Apache-2.0"),
+                "{found:?}"
+            );
         }
         assert_eq!(identify("All rights reserved to the moon."), Identified::Unknown);
         assert_eq!(identify(""), Identified::Unknown);
         assert_eq!(identify(&"a ".repeat(TEXT_BYTES_MAX)), Identified::Unknown);
+    }
+
+    #[test]
+    fn the_table_of_runs_is_of_fingerprinted_licences_and_survives_damage() {
+        let records = recorded_runs(RUNS);
+        assert!(records.len() >= 19 && records.iter().all(|record| record.runs.len() > 300));
+        for record in &records {
+            assert!(
+                fingerprints().iter().any(|(_, licence)| *licence == record.licence),
+                "{}",
+                record.licence
+            );
+        }
+        let record = runs_record("Apache-2.0", APACHE);
+        let [back] = recorded_runs(&record).try_into().ok().expect("one record");
+        assert_eq!(back.runs, runs(&words(APACHE)).into_iter().collect());
+        for cut in 0..record.len() {
+            assert!(recorded_runs(&record[..cut]).is_empty(), "{cut}");
+        }
+        assert_eq!(recorded_runs(&[0xff; 9]).len(), 0);
+    }
+
+    #[test]
+    fn a_text_that_lacks_something_or_has_it_changed_says_so() {
+        let differs = |text: &str| match identify(text) {
+            Identified::Resembles { licence, differs, .. } if licence == "Apache-2.0" => differs,
+            other => panic!("{other:?}"),
+        };
+        let changed = differs(&APACHE.replace("no-charge", "charged"));
+        assert!(changed.contains("has \"charged\"") && !changed.contains("lacks"), "{changed}");
+        let grant = APACHE.find("3. Grant of Patent License.").expect("a section");
+        let next = APACHE.find("4. Redistribution.").expect("a section");
+        let lacking = differs(&format!("{}{}", &APACHE[..grant], &APACHE[next..]));
+        assert!(lacking.contains("it lacks about 1"), "{lacking}");
+        // Another width of lines changes nothing.
+        let wide = APACHE.replace("\n\n", "\u{1}").replace('\n', " ").replace('\u{1}', "\n\n");
+        assert!(is(&wide, "Apache-2.0"));
+    }
+
+    #[test]
+    fn copyright_lines_are_taken_as_they_stand() {
+        let text = "Copyright 2024  Alibaba Cloud\n\nCopyright [yyyy] [name of copyright owner]\nWords.\n";
+        assert_eq!(copyright_lines(text), ["Copyright 2024 Alibaba Cloud"]);
     }
 
     #[test]

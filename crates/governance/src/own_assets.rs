@@ -94,6 +94,7 @@ fn rule(asset: &str, says: &str, role: Part) -> Rule {
         evidence: "LICENSE of this program".to_owned(),
         grade: Grade::Primary,
         checked: "compiled into this program".to_owned(),
+        users_register: None,
         verdict: Verdict::Allow,
         says: says.to_owned(),
         obliges: vec!["keep-licence-and-notices".to_owned(), "change-notices".to_owned()],

@@ -1,9 +1,10 @@
 //! The register of releases: what each licence says, where that was read, and how well.
 //!
-//! Four tables are compiled in. `licences.csv` is the evidence and is kept as it was written; the
-//! other three make it usable by a machine: `licence_ids.csv` says which IDs mean which release,
-//! `licence_terms.csv` what each licence asks for by name, and `licence_conditions.csv` what each
-//! name means.
+//! Five tables are compiled in. `licences.csv` is the evidence and is kept as it was written; the
+//! others make it usable by a machine: `licence_ids.csv` says which IDs mean which release and what
+//! it was built on, `licence_terms.csv` what each licence asks for by name, `licence_conditions.csv`
+//! what each name means, and `licence_notices.csv` the words that a licence prescribes.
+//! A user's own rows stand beside them ([`Register::with_users`]) and never overrule them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -13,11 +14,13 @@ use stillroom_core::Digest;
 
 use crate::error::{GovernanceError, Result};
 use crate::identity::{Entry, IdTable};
+use crate::users_register::{UsersRegister, Views};
 
 const LICENCES: &str = include_str!("../../../assets/licences.csv");
 const IDS: &str = include_str!("../../../assets/licence_ids.csv");
 const TERMS: &str = include_str!("../../../assets/licence_terms.csv");
 const CONDITIONS: &str = include_str!("../../../assets/licence_conditions.csv");
+const NOTICES: &str = include_str!("../../../assets/licence_notices.csv");
 
 /// Rows that one register may hold.
 pub const ROWS_MAX: usize = 100_000;
@@ -115,6 +118,10 @@ pub struct Row {
     pub also: Vec<String>,
     /// A service that serves other people's models: their licences apply as well.
     pub passes_through: bool,
+    /// IDs of what it was built on, where the register knows.
+    pub built_on: Vec<String>,
+    /// A row of the user's own register.
+    pub users: bool,
 }
 
 impl Row {
@@ -135,6 +142,8 @@ pub struct LicenceTerms {
     pub own_family: bool,
     pub outputs_oblige: Vec<String>,
     pub weights_oblige: Vec<String>,
+    /// Where its text answers.
+    pub clause: String,
 }
 
 /// A named condition.
@@ -147,14 +156,35 @@ pub struct Condition {
     pub means: String,
 }
 
+/// Words that a licence prescribes, to meet one condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NoticeLine {
+    licence: String,
+    condition: String,
+    /// `{student}` stands for the student's name.
+    line: String,
+}
+
+/// The tables of a register, as text.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables<'a> {
+    pub licences: &'a str,
+    pub ids: &'a str,
+    pub terms: &'a str,
+    pub conditions: &'a str,
+    pub notices: &'a str,
+}
+
 /// The register, with everything that resolves and reads it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Register {
     rows: Vec<Row>,
     ids: IdTable,
     terms: BTreeMap<String, LicenceTerms>,
     conditions: BTreeMap<String, Condition>,
+    notices: Vec<NoticeLine>,
     digest: Digest,
+    users: Option<UsersRegister>,
 }
 
 impl Register {
@@ -165,31 +195,66 @@ impl Register {
     /// If the compiled-in tables are wrong, which the tests of this crate exclude.
     pub fn builtin() -> &'static Register {
         static BUILTIN: OnceLock<Register> = OnceLock::new();
-        BUILTIN.get_or_init(|| match Register::parse(LICENCES, IDS, TERMS, CONDITIONS) {
+        let tables =
+            Tables { licences: LICENCES, ids: IDS, terms: TERMS, conditions: CONDITIONS, notices: NOTICES };
+        BUILTIN.get_or_init(|| match Register::parse(&tables) {
             Ok(register) => register,
             Err(error) => panic!("the compiled-in register is wrong: {error}"),
         })
     }
 
-    /// Reads a register from its four tables (see the module's documentation).
-    pub fn parse(licences: &str, ids: &str, terms: &str, conditions: &str) -> Result<Register> {
-        let conditions = parse_conditions(conditions)?;
-        let terms = parse_terms(terms, &conditions)?;
-        let mut rows = parse_rows(licences, &terms)?;
-        let entries = parse_ids(ids, &mut rows, &conditions)?;
+    /// Reads a register from its tables (see the module's documentation).
+    pub fn parse(tables: &Tables<'_>) -> Result<Register> {
+        let conditions = parse_conditions(tables.conditions)?;
+        let terms = parse_terms(tables.terms, &conditions)?;
+        let notices = parse_notices(tables.notices, &terms, &conditions)?;
+        let mut rows = parse_rows(tables.licences)?;
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(part) = row.licence_parts().into_iter().find(|part| !terms.contains_key(*part)) {
+                return Err(fault(i + 1, "licence_id", format!("no terms are known for `{part}`")));
+            }
+        }
+        let entries = parse_ids(tables.ids, &mut rows, &conditions)?;
         let ids = IdTable::new(entries).map_err(|(entry, cause)| fault(entry, "ids", cause))?;
-        Ok(Register { rows, ids, terms, conditions, digest: Digest::of(licences.as_bytes()) })
+        let digest = Digest::of(tables.licences.as_bytes());
+        Ok(Register { rows, ids, terms, conditions, notices, digest, users: None })
     }
 
-    /// Every row, in the order of the table.
+    /// This register with a user's own rows beside it: a table with the same columns, in which `release`
+    /// is a release of this register or an ID (`org/name`, `service:model`, with `{a,b}` and `*` at the end).
+    /// `name` is what the rows are said to be from.
+    pub fn with_users(&self, licences: &str, name: &str) -> Result<Register> {
+        let users = UsersRegister::parse(self, licences, name)?;
+        Ok(Register { users: Some(users), ..self.clone() })
+    }
+
+    /// The user's own register, where there is one.
+    pub fn users(&self) -> Option<&UsersRegister> {
+        self.users.as_ref()
+    }
+
+    /// Every row of the built-in table, in its order.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
     /// The release that an ID means, if any: a hub name (`Qwen/Qwen2.5-3B-Instruct`, with or without
-    /// `hf:`) or a route (`openai:gpt-4o`). Case does not matter.
+    /// `hf:`) or a route (`openai:gpt-4o`). Case does not matter. Of two rows, the one that counts.
     pub fn resolve(&self, id: &str) -> Option<&Row> {
-        self.ids.find(id).map(|row| &self.rows[row])
+        self.views(id).map(|views| views.counts)
+    }
+
+    /// What both registers say about an ID.
+    pub fn views(&self, id: &str) -> Option<Views<'_>> {
+        let ours = self.ids.find(id).map(|row| &self.rows[row]);
+        let users = self.users.as_ref().and_then(|users| users.find(id, ours));
+        Views::of(self, ours, users)
+    }
+
+    /// The words that a licence prescribes to meet a condition, for a student of this name.
+    pub fn notice_line(&self, licence: &str, condition: &str, student: &str) -> Option<String> {
+        let prescribed = |line: &&NoticeLine| line.licence == licence && line.condition == condition;
+        self.notices.iter().find(prescribed).map(|notice| notice.line.replace("{student}", student))
     }
 
     /// What a single licence asks for.
@@ -231,7 +296,7 @@ impl Register {
     }
 }
 
-fn fault(row: usize, column: &'static str, cause: impl Into<String>) -> GovernanceError {
+pub(crate) fn fault(row: usize, column: &'static str, cause: impl Into<String>) -> GovernanceError {
     GovernanceError::Register { row, column, cause: cause.into() }
 }
 
@@ -307,13 +372,24 @@ fn parse_terms(
     text: &str,
     conditions: &BTreeMap<String, Condition>,
 ) -> Result<BTreeMap<String, LicenceTerms>> {
-    let columns =
-        ["licence_id", "outputs", "weights", "commercial", "own_family", "outputs_oblige", "weights_oblige"];
+    let columns = [
+        "licence_id",
+        "outputs",
+        "weights",
+        "commercial",
+        "own_family",
+        "outputs_oblige",
+        "weights_oblige",
+        "clause",
+    ];
     let mut terms = BTreeMap::new();
-    for (i, [licence, outputs, weights, commercial, own_family, outputs_oblige, weights_oblige]) in
+    for (i, [licence, outputs, weights, commercial, own_family, outputs_oblige, weights_oblige, clause]) in
         table(text, columns)?.into_iter().enumerate()
     {
         let row = i + 1;
+        if clause.is_empty() {
+            return Err(fault(row, "clause", "empty"));
+        }
         let known = LicenceTerms {
             outputs: grant(&outputs, row, "outputs")?,
             weights: grant(&weights, row, "weights")?,
@@ -322,12 +398,28 @@ fn parse_terms(
             outputs_oblige: names(&outputs_oblige, row, "outputs_oblige", conditions)?,
             weights_oblige: names(&weights_oblige, row, "weights_oblige", conditions)?,
             licence: licence.clone(),
+            clause,
         };
         if terms.insert(licence.clone(), known).is_some() {
             return Err(fault(row, "licence_id", format!("`{licence}` occurs twice")));
         }
     }
     Ok(terms)
+}
+
+fn parse_notices(
+    text: &str,
+    terms: &BTreeMap<String, LicenceTerms>,
+    conditions: &BTreeMap<String, Condition>,
+) -> Result<Vec<NoticeLine>> {
+    let rows = table(text, ["licence_id", "condition", "line"])?;
+    let known = |(i, [licence, condition, line]): (usize, [String; 3])| {
+        if !terms.contains_key(&licence) || !conditions.contains_key(&condition) || line.is_empty() {
+            return Err(fault(i + 1, "licence_id", format!("`{licence}`, `{condition}`: unknown or empty")));
+        }
+        Ok(NoticeLine { licence, condition, line })
+    };
+    rows.into_iter().enumerate().map(known).collect()
 }
 
 /// `YYYY`, `YYYY-MM` or `YYYY-MM-DD`.
@@ -341,7 +433,8 @@ fn is_date(text: &str) -> bool {
     parts.len() <= 3 && number(0, 4, 9999) && number(1, 2, 12) && number(2, 2, 31)
 }
 
-fn parse_rows(text: &str, terms: &BTreeMap<String, LicenceTerms>) -> Result<Vec<Row>> {
+/// The rows of a table of evidence; which licences there are is not looked at.
+pub(crate) fn parse_rows(text: &str) -> Result<Vec<Row>> {
     let columns = [
         "family",
         "release",
@@ -375,9 +468,6 @@ fn parse_rows(text: &str, terms: &BTreeMap<String, LicenceTerms>) -> Result<Vec<
         if !evidence_url.starts_with("https://") {
             return Err(fault(number, "evidence_url", format!("`{evidence_url}` is no https address")));
         }
-        if let Some(part) = licence.split(" AND ").find(|part| !terms.contains_key(*part)) {
-            return Err(fault(number, "licence_id", format!("no terms are known for `{part}`")));
-        }
         let grade = Grade::parse(grade)
             .ok_or_else(|| fault(number, "evidence_grade", format!("`{grade}` is no grade")))?;
         rows.push(Row {
@@ -396,6 +486,8 @@ fn parse_rows(text: &str, terms: &BTreeMap<String, LicenceTerms>) -> Result<Vec<
             checked: checked.clone(),
             also: Vec::new(),
             passes_through: false,
+            built_on: Vec::new(),
+            users: false,
         });
     }
     Ok(rows)
@@ -404,9 +496,8 @@ fn parse_rows(text: &str, terms: &BTreeMap<String, LicenceTerms>) -> Result<Vec<
 /// The table of IDs; it fills in what the evidence has no column for.
 fn parse_ids(text: &str, rows: &mut [Row], conditions: &BTreeMap<String, Condition>) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    for (i, [release, passes_through, also, ids]) in
-        table(text, ["release", "passes_through", "also", "ids"])?.into_iter().enumerate()
-    {
+    let columns = ["release", "passes_through", "also", "built_on", "ids"];
+    for (i, [release, passes_through, also, built_on, ids]) in table(text, columns)?.into_iter().enumerate() {
         let number = i + 1;
         let index = rows
             .iter()
@@ -414,6 +505,7 @@ fn parse_ids(text: &str, rows: &mut [Row], conditions: &BTreeMap<String, Conditi
             .ok_or_else(|| fault(number, "release", format!("`{release}` is not in the register")))?;
         rows[index].passes_through = yes_or_no(&passes_through, number, "passes_through")?;
         rows[index].also = names(&also, number, "also", conditions)?;
+        rows[index].built_on = built_on.split_whitespace().map(str::to_owned).collect();
         entries.push(Entry { row: index, patterns: ids.split_whitespace().map(str::to_owned).collect() });
     }
     Ok(entries)

@@ -9,7 +9,7 @@ use stillroom_core::Digest;
 
 use crate::error::{GovernanceError, Result};
 use crate::identity::plain_id;
-use crate::licence_text::{Identified, TEXT_BYTES_MAX, identify};
+use crate::licence_text::{Identified, TEXT_BYTES_MAX, copyright_lines, identify};
 use crate::own_assets::{digest_of_weights, is_own_name};
 
 /// Entries of a model directory that are looked at.
@@ -64,6 +64,15 @@ pub struct LicenceFile {
     pub name: String,
     pub digest: Digest,
     pub text: Identified,
+    /// Its lines that say who holds the copyright.
+    pub copyright: Vec<String>,
+}
+
+/// A file that goes with a licence: `NOTICE`, a use policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Paper {
+    pub name: String,
+    pub digest: Digest,
 }
 
 /// What a model's own files say about it.
@@ -71,12 +80,18 @@ pub struct LicenceFile {
 pub struct ModelEvidence {
     /// The directory, or the file.
     pub place: String,
+    /// Where its licence files lie.
+    pub dir: PathBuf,
     /// Licence files, by name.
     pub files: Vec<LicenceFile>,
+    /// What goes with them, by name.
+    pub papers: Vec<Paper>,
     /// Names that the files give the model itself (`_name_or_path`, the hub cache's folder).
     pub claims: Vec<String>,
     /// Names of models that it says it was built on (`base_model` of the card).
     pub bases: Vec<String>,
+    /// Names of what it says it learned from (`datasets` of the card).
+    pub datasets: Vec<String>,
     /// The licence tag of the card or of GGUF metadata: a hint, never evidence.
     pub tag: Option<String>,
 }
@@ -87,13 +102,22 @@ impl ModelEvidence {
     pub fn read(path: &Path) -> Result<ModelEvidence> {
         let is_dir = fs::metadata(path).map_err(io(path))?.is_dir();
         let dir = if is_dir { path } else { path.parent().unwrap_or(Path::new(".")) };
-        let mut evidence = ModelEvidence { place: path.display().to_string(), ..ModelEvidence::default() };
+        let mut evidence = ModelEvidence {
+            place: path.display().to_string(),
+            dir: dir.to_path_buf(),
+            ..ModelEvidence::default()
+        };
         for name in licence_files_of(path, dir, is_dir)? {
             let bytes = read_head(&dir.join(&name), TEXT_BYTES_MAX + 1)?;
-            let text = identify(&String::from_utf8_lossy(&bytes));
-            evidence.files.push(LicenceFile { name, digest: Digest::of(&bytes), text });
+            let (digest, text) = (Digest::of(&bytes), String::from_utf8_lossy(&bytes));
+            let copyright = copyright_lines(&text);
+            evidence.files.push(LicenceFile { name, digest, text: identify(&text), copyright });
         }
         if is_dir {
+            for name in names_in(dir)?.0.into_iter().filter(|name| is_paper(name)).take(LICENCE_FILES_MAX) {
+                let digest = Digest::of(&read_head(&dir.join(&name), TEXT_BYTES_MAX + 1)?);
+                evidence.papers.push(Paper { name, digest });
+            }
             evidence.claims.extend(hub_name(path));
             evidence.read_config(&dir.join("config.json"))?;
             evidence.read_card(&dir.join("README.md"))?;
@@ -124,6 +148,7 @@ impl ModelEvidence {
         let text = String::from_utf8_lossy(&bytes);
         let front = front_matter(&text);
         self.bases = front.values("base_model");
+        self.datasets = front.values("datasets");
         let tag = |key| front.values(key).into_iter().next();
         self.tag = match tag("license").as_deref() {
             Some("other") => tag("license_name").or(Some("other".to_owned())),
@@ -156,7 +181,7 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> GovernanceError + use<> {
     move |source| GovernanceError::Io { path, source }
 }
 
-fn read_head(path: &Path, bytes_max: usize) -> Result<Vec<u8>> {
+pub(crate) fn read_head(path: &Path, bytes_max: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(io(path))?;
     file.take(bytes_max as u64).read_to_end(&mut bytes).map_err(io(path))?;
@@ -170,17 +195,7 @@ fn read_head(path: &Path, bytes_max: usize) -> Result<Vec<u8>> {
 /// that no other model lies there that they could belong to.
 fn licence_files_of(path: &Path, dir: &Path, is_dir: bool) -> Result<Vec<String>> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    let mut names = Vec::new();
-    let mut models = 0usize;
-    for entry in fs::read_dir(dir).map_err(io(dir))?.take(ENTRIES_MAX) {
-        let entry = entry.map_err(io(dir))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        models += usize::from(has_extension(&name, "gguf") || has_extension(&name, "safetensors"));
-        if entry.path().is_file() {
-            names.push(name);
-        }
-    }
-    names.sort();
+    let (mut names, models) = names_in(dir)?;
     if !is_dir {
         let file = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
         let stem = path.file_stem().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -198,6 +213,27 @@ fn licence_files_of(path: &Path, dir: &Path, is_dir: bool) -> Result<Vec<String>
     }
     names.truncate(LICENCE_FILES_MAX);
     Ok(names)
+}
+
+/// Names of the files of a directory, sorted, and how many models lie in it.
+fn names_in(dir: &Path) -> Result<(Vec<String>, usize)> {
+    let mut names = Vec::new();
+    let mut models = 0usize;
+    for entry in fs::read_dir(dir).map_err(io(dir))?.take(ENTRIES_MAX) {
+        let entry = entry.map_err(io(dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        models += usize::from(has_extension(&name, "gguf") || has_extension(&name, "safetensors"));
+        if entry.path().is_file() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok((names, models))
+}
+
+fn is_paper(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["notice", "use_policy", "use-policy", "acceptable_use"].iter().any(|head| name.starts_with(head))
 }
 
 fn has_extension(name: &str, extension: &str) -> bool {

@@ -234,9 +234,15 @@ fn a_changed_licence_text_is_not_the_licence() {
     let rider = format!("{}\nThe Software may not be used to train other models.\n", mit());
     let decision = ask_dir(None, &[("LICENSE", &rider)]);
     assert_eq!(decision.verdict, Verdict::Unknown);
-    assert!(decision.rules[0].says.contains("resembles MIT"), "{}", decision.rules[0].says);
+    let says = &decision.rules[0].says;
+    assert!(says.contains(" % like MIT and is not it: line "), "{says}");
+    assert!(says.contains("\"may not be used to train other models\""), "{says}");
+    // The register read this release's licence as MIT: one of the two is not so.
     let with_row = ask_dir(Some("deepseek-ai/DeepSeek-R1"), &[("LICENSE", &rider)]);
-    assert_eq!(names(&with_row), ["confirm-licence-file"]);
+    assert_eq!(with_row.verdict, Verdict::Unknown);
+    assert!(with_row.rules.iter().any(|rule| rule.says.contains("by this alone, allow")));
+    let unread = ask_dir(Some("deepseek-ai/DeepSeek-R1"), &[("LICENSE", "Look at it on Sundays.")]);
+    assert_eq!(names(&unread), ["confirm-licence-file"]);
     let denied = ask_dir(Some("meta-llama/Llama-2-7b-hf"), &[("LICENSE", "whatever")]);
     assert_eq!(denied.verdict, Verdict::Deny);
 }

@@ -1,6 +1,6 @@
 //! Every row of the register: it is valid, an ID leads to it, and its verdict is the right one.
 
-use stillroom_governance::{Grade, Grant, Question, Register, Subject, Use, Verdict, decide};
+use stillroom_governance::{Grade, Grant, Question, Register, Subject, Tables, Use, Verdict, decide};
 
 /// `id,release,outputs,weights`: written from the columns of the register by the rules of evidence.
 const ROWS: &str = include_str!("rows.csv");
@@ -111,6 +111,7 @@ fn terms_agree_with_the_best_evidence_and_every_condition_is_in_use() {
         });
         let in_gate = [
             "attribution",
+            "conditions-as-written",
             "confirm-base-licence",
             "confirm-licence-file",
             "owner-permits-training",
@@ -150,32 +151,38 @@ fn neighbours_of_known_names_are_not_guessed() {
 
 #[test]
 fn broken_tables_are_refused_with_their_place() {
-    let ids = "release,passes_through,also,ids\n";
-    let terms = "licence_id,outputs,weights,commercial,own_family,outputs_oblige,weights_oblige\n\
-                 MIT,yes,yes,yes,no,keep,keep\n";
+    let ids = "release,passes_through,also,built_on,ids\n";
+    let terms = "licence_id,outputs,weights,commercial,own_family,outputs_oblige,weights_oblige,clause\n\
+                 MIT,yes,yes,yes,no,keep,keep,1\n";
     let conditions = "condition,name_prefix,means\nkeep,,keep it\n";
+    let notices = "licence_id,condition,line\n";
     let head = "family,release,release_date,licence_id,licence_version,outputs_may_train_other_models,conditions,\
                 derivative_weights,commercial,evidence_url,evidence_clause,checked,evidence_grade\n";
     let good = "F,R,2024-01,MIT,-,yes,c,yes,yes,https://x,1,today,primary\n";
-    let ok = |licences: &str| Register::parse(licences, ids, terms, conditions);
-    assert!(ok(&format!("{head}{good}")).is_ok());
+    let good = format!("{head}{good}");
+    let tables = Tables { licences: &good, ids, terms, conditions, notices };
+    let ok = |licences: &str| Register::parse(&Tables { licences, ..tables });
+    assert!(ok(&good).is_ok());
     for (from, to, column) in [
         ("2024-01", "2024-13", "release_date"),
-        ("MIT", "MIT AND Mine", "licence_id"),
+        (",MIT", ",MIT AND Mine", "licence_id"),
         ("https://x", "http://x", "evidence_url"),
         ("primary", "sure", "evidence_grade"),
         (",yes,c,", ",perhaps,c,", "outputs_may_train_other_models"),
         ("today", "", "checked"),
         (",1,", ",", "family"),
     ] {
-        let message = ok(&format!("{head}{}", good.replace(from, to))).unwrap_err().to_string();
+        let message = ok(&good.replace(from, to)).unwrap_err().to_string();
         assert!(message.contains("row 1") && message.contains(column), "{message}");
     }
-    assert!(ok(&format!("{head}{good}{good}")).is_err());
+    let row = good.lines().nth(1).unwrap();
+    assert!(ok(&format!("{good}{row}\n")).is_err());
     assert!(ok("").is_ok_and(|register| register.rows().is_empty()));
     assert!(ok("nonsense\n").is_err());
-    let claimed = format!("{ids}R,no,,a/b a/b\n");
-    assert!(Register::parse(&format!("{head}{good}"), &claimed, terms, conditions).is_err());
-    let absent = format!("{ids}S,no,,a/b\n");
-    assert!(Register::parse(&format!("{head}{good}"), &absent, terms, conditions).is_err());
+    let with =
+        |ids: &str, terms: &str, notices: &str| Register::parse(&Tables { ids, terms, notices, ..tables });
+    assert!(with(&format!("{ids}R,no,,,a/b a/b\n"), terms, notices).is_err());
+    assert!(with(&format!("{ids}S,no,,,a/b\n"), terms, notices).is_err());
+    assert!(with(ids, &terms.replace("keep,1", "keep,"), notices).is_err());
+    assert!(with(ids, terms, &format!("{notices}MIT,other,words\n")).is_err());
 }
