@@ -338,13 +338,45 @@ fn a_whole_run_asks_by_the_file_to_learn_and_to_measure() {
         "path = \"prompts.jsonl\"",
         "task = \"word_problems\"\nnum_examples = 24\nnum_validation = 4",
     );
-    std::fs::write(desk.path("batch.toml"), shop::recipe(STUDENT) + &text).expect("a recipe is written");
+    std::fs::write(desk.path("batch.toml"), text + &shop::recipe(STUDENT)).expect("a recipe is written");
     desk.succeed(&["run", "batch.toml", "--output", "run"]);
     let teacher = desk.json("run/report.json")["models"]["teacher"].clone();
     assert_eq!((&teacher["graded"], &teacher["tokens_per_second"]), (&Value::from(12), &Value::Null));
     assert!(teacher["tokens_per_second_reason"].as_str().is_some_and(|why| why.contains("by the file")));
     // One file to learn from, one to measure.
     assert_eq!((service.stats().jobs.len(), service.stats().lines), (2, 40));
+}
+
+#[test]
+fn a_teacher_is_measured_again_once_its_prompts_are_redacted() {
+    let desk = Desk::new(0);
+    std::fs::create_dir(desk.path("rows")).expect("a folder");
+    for (part, n, asked) in [
+        ("train", 6, "What is behind the door of house"),
+        ("validation", 1, "Who lives in house"),
+        ("test", 1, "Who reads what goes to me@example.com in house"),
+    ] {
+        let row = |i| format!("{{\"id\": \"{part}{i}\", \"prompt\": \"{asked} {i}?\"}}\n");
+        let rows: String = (0..n).map(row).collect();
+        std::fs::write(desk.path(&format!("rows/{part}.jsonl")), rows).expect("rows");
+    }
+    recipe(&desk, "");
+    let text = std::fs::read_to_string(desk.path("batch.toml")).expect("a recipe");
+    let text = text.replace("prompts.jsonl", "rows") + &shop::recipe(STUDENT);
+    std::fs::write(desk.path("batch.toml"), text).expect("a recipe is written");
+    let waits = |pii: &str| {
+        let set = format!("policy.prompt_pii={pii}");
+        desk.run(&["evaluate", "batch.toml", "--output", "run", "--set", &set]).status.code() == Some(75)
+    };
+    for n in [1, 2] {
+        assert!(waits("allow"));
+        assert_eq!(requests(&desk).len(), n);
+        answer(&desk, &requests(&desk)[n - 1], &Options::default());
+    }
+    assert!(!waits("allow") && desk.path("run/stages/measure-teacher.json").exists());
+    assert!(waits("redact"));
+    let asked = std::fs::read_to_string(&requests(&desk)[2]).expect("requests");
+    assert!(asked.lines().count() == 1 && asked.contains("goes to [EMAIL] in house"), "{asked}");
 }
 
 #[test]
