@@ -278,6 +278,25 @@ fn rows_that_are_learned_without_a_teacher_are_curated_themselves() {
     }
 }
 
+#[test]
+fn a_file_that_becomes_one_of_another_part_is_read_again() {
+    let shop = Shop::with_recipes(&[("texts.toml", &TEXTS.replace("KIND", "text"))]);
+    std::fs::create_dir(shop.path("rows")).expect("a folder");
+    let texts =
+        |what: &str, n| lines((0..n).map(|i| json!({"text": format!("The {what} of house {i} is open.")})));
+    std::fs::write(shop.path("rows/train.jsonl"), texts("door", 60)).expect("data");
+    std::fs::write(shop.path("rows/dev.jsonl"), texts("window", 5)).expect("data");
+    std::fs::write(shop.path("bench.jsonl"), lines([json!({"prompt": BENCH})])).expect("data");
+    let windows = |split: &str| {
+        shop.succeed(&["curate", "texts.toml", "--output", "out", "--quiet"]);
+        text(&shop.bytes(&format!("out/corpus/prompts/{split}.jsonl"))).matches("window").count()
+    };
+    assert_eq!((windows("validation"), windows("held_out")), (5, 0));
+    // In the order of their names nothing moved.
+    std::fs::rename(shop.path("rows/dev.jsonl"), shop.path("rows/heldout.jsonl")).expect("another name");
+    assert_eq!((windows("validation"), windows("held_out")), (0, 5));
+}
+
 const MIXED: &str = r#"
 name = "mixed"
 seed = 5

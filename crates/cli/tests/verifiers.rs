@@ -38,9 +38,9 @@ pii = "redact"
 OUR_TEACHER
 "#;
 
-/// Says whether the reply ends in its first word, and leaves a mark that it ran.
+/// Says whether the reply ends in its first word, and leaves a mark each time that it ran.
 const CHECK: &str = r#"#!/bin/sh
-touch ran
+echo >> ran
 [ -z "$HOME" ] || exit 3
 reply=$(cat)
 case "$reply" in
@@ -96,7 +96,7 @@ fn a_recipes_command_runs_only_where_its_reader_says_so() {
     assert!(!shop.path("ran").exists() && !shop.path("runs/judged/corpus").exists(), "nothing was done");
 
     shop.succeed(&["curate", "judged.toml", "--allow-commands"]);
-    assert!(shop.path("ran").exists());
+    assert_eq!(shop.bytes("ran").len(), 8, "once for each reply, whoever wants to know");
     let bytes = shop.bytes("runs/judged/corpus/curated/train.parquet");
     let kept: Vec<Trace> = parquet_rows::read_traces(bytes).expect("traces");
     let mut kept: Vec<_> = kept.iter().map(|trace| (trace.id.as_str(), trace.content.as_str())).collect();
