@@ -17,5 +17,6 @@ mod endpoints;
 mod faults;
 mod hostile;
 mod kills;
+mod plan;
 mod scoring;
 mod secrets;
