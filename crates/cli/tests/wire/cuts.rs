@@ -9,14 +9,12 @@ use std::time::UNIX_EPOCH;
 
 use stillroom_core::CounterRng;
 
-use crate::bought::{self, Lost};
+use crate::bought::Interrupted;
 use crate::desk::{Desk, retry_soon, size, tell};
 use crate::fake::{FakeTeacher, Faults, Options};
 use crate::shop::{self, text};
 
 const PROMPTS: usize = 160;
-/// One at a time: then a commit that is lost cannot be mistaken for one that had not ended. Many: they share commits.
-const IN_FLIGHT: [usize; 2] = [1, 16];
 const CUTS_PER_RUN: usize = 6;
 /// Syncs of the end of a run, when everything is bought.
 const LAST_SYNCS: u64 = 30;
@@ -156,31 +154,16 @@ fn the_power_may_be_cut_at_any_moment() {
     let cuts = size("STILLROOM_WIRE_CUTS", 10);
     let desk = Desk::new(PROMPTS);
     let Some(disk) = Disk::new(&desk) else { return };
-    let calm = desk.calm("curate", "");
     let mut chance = CounterRng::new(&[6]);
-    let (mut cut, mut lost, mut runs) = (0, Lost::default(), 0);
     let mut syncs = 200;
-    while cut < cuts {
-        let output = format!("disk/run{runs}");
-        let server = server(runs);
-        let in_flight = IN_FLIGHT[runs as usize % 2];
-        let teacher = format!("max_in_flight = {in_flight}\nmax_attempts = 20");
-        desk.recipe("bad.toml", &server.base_url(), &teacher);
-        let args = ["curate", "bad.toml", "--output", &output];
-        let times = cut_to_its_end(&desk, &disk, &args, &mut chance, syncs, CUTS_PER_RUN.min(cuts - cut));
+    let cut = Interrupted { what: "cuts", below: "disk/", times: cuts, per_run_max: CUTS_PER_RUN };
+    cut.check(&desk, server, |output, cuts_max| {
+        let args = ["curate", "bad.toml", "--output", output];
+        let times = cut_to_its_end(&desk, &disk, &args, &mut chance, syncs, cuts_max);
         syncs = disk.syncs().max(syncs);
         disk.forget(Left::Nothing);
-        let differing = desk.differing(&output, &calm);
-        assert!(differing.is_empty(), "{output} after {times} cuts: {differing:?}");
-        let more = bought::check(&desk, &output, &server, times, in_flight);
-        (cut, runs) = (cut + times, runs + 1);
-        lost = Lost {
-            unknown: lost.unknown + more.unknown,
-            served_again: lost.served_again + more.served_again,
-        };
-        assert!(runs < 10 * cuts as u64 + 10, "hardly any cut comes in time");
-    }
-    tell(&format!("{cut} cuts of {runs} runs: {lost:?}"));
+        times
+    });
 }
 
 fn server(seed: u64) -> FakeTeacher {

@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 
 use stillroom_core::CounterRng;
 
-use crate::bought::{self, Lost};
-use crate::desk::{Desk, retry_soon, size, tell};
+use crate::bought::Interrupted;
+use crate::desk::{Desk, retry_soon, size};
 use crate::fake::{FakeTeacher, Faults, Options};
 use crate::shop;
 
 const PROMPTS: usize = 240;
-/// One at a time: then what is lost cannot be mistaken for what had not ended. Many: they share commits.
-const IN_FLIGHT: [usize; 2] = [1, 16];
 /// Kills of one run, so that it ends some day.
 const KILLS_PER_RUN: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,29 +42,13 @@ impl Point {
 fn killed_at_any_moment_it_buys_nothing_twice_and_ends_with_the_same_bytes() {
     let kills = size("STILLROOM_WIRE_KILLS", 20);
     let desk = Desk::new(PROMPTS);
-    let calm = desk.calm("curate", "");
-    let rows = desk.json("calm/teach.json")["rows"].clone();
     let mut chance = CounterRng::new(&[5]);
-    let (mut killed, mut lost, mut runs) = (0, Lost::default(), 0);
-    while killed < kills {
-        let output = format!("run{runs}");
-        let server = server(&desk, runs);
-        let in_flight = IN_FLIGHT[runs as usize % 2];
-        let teacher = format!("max_in_flight = {in_flight}\nmax_attempts = 20");
-        desk.recipe("bad.toml", &server.base_url(), &teacher);
-        let times = run_to_its_end(&desk, &output, &mut chance, KILLS_PER_RUN.min(kills - killed));
-        let differing = desk.differing(&output, &calm);
-        assert!(differing.is_empty(), "{output} after {times} kills: {differing:?}");
-        assert_eq!(desk.json(&format!("{output}/teach.json"))["rows"], rows);
-        let more = bought::check(&desk, &output, &server, times, in_flight);
-        (killed, runs) = (killed + times, runs + 1);
-        lost = Lost {
-            unknown: lost.unknown + more.unknown,
-            served_again: lost.served_again + more.served_again,
-        };
-        assert!(runs < 10 * kills as u64 + 10, "hardly any point comes in time");
-    }
-    tell(&format!("{killed} kills of {runs} runs: {lost:?}"));
+    let killed = Interrupted { what: "kills", below: "", times: kills, per_run_max: KILLS_PER_RUN };
+    killed.check(
+        &desk,
+        |seed| server(&desk, seed),
+        |output, kills_max| run_to_its_end(&desk, output, &mut chance, kills_max),
+    );
 }
 
 /// With faults that cost little time.
