@@ -16,6 +16,7 @@ mod identity;
 mod licence_text;
 mod lineage;
 mod manifest;
+pub mod merkle;
 mod obligations;
 mod own_assets;
 mod register;
