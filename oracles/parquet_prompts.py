@@ -7,8 +7,9 @@ Run     VENV/bin/python oracles/parquet_prompts.py
 
   chat/data/{train-0000[01]-of-00002,test-00000-of-00001}.parquet   messages as lists of structs, nulls in them, two row groups
   math/{train,test}-00000-of-00001.parquet                         question and answer, numbers as ids, another column
-  *.jsonl, rows.jsonl.zst                                          the same rows
+  *.jsonl, rows.jsonl.zst, rows.jsonl.gz                           the same rows; of the last, two files behind one another
 """
+import gzip
 import json
 import pathlib
 
@@ -55,6 +56,10 @@ def main():
         (OUT / f"{name}.jsonl").write_text(lines)
     packed = pa.Codec("zstd").compress((OUT / "chat.jsonl").read_bytes(), asbytes=True)
     (OUT / "rows.jsonl.zst").write_bytes(packed)
+    lines = (OUT / "chat.jsonl").read_bytes()
+    cut = lines.index(b"\n", len(lines) // 2) - 3
+    halves = [gzip.compress(half, mtime=0) for half in (lines[:cut], lines[cut:])]
+    (OUT / "rows.jsonl.gz").write_bytes(b"".join(halves))
     print(sum(p.stat().st_size for p in OUT.rglob("*") if p.is_file()), "bytes")
 
 

@@ -29,7 +29,9 @@ fn a_data_set_of_the_hub_is_its_rows_as_json_lines() {
     for name in ["chat", "math"] {
         assert_eq!(all(&golden(name)), rows(&golden(&format!("{name}.jsonl"))), "{name}");
     }
-    assert_eq!(rows(&golden("rows.jsonl.zst")), rows(&golden("chat.jsonl")));
+    for packed in ["rows.jsonl.zst", "rows.jsonl.gz"] {
+        assert_eq!(rows(&golden(packed)), rows(&golden("chat.jsonl")), "{packed}");
+    }
     let data = DataSet::open(&golden("chat")).expect("a data set");
     assert_eq!((data.train.len() + data.validation.len(), data.held_out.len()), (9, 3), "`test` is held out");
     let files = Files::of(&golden("chat")).expect("files");
@@ -53,6 +55,46 @@ fn a_damaged_table_is_an_error_and_nothing_else() {
     std::fs::write(&path, "no table").expect("written");
     let error = Rows::open(&path).err().expect("no table");
     assert!(matches!(error, CorpusError::BadTable { .. }), "{error}");
+}
+
+#[test]
+fn damaged_and_cut_off_packings_are_errors() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for name in ["rows.jsonl.zst", "rows.jsonl.gz"] {
+        let (whole, path) = (std::fs::read(golden(name)).expect("a file"), dir.path().join(name));
+        let expected = rows(&golden(name));
+        let read = |bytes: &[u8]| -> Result<Vec<Item>, CorpusError> {
+            std::fs::write(&path, bytes).expect("written");
+            Rows::open(&path)?.collect()
+        };
+        for at in 0..whole.len() {
+            match read(&whole[..at]) {
+                Ok(items) => assert!(at == 0 && items.is_empty(), "{name}, cut at {at}"),
+                // Where one of two files behind one another ends, a line is cut.
+                Err(CorpusError::Io { .. } | CorpusError::BadRow { .. }) => {}
+                Err(other) => panic!("{name}, cut at {at}: {other}"),
+            }
+            let damaged = read(&[&whole[..at], &[whole[at] ^ 0x5a], &whole[at + 1..]].concat());
+            // Gzip has checksums, and beside them a time and the like; this file of Zstandard has none.
+            let as_before = damaged.as_ref().map_or(true, |items| *items == expected);
+            assert!(name.ends_with(".zst") || as_before, "{name}, damaged at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_small_file_that_unpacks_to_much_is_refused_by_its_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("bomb.jsonl.gz");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..256 {
+        std::io::Write::write_all(&mut packed, &[b'0'; 1 << 20]).expect("in memory");
+    }
+    let packed = packed.finish().expect("in memory");
+    assert!(packed.len() < 1 << 20, "256 MiB in {} bytes", packed.len());
+    std::fs::write(&path, packed).expect("written");
+    let error = Rows::open(&path).expect("opens").next().expect("a row").expect_err("too long");
+    assert!(error.to_string().ends_with("bomb.jsonl.gz:1: line longer than 4194304 bytes"), "{error}");
 }
 
 #[test]

@@ -10,7 +10,18 @@ const NAMES: [(Split, &[&str]); 3] = [
     (Split::Validation, &["validation", "valid", "dev"]),
     (Split::HeldOut, &["test", "held_out", "heldout"]),
 ];
-const ENDINGS: [&str; 5] = [".jsonl", ".jsonl.zst", ".ndjson", ".parquet", ".txt"];
+const ENDINGS: [&str; 10] = [
+    ".jsonl",
+    ".jsonl.zst",
+    ".jsonl.gz",
+    ".ndjson",
+    ".ndjson.zst",
+    ".ndjson.gz",
+    ".parquet",
+    ".txt",
+    ".txt.zst",
+    ".txt.gz",
+];
 /// Most files of one part.
 const FILES_MAX: usize = 65_536;
 

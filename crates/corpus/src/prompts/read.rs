@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use flate2::bufread::MultiGzDecoder;
 use stillroom_core::Digest;
 use stillroom_formats::FormatError;
 use stillroom_formats::parquet_rows::ForeignRows;
@@ -50,7 +51,7 @@ impl Rows {
     /// Opens a file; its ending says what it holds.
     ///
     /// # Errors
-    /// Where the file cannot be opened or its ending is none of `.jsonl`, `.jsonl.zst`, `.parquet` and `.txt`.
+    /// Where the file cannot be opened or its ending is none of `.jsonl`, `.ndjson`, `.parquet` and `.txt`, all but `.parquet` perhaps with `.gz` or `.zst` behind it.
     pub fn open(path: &Path) -> Result<Rows, CorpusError> {
         Rows::open_after(path, Ids::default())
     }
@@ -58,11 +59,11 @@ impl Rows {
     /// The same, with ids that rows of other files have.
     pub(super) fn open_after(path: &Path, ids: Ids) -> Result<Rows, CorpusError> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let inner = name.strip_suffix(".zst").unwrap_or(&name);
+        let (inner, packing) = Packing::of(&name);
         let (stem, ending) = inner.rsplit_once('.').unwrap_or((inner, ""));
         let of = match ending {
-            "jsonl" | "ndjson" => Of::Json(Lines::open(path, inner.len() < name.len())?),
-            "txt" => Of::Text(Lines::open(path, inner.len() < name.len())?),
+            "jsonl" | "ndjson" => Of::Json(Lines::open(path, packing)?),
+            "txt" => Of::Text(Lines::open(path, packing)?),
             "parquet" if inner == name => {
                 let rows = ForeignRows::open(path, &row::FIELDS, LINE_BYTES_MAX);
                 Of::Table(rows.map_err(|source| CorpusError::BadTable { path: path.into(), source })?)
@@ -70,7 +71,7 @@ impl Rows {
             _ => {
                 return Err(CorpusError::BadDataSet {
                     path: path.into(),
-                    problem: "none of `.jsonl`, `.jsonl.zst`, `.parquet` and `.txt`",
+                    problem: "none of `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet` and `.txt`",
                 });
             }
         };
@@ -200,6 +201,24 @@ impl From<RowProblem> for Failure {
     }
 }
 
+/// How a file is packed. Both kinds are unpacked as they are read, in windows of a bounded size, so that what a small file
+/// unpacks to takes no memory beyond its longest line.
+#[derive(Clone, Copy)]
+enum Packing {
+    Plain,
+    Zstd,
+    Gzip,
+}
+
+impl Packing {
+    /// A file's name without the ending that says how it is packed.
+    fn of(name: &str) -> (&str, Packing) {
+        let packed = [(".zst", Packing::Zstd), (".gz", Packing::Gzip)];
+        let inner = |(ending, packing)| Some((name.strip_suffix(ending)?, packing));
+        packed.into_iter().find_map(inner).unwrap_or((name, Packing::Plain))
+    }
+}
+
 struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     /// Number of the line read last, from 1.
@@ -207,12 +226,14 @@ struct Lines {
 }
 
 impl Lines {
-    fn open(path: &Path, packed: bool) -> Result<Lines, CorpusError> {
+    fn open(path: &Path, packing: Packing) -> Result<Lines, CorpusError> {
         let io = |source| CorpusError::Io { path: path.into(), source };
         let file = File::open(path).map_err(io)?;
-        let reader: Box<dyn Read + Send> = match packed {
-            true => Box::new(zstd::Decoder::new(file).map_err(io)?),
-            false => Box::new(file),
+        let reader: Box<dyn Read + Send> = match packing {
+            Packing::Plain => Box::new(file),
+            Packing::Zstd => Box::new(zstd::Decoder::new(file).map_err(io)?),
+            // A file may be several that were put behind one another.
+            Packing::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),
         };
         Ok(Lines { reader: BufReader::new(reader), line: 0 })
     }
