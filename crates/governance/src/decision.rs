@@ -9,6 +9,7 @@ use stillroom_core::Digest;
 use crate::error::{GovernanceError, Result};
 use crate::obligations::{LicenceCopy, Obligation};
 use crate::register::Grade;
+use crate::words::{printable, render_obligation, render_rule, wrap};
 
 /// Said once, at the end of every rendering and in the JSON.
 pub const NOT_ADVICE: &str = "A draft for counsel, not legal advice.";
@@ -239,62 +240,4 @@ impl Decision {
             render_obligation(text, "", obligation);
         }
     }
-}
-
-/// One statement: whose, what it answers, under which licence and clause, and where that was read.
-fn render_rule(text: &mut String, rule: &Rule) {
-    wrap(text, "  ", &format!("{}: {} ({})", rule.role.title(), rule.id, rule.release));
-    let licence = if rule.licence.is_empty() { "not known" } else { &rule.licence };
-    wrap(text, "    ", &format!("{}, licence {licence}", rule.verdict.as_str()));
-    if !rule.clause.is_empty() {
-        wrap(text, "    ", &format!("clause: {}", rule.clause));
-    }
-    wrap(text, "    ", &format!("says: {}", rule.says));
-    if !rule.evidence.is_empty() {
-        let whose =
-            rule.users_register.as_ref().map_or(String::new(), |name| format!("your register {name}; "));
-        let (grade, checked) = (rule.grade.as_str(), &rule.checked);
-        wrap(text, "    ", &format!("evidence: {} ({whose}{grade}: {checked})", rule.evidence));
-    }
-}
-
-fn render_obligation(text: &mut String, mark: &str, obligation: &Obligation) {
-    wrap(text, "  ", &format!("{mark}{}: {}", obligation.name, obligation.means));
-    if let Some(carried_out) = &obligation.carried_out {
-        wrap(text, "      ", &format!("carried out: {carried_out}"));
-    }
-    // What is left is often what the condition says itself.
-    if let Some(left) = obligation.yours_to_do.as_ref().filter(|left| **left != obligation.means) {
-        wrap(text, "      ", &format!("yours to do: {left}"));
-    }
-}
-
-/// Columns that a line may have; a longer word stands alone.
-const COLUMNS_MAX: usize = 100;
-
-/// Appends foreign text without control characters, broken into lines that begin with `indent`.
-fn wrap(text: &mut String, indent: &str, foreign: &str) {
-    let mut column = 0;
-    for word in printable(foreign).split_whitespace() {
-        let width = word.chars().count();
-        if column > 0 && column + 1 + width > COLUMNS_MAX {
-            text.push('\n');
-            column = 0;
-        }
-        if column == 0 {
-            text.push_str(indent);
-            column = indent.chars().count();
-        } else {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += width;
-    }
-    text.push('\n');
-}
-
-/// Text from files and recipes without control characters.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -25,6 +25,7 @@ mod subject;
 mod tags;
 mod users_register;
 mod verify;
+mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;

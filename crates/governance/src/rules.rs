@@ -12,6 +12,9 @@ use crate::subject::{LicenceFile, ModelEvidence, Subject};
 use crate::tags::licence_of_tag;
 use crate::users_register::Views;
 
+/// How the register says that a release's licence is a belief; what follows is about the licence itself.
+const NOT_READ: &str = "licence file of this release not read; ";
+
 /// The words of a licence on one use, from a row or from the licence's own terms.
 struct Statement<'a> {
     grant: Grant,
@@ -143,7 +146,11 @@ impl Gate<'_> {
         let grade = if settled { Grade::Primary } else { row.grade };
         let (verdict, obliges, conditions) = self.judge(&statement, grade, ask);
         let mut says = grant_in_words(grant, ask.use_, verdict);
-        says.push_str(&format!(": {}", row.conditions));
+        let words = match row.conditions.split_once(NOT_READ) {
+            Some((_, read)) if settled => read,
+            _ => &row.conditions,
+        };
+        says.push_str(&format!(": {words}"));
         match grade {
             Grade::Recall => says.push_str(" (from memory only: it needs the release's own licence file)"),
             Grade::Secondary => says.push_str(" (quoted second-hand: read the release's own licence file)"),
