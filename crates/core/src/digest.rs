@@ -25,6 +25,11 @@ impl Digest {
         digester.finish()
     }
 
+    /// A digest that was written down as its 32 bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+
     /// The 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -29,6 +29,9 @@ pub enum GovernanceError {
     /// A manifest whose bytes cannot be read as one.
     #[error("{path}: {cause}", path = path.display())]
     Manifest { path: PathBuf, cause: ManifestFault },
+    /// A log that is not one, or not the one that its heads are of.
+    #[error("{path}: {cause}", path = path.display())]
+    Log { path: PathBuf, cause: LogFault },
     /// A run directory without something that the manifest must name.
     #[error("{path}: missing, and the manifest must name it", path = path.display())]
     NothingToSeal { path: PathBuf },
@@ -41,6 +44,22 @@ pub enum GovernanceError {
     /// The run directory's own errors.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why a log is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogFault {
+    #[error("record {position} is of no kind that is known")]
+    Kind { position: u64 },
+    #[error("{bytes} bytes are no whole number of records")]
+    Torn { bytes: u64 },
+    #[error("there are more records, or an entry is larger, than a log may have")]
+    TooLarge,
+    #[error("head {number} {what}")]
+    Head { number: usize, what: &'static str },
+    #[error("it has records that its last head does not cover")]
+    Beyond,
 }
 
 /// Why a manifest is refused.
@@ -76,6 +95,7 @@ impl GovernanceError {
             GovernanceError::Register { .. }
             | GovernanceError::NoManifest { .. }
             | GovernanceError::Manifest { .. }
+            | GovernanceError::Log { .. }
             | GovernanceError::NothingToSeal { .. }
             | GovernanceError::LicenceChanged { .. } => ErrorKind::BadData,
             GovernanceError::Io { .. } => ErrorKind::Io,
@@ -106,6 +126,9 @@ impl GovernanceError {
             ),
             GovernanceError::Manifest { .. } => {
                 Some("take the manifest from the place that the release came from".to_owned())
+            }
+            GovernanceError::Log { .. } => {
+                Some("take the log from the place that the release came from".to_owned())
             }
             GovernanceError::Store(error) => error.fix(),
             GovernanceError::LicenceChanged { .. } => {

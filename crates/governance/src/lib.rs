@@ -15,6 +15,7 @@ mod gate;
 mod identity;
 mod licence_text;
 mod lineage;
+pub mod log;
 mod manifest;
 pub mod merkle;
 mod obligations;
@@ -29,7 +30,7 @@ mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;
-pub use error::{GovernanceError, ManifestFault, Result};
+pub use error::{GovernanceError, LogFault, ManifestFault, Result};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
 pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify, runs_record};

@@ -148,7 +148,8 @@ pub fn is_included(leaf: &Digest, index: u64, size: u64, proof: &[Digest], root:
 /// (RFC 9162, 2.1.4.2). Of an empty old tree and of equal sizes nothing is to be proved but the roots.
 pub fn is_consistent(old: u64, old_root: &Digest, new: u64, new_root: &Digest, proof: &[Digest]) -> bool {
     if old == 0 || old == new {
-        return proof.is_empty() && if old == 0 { *old_root == Digest::of(b"") } else { old_root == new_root };
+        return proof.is_empty()
+            && if old == 0 { *old_root == Digest::of(b"") } else { old_root == new_root };
     }
     if old > new {
         return false;

@@ -1,0 +1,595 @@
+//! The run's log: an append-only list of commitments to what happened, in the order in which it happened.
+//!
+//! An entry is a kind, a number within its kind and bytes. Of the bytes the log holds a salted digest only:
+//!
+//! ```text
+//! salt       = HMAC-SHA256(secret, "stillroom/log/v1" ‖ position ‖ kind ‖ number)     numbers: 8 bytes, little-endian
+//! commitment = SHA-256(salt ‖ bytes)
+//! record     = kind (1 byte) ‖ number (8) ‖ commitment (32)
+//! ```
+//!
+//! Records are the leaves of an RFC 9162 tree ([`crate::merkle`]). So one entry can be opened (bytes, salt, proof) to
+//! somebody who has the tree's head, without a word on any other; who has no salt cannot try out what an entry may have
+//! been. The secret stays in the run, and nothing but salts depends on it.
+//!
+//! A log shows what is in it, in an order that cannot be changed later. It does not show that nothing was left out.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, Digester};
+use stillroom_store::StoreError;
+
+use crate::error::{GovernanceError, LogFault, Result};
+use crate::merkle::{Frontier, consistency_proof, inclusion_proof, is_included, leaf_hash};
+
+/// Bytes of a record.
+pub const RECORD_BYTES: usize = 41;
+/// Records that are read at most.
+pub const RECORDS_MAX: u64 = 1 << 28;
+/// Largest entry, in bytes.
+pub const ENTRY_BYTES_MAX: usize = 64 << 20;
+/// Hashes of a proof at most: of a tree of 2^64 leaves.
+pub const PROOF_MAX: usize = 65;
+/// Goes into each salt, so that no other use of the secret gives the same bytes.
+const PURPOSE: &[u8] = b"stillroom/log/v1";
+const BLOCK: usize = 64;
+
+/// What an entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// The licence decision.
+    Decision,
+    /// A stage that ended: its inputs, and the digests of its outputs.
+    Stage,
+    /// A call of a teacher behind an endpoint.
+    Call,
+    /// A reply of a teacher.
+    Trace,
+    /// A reply that curation kept.
+    Kept,
+    /// A reply that curation dropped, and why.
+    Dropped,
+    /// The texts of an optimiser step.
+    Batch,
+    /// A checkpoint.
+    Checkpoint,
+}
+
+impl Kind {
+    /// All there are, each at its byte in a record minus one.
+    pub const ALL: [Kind; 8] = [
+        Kind::Decision,
+        Kind::Stage,
+        Kind::Call,
+        Kind::Trace,
+        Kind::Kept,
+        Kind::Dropped,
+        Kind::Batch,
+        Kind::Checkpoint,
+    ];
+
+    fn byte(self) -> u8 {
+        self as u8 + 1
+    }
+
+    fn of(byte: u8) -> Option<Kind> {
+        Kind::ALL.get(usize::from(byte).checked_sub(1)?).copied()
+    }
+
+    /// As it is written on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Decision => "decision",
+            Kind::Stage => "stage",
+            Kind::Call => "call",
+            Kind::Trace => "trace",
+            Kind::Kept => "kept",
+            Kind::Dropped => "dropped",
+            Kind::Batch => "batch",
+            Kind::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// What the salts of a log are made from.
+#[derive(Clone)]
+pub struct Secret([u8; 32]);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Secret {
+    pub fn new(bytes: [u8; 32]) -> Secret {
+        Secret(bytes)
+    }
+
+    fn salt(&self, position: u64, kind: Kind, number: u64) -> Digest {
+        let message = [PURPOSE, &position.to_le_bytes(), &[kind.byte()], &number.to_le_bytes()].concat();
+        hmac(&self.0, &message)
+    }
+}
+
+/// HMAC-SHA256 (RFC 2104) by a key no longer than a block.
+fn hmac(key: &[u8; 32], message: &[u8]) -> Digest {
+    let padded = |with: u8| {
+        let mut block = [with; BLOCK];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let mut inner = Digester::new();
+    inner.update(&padded(0x36));
+    inner.update(message);
+    let mut outer = Digester::new();
+    outer.update(&padded(0x5c));
+    outer.update(inner.finish().as_bytes());
+    outer.finish()
+}
+
+fn commitment(salt: &Digest, bytes: &[u8]) -> Digest {
+    let mut digester = Digester::new();
+    digester.update(salt.as_bytes());
+    digester.update(bytes);
+    digester.finish()
+}
+
+/// One line of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub kind: Kind,
+    pub number: u64,
+    pub commitment: Digest,
+}
+
+impl Record {
+    fn to_bytes(self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        bytes[0] = self.kind.byte();
+        bytes[1..9].copy_from_slice(&self.number.to_le_bytes());
+        bytes[9..].copy_from_slice(self.commitment.as_bytes());
+        bytes
+    }
+
+    fn of(bytes: &[u8; RECORD_BYTES]) -> Option<Record> {
+        let (mut number, mut digest) = ([0; 8], [0; 32]);
+        number.copy_from_slice(&bytes[1..9]);
+        digest.copy_from_slice(&bytes[9..]);
+        let kind = Kind::of(bytes[0])?;
+        Some(Record { kind, number: u64::from_le_bytes(number), commitment: Digest::from_bytes(digest) })
+    }
+
+    /// Its hash as a leaf of the tree.
+    pub fn leaf(self) -> Digest {
+        leaf_hash(&self.to_bytes())
+    }
+}
+
+/// The state of a log at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// Records.
+    pub size: u64,
+    /// Root of the tree of them.
+    pub root: Digest,
+    /// Digest of the line of the head before this one; none of the first.
+    pub previous: Option<Digest>,
+    /// When, by the clock of the machine: seconds since 1970-01-01 UTC.
+    pub unix_s: u64,
+}
+
+/// The writing end of a log.
+pub struct LogWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    secret: Secret,
+    frontier: Frontier,
+    /// Where the newest record of each entry is.
+    newest: HashMap<(Kind, u64), u64>,
+}
+
+impl LogWriter {
+    /// Opens a log for appending; half a last record, left by a crash, is cut off first.
+    pub fn open(path: &Path, secret: Secret) -> Result<LogWriter> {
+        let io = |operation| move |source| StoreError::Io { operation, path: path.to_path_buf(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io("open"))?;
+        let length = file.metadata().map_err(io("read"))?.len();
+        let whole = length - length % RECORD_BYTES as u64;
+        if whole != length {
+            file.set_len(whole).map_err(io("truncate"))?;
+        }
+        let mut writer = LogWriter {
+            path: path.to_path_buf(),
+            file: BufWriter::new(file.try_clone().map_err(io("open"))?),
+            secret,
+            frontier: Frontier::default(),
+            newest: HashMap::new(),
+        };
+        each_record(path, &mut file, |record| {
+            writer.remember(record);
+            Ok(())
+        })?;
+        writer.file.seek(SeekFrom::Start(whole)).map_err(io("seek"))?;
+        Ok(writer)
+    }
+
+    /// Records so far.
+    pub fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// Appends an entry, unless its number is there already and stood for the same bytes when it was last appended. The
+    /// position of its record.
+    pub fn append(&mut self, kind: Kind, number: u64, bytes: &[u8]) -> Result<u64> {
+        if bytes.len() > ENTRY_BYTES_MAX || self.size() >= RECORDS_MAX {
+            return Err(self.fault(LogFault::TooLarge));
+        }
+        if let Some(at) = self.newest.get(&(kind, number)).copied()
+            && self.read(at)?.commitment == self.commitment(at, kind, number, bytes)
+        {
+            return Ok(at);
+        }
+        let at = self.size();
+        let record = Record { kind, number, commitment: self.commitment(at, kind, number, bytes) };
+        self.file.write_all(&record.to_bytes()).map_err(|source| self.io("append to", source))?;
+        self.remember(record);
+        Ok(at)
+    }
+
+    /// Makes everything appended so far durable.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.flush().map_err(|source| self.io("append to", source))?;
+        self.file.get_ref().sync_data().map_err(|source| self.io("sync", source))
+    }
+
+    /// The state of the log now, after `previous`, the line of the last head.
+    pub fn head(&self, previous: Option<&[u8]>, unix_s: u64) -> Head {
+        let previous = previous.map(Digest::of);
+        Head { size: self.size(), root: self.frontier.root(), previous, unix_s }
+    }
+
+    fn commitment(&self, at: u64, kind: Kind, number: u64, bytes: &[u8]) -> Digest {
+        commitment(&self.secret.salt(at, kind, number), bytes)
+    }
+
+    fn remember(&mut self, record: Record) {
+        self.newest.insert((record.kind, record.number), self.size());
+        self.frontier.push(record.leaf());
+    }
+
+    /// A record that was written before.
+    fn read(&mut self, at: u64) -> Result<Record> {
+        self.file.flush().map_err(|source| self.io("append to", source))?;
+        let mut bytes = [0; RECORD_BYTES];
+        let read = (|| {
+            let mut file = self.file.get_ref();
+            file.seek(SeekFrom::Start(at * RECORD_BYTES as u64))?;
+            file.read_exact(&mut bytes)?;
+            file.seek(SeekFrom::End(0))
+        })();
+        read.map_err(|source| self.io("read", source))?;
+        Record::of(&bytes).ok_or_else(|| self.fault(LogFault::Kind { position: at }))
+    }
+
+    fn io(&self, operation: &'static str, source: std::io::Error) -> GovernanceError {
+        StoreError::Io { operation, path: self.path.clone(), source }.into()
+    }
+
+    fn fault(&self, cause: LogFault) -> GovernanceError {
+        GovernanceError::Log { path: self.path.clone(), cause }
+    }
+}
+
+fn each_record(path: &Path, file: &mut File, mut take: impl FnMut(Record) -> Result<()>) -> Result<()> {
+    let io = |source| StoreError::Io { operation: "read", path: path.to_path_buf(), source };
+    let fault = |cause| GovernanceError::Log { path: path.to_path_buf(), cause };
+    let length = file.metadata().map_err(io)?.len();
+    let records = length / RECORD_BYTES as u64;
+    if records > RECORDS_MAX {
+        return Err(fault(LogFault::TooLarge));
+    }
+    if !length.is_multiple_of(RECORD_BYTES as u64) {
+        return Err(fault(LogFault::Torn { bytes: length }));
+    }
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    let mut reader = BufReader::new(file);
+    for position in 0..records {
+        let mut bytes = [0; RECORD_BYTES];
+        reader.read_exact(&mut bytes).map_err(io)?;
+        take(Record::of(&bytes).ok_or_else(|| fault(LogFault::Kind { position }))?)?;
+    }
+    Ok(())
+}
+
+/// A log, read whole.
+#[derive(Clone, Debug, Default)]
+pub struct Log {
+    pub records: Vec<Record>,
+}
+
+impl Log {
+    pub fn read(path: &Path) -> Result<Log> {
+        let io = |source| StoreError::Io { operation: "open", path: path.to_path_buf(), source };
+        let mut file = File::open(path).map_err(io)?;
+        let mut records = Vec::new();
+        each_record(path, &mut file, |record| {
+            records.push(record);
+            Ok(())
+        })?;
+        Ok(Log { records })
+    }
+
+    /// Where the newest record of an entry is.
+    pub fn position(&self, kind: Kind, number: u64) -> Option<u64> {
+        let of = |record: &Record| record.kind == kind && record.number == number;
+        self.records.iter().rposition(of).map(|at| at as u64)
+    }
+
+    /// Opens the newest record of an entry under `head`; none unless these are the bytes that it stands for, by this secret.
+    ///
+    /// # Panics
+    /// If `head` is of more records than there are.
+    pub fn open(
+        &self,
+        secret: &Secret,
+        kind: Kind,
+        number: u64,
+        bytes: &[u8],
+        head: &Head,
+    ) -> Option<Opening> {
+        let covered = &self.records[..head.size as usize];
+        let of = |record: &Record| record.kind == kind && record.number == number;
+        let position = covered.iter().rposition(of)? as u64;
+        let salt = secret.salt(position, kind, number);
+        if covered[position as usize].commitment != commitment(&salt, bytes) {
+            return None;
+        }
+        let proof = inclusion_proof(&leaves(covered), position as usize);
+        let entry = String::from_utf8(bytes.to_vec()).ok()?;
+        Some(Opening { kind, number, entry, salt, position, size: head.size, proof })
+    }
+
+    /// The proof that the log under a later head begins with the one under an earlier.
+    ///
+    /// # Panics
+    /// Unless 0 < `old` ≤ `new` ≤ the number of records.
+    pub fn consistency(&self, old: u64, new: u64) -> Vec<Digest> {
+        consistency_proof(&leaves(&self.records[..new as usize]), old as usize)
+    }
+
+    /// The first head that is not of this log, in the order in which they were written; `lines` are their bytes, of which the
+    /// chain is made.
+    pub fn check_heads(&self, heads: &[(Head, Vec<u8>)]) -> std::result::Result<(), LogFault> {
+        let mut frontier = Frontier::default();
+        let mut records = self.records.iter();
+        let mut previous: Option<Digest> = None;
+        for (number, (head, line)) in heads.iter().enumerate() {
+            let wrong = |what| LogFault::Head { number, what };
+            if head.previous != previous {
+                return Err(wrong("does not follow the one before it"));
+            }
+            if head.size < frontier.size() {
+                return Err(wrong("is of fewer records than the one before it"));
+            }
+            if head.size > self.records.len() as u64 {
+                return Err(wrong("is of more records than the log has"));
+            }
+            let more = (head.size - frontier.size()) as usize;
+            frontier.extend(records.by_ref().take(more).map(|record| record.leaf()));
+            if frontier.root() != head.root {
+                return Err(wrong("is of other records than the log has"));
+            }
+            previous = Some(Digest::of(line));
+        }
+        match heads.last() {
+            Some((last, _)) if last.size == self.records.len() as u64 => Ok(()),
+            Some(_) => Err(LogFault::Beyond),
+            None if self.records.is_empty() => Ok(()),
+            None => Err(LogFault::Beyond),
+        }
+    }
+}
+
+fn leaves(records: &[Record]) -> Vec<Digest> {
+    records.iter().map(|record| record.leaf()).collect()
+}
+
+/// One entry of a log, shown to somebody who has the head that it is under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opening {
+    pub kind: Kind,
+    pub number: u64,
+    pub entry: String,
+    pub salt: Digest,
+    /// Of its record, from 0.
+    pub position: u64,
+    /// Records under the head.
+    pub size: u64,
+    /// Of inclusion, lowest first.
+    pub proof: Vec<Digest>,
+}
+
+impl Opening {
+    /// Whether this entry is where it says under `head`.
+    pub fn holds(&self, head: &Head) -> bool {
+        let commitment = commitment(&self.salt, self.entry.as_bytes());
+        let record = Record { kind: self.kind, number: self.number, commitment };
+        self.size == head.size
+            && self.proof.len() <= PROOF_MAX
+            && is_included(&record.leaf(), self.position, head.size, &self.proof, &head.root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merkle::is_consistent;
+
+    fn secret() -> Secret {
+        Secret::new([7; 32])
+    }
+
+    fn entry(i: u64) -> Vec<u8> {
+        format!("{{\"row\":{i}}}").into_bytes()
+    }
+
+    /// A log of `n` entries with a head after each tenth and at the end.
+    fn written(path: &Path, n: u64) -> Vec<(Head, Vec<u8>)> {
+        let mut writer = LogWriter::open(path, secret()).unwrap();
+        let mut heads: Vec<(Head, Vec<u8>)> = Vec::new();
+        for i in 0..n {
+            let kind = if i % 3 == 0 { Kind::Call } else { Kind::Trace };
+            assert_eq!(writer.append(kind, i, &entry(i)).unwrap(), i);
+            if i % 10 == 9 || i + 1 == n {
+                let head = writer.head(heads.last().map(|(_, line)| &line[..]), i);
+                let line = serde_json::to_vec(&head).unwrap();
+                heads.push((head, line));
+            }
+        }
+        writer.sync().unwrap();
+        heads
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn hmac_is_that_of_the_published_cases() {
+        // RFC 4231, cases 1 and 2, whose keys are padded with zeros to 32 bytes by HMAC itself.
+        let padded = |key: &[u8]| {
+            let mut padded = [0; 32];
+            padded[..key.len()].copy_from_slice(key);
+            padded
+        };
+        let first = hmac(&padded(&[0x0b; 20]), b"Hi There");
+        assert_eq!(hex(first.as_bytes()), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
+        let second = hmac(&padded(b"Jefe"), b"what do ya want for nothing?");
+        assert_eq!(
+            hex(second.as_bytes()),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+
+    #[test]
+    fn an_entry_opens_under_each_later_head_and_says_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        let heads = written(&path, 35);
+        let log = Log::read(&path).unwrap();
+        assert_eq!(log.check_heads(&heads), Ok(()));
+        let first = heads.iter().position(|(head, _)| head.size > 13).unwrap();
+        for (head, _) in &heads[first..] {
+            let opening = log.open(&secret(), Kind::Trace, 13, &entry(13), head).unwrap();
+            assert!(opening.holds(head));
+            let text = serde_json::to_string(&opening).unwrap();
+            assert_eq!(serde_json::from_str::<Opening>(&text).unwrap(), opening);
+            for i in (0..35).filter(|&i| i != 13) {
+                assert!(!text.contains(std::str::from_utf8(&entry(i)).unwrap()));
+            }
+            let other = Opening { entry: "{\"row\":12}".to_owned(), ..opening.clone() };
+            assert!(!other.holds(head));
+            assert!(!Opening { salt: Digest::of(b""), ..opening.clone() }.holds(head));
+            assert!(!Opening { kind: Kind::Kept, ..opening.clone() }.holds(head));
+            assert!(!Opening { position: 12, ..opening.clone() }.holds(head));
+            assert!(!Opening { number: 12, ..opening }.holds(head));
+        }
+        assert!(log.open(&secret(), Kind::Trace, 13, b"forged", &heads[3].0).is_none());
+        assert!(log.open(&Secret::new([8; 32]), Kind::Trace, 13, &entry(13), &heads[3].0).is_none());
+        assert!(log.open(&secret(), Kind::Trace, 99, &entry(99), &heads[3].0).is_none());
+        for pair in heads.windows(2) {
+            let (old, new) = (&pair[0].0, &pair[1].0);
+            let proof = log.consistency(old.size, new.size);
+            assert!(is_consistent(old.size, &old.root, new.size, &new.root, &proof));
+        }
+    }
+
+    #[test]
+    fn equal_entries_cannot_be_told_by_their_records() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        let mut writer = LogWriter::open(&path, secret()).unwrap();
+        for i in 0..4 {
+            writer.append(Kind::Trace, i, b"the same").unwrap();
+        }
+        writer.sync().unwrap();
+        let records = Log::read(&path).unwrap().records;
+        let distinct: std::collections::BTreeSet<_> = records.iter().map(|r| r.commitment).collect();
+        assert_eq!(distinct.len(), 4);
+    }
+
+    #[test]
+    fn what_is_told_again_is_not_written_again_and_what_has_changed_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        written(&path, 12);
+        let whole = std::fs::read(&path).unwrap();
+        // A crash in the middle of a record.
+        std::fs::write(&path, [&whole[..], b"torn"].concat()).unwrap();
+        let mut writer = LogWriter::open(&path, secret()).unwrap();
+        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), 4);
+        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), 12);
+        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), 12);
+        assert_eq!(writer.append(Kind::Call, 4, b"otherwise").unwrap(), 13);
+        // It is an append-only log: the old word comes back as a new record.
+        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), 14);
+        writer.sync().unwrap();
+        let log = Log::read(&path).unwrap();
+        assert_eq!((log.records.len(), log.position(Kind::Trace, 4)), (15, Some(14)));
+        assert_eq!(std::fs::read(&path).unwrap()[..whole.len()], whole);
+    }
+
+    #[test]
+    fn a_dropped_swapped_doubled_or_altered_record_and_a_head_used_again_are_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        let heads = written(&path, 35);
+        let log = Log::read(&path).unwrap();
+        let found = |alter: &dyn Fn(&mut Vec<Record>)| {
+            let mut altered = log.clone();
+            alter(&mut altered.records);
+            altered.check_heads(&heads).is_err()
+        };
+        for i in 0..35 {
+            assert!(found(&|records| records.retain(|r| *r != log.records[i])), "{i} dropped");
+            assert!(found(&|records| records.insert(i, records[i])), "{i} doubled");
+            assert!(found(&|records| records[i].number += 1), "{i} renamed");
+            assert!(found(&|records| records[i].commitment = Digest::of(b"")), "{i} altered");
+            assert!(i == 34 || found(&|records| records.swap(i, i + 1)), "{i} swapped");
+        }
+        assert!(found(&|records| records.truncate(30)));
+        for i in 0..heads.len() {
+            let mut fewer = heads.clone();
+            fewer.remove(i);
+            assert!(log.check_heads(&fewer).is_err(), "head {i} dropped");
+            let mut again = heads.clone();
+            again.insert(i, heads[i].clone());
+            assert!(log.check_heads(&again).is_err(), "head {i} used again");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_log_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        std::fs::write(&path, [0u8; RECORD_BYTES]).unwrap();
+        assert!(Log::read(&path).is_err());
+        std::fs::write(&path, [1u8; RECORD_BYTES + 3]).unwrap();
+        assert!(Log::read(&path).is_err());
+    }
+}
