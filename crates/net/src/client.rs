@@ -13,7 +13,7 @@ use ureq::{Agent, Body, BodyReader, SendBody};
 use crate::Result;
 use crate::error::{NetError, Phase, shown};
 use crate::retry_after;
-use crate::silence::{self, SilenceConnector};
+use crate::silence::{self, CallOff, CalledOff, SilenceConnector};
 use crate::url::Address;
 
 /// Redirects followed for one request.
@@ -108,6 +108,7 @@ pub struct Request<'a> {
     headers: Vec<(&'static str, String)>,
     bearer: Option<&'a Secret>,
     bearer_may_be_read: bool,
+    call_off: Option<CallOff>,
     body: &'a [u8],
     stays: bool,
 }
@@ -120,6 +121,7 @@ impl<'a> Request<'a> {
             headers: Vec::new(),
             bearer: None,
             bearer_may_be_read: false,
+            call_off: None,
             body: &[],
             stays: false,
         }
@@ -155,6 +157,13 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn bearer_may_be_read(mut self, leave: bool) -> Request<'a> {
         self.bearer_may_be_read = leave;
+        self
+    }
+
+    /// Lets another thread give this request up.
+    #[must_use]
+    pub fn called_off_by(mut self, call_off: Option<CallOff>) -> Request<'a> {
+        self.call_off = call_off;
         self
     }
 
@@ -223,13 +232,13 @@ impl Client {
                 _ => None,
             };
             let Some(location) = location else {
-                return Response::of(reply, &address, first_headers, self.options);
+                return self.response(request, reply, &address, first_headers);
             };
             let location = location.to_str().unwrap_or("\u{fffd}");
             let refused = |to: String| NetError::Redirect { from: address.place(), to };
             let next = address.join(location).map_err(|_| refused(without_query(location)))?;
             if request.stays && next.origin() != home {
-                return Response::of(reply, &address, first_headers, self.options);
+                return self.response(request, reply, &address, first_headers);
             }
             let downgrade = address.is_https() && !next.is_https();
             if request.method == Method::Post || downgrade || !self.reach().permits(next.origin()) {
@@ -258,16 +267,30 @@ impl Client {
             let to = without_query(to.unwrap_or("\u{fffd}"));
             return Err(NetError::Redirect { from: address.place(), to });
         }
-        Response::of(reply, address, None, self.options)
+        self.response(request, reply, address, None)
+    }
+
+    fn response(
+        &self,
+        request: &Request<'_>,
+        reply: http::Response<Body>,
+        address: &Address,
+        first_headers: Option<HeaderMap>,
+    ) -> Result<Response> {
+        let response = Response::of(reply, address, first_headers, self.options)?;
+        Ok(Response { call_off: request.call_off.clone(), ..response })
     }
 
     fn once(&self, request: &Request<'_>, address: &Address, at_home: bool) -> Result<http::Response<Body>> {
         let builder = Client::builder(request, address, at_home)?;
         let malformed = |_| NetError::BadPath { place: address.place() };
+        let call_off = request.call_off.as_ref();
         let sent = if request.method == Method::Post {
-            self.agent.run(builder.body(request.body).map_err(malformed)?)
+            let built = builder.body(request.body).map_err(malformed)?;
+            silence::within(None, call_off, || self.agent.run(built))
         } else {
-            self.agent.run(builder.body(()).map_err(malformed)?)
+            let built = builder.body(()).map_err(malformed)?;
+            silence::within(None, call_off, || self.agent.run(built))
         };
         sent.map_err(|error| self.trouble(error, &address.place()))
     }
@@ -328,6 +351,7 @@ pub struct Response {
     place: String,
     options: ClientOptions,
     silence: Option<Duration>,
+    call_off: Option<CallOff>,
     bytes: u64,
 }
 
@@ -358,6 +382,7 @@ impl Response {
             place,
             options,
             silence: None,
+            call_off: None,
             bytes: 0,
         })
     }
@@ -418,7 +443,7 @@ impl Response {
     /// The next bytes of the body; 0 at its end. A body cut before its announced length is an error.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         loop {
-            match silence::within(self.silence, || self.body.read(buffer)) {
+            match silence::within(self.silence, self.call_off.as_ref(), || self.body.read(buffer)) {
                 Ok(n) => {
                     self.bytes += n as u64;
                     return Ok(n);
@@ -477,6 +502,9 @@ fn trouble(error: ureq::Error, place: &str, phase: Phase, options: ClientOptions
         }
         Error::Timeout(_) => NetError::Timeout { place, phase, seconds: options.stall.as_secs() },
         Error::HostNotFound => NetError::UnknownHost { place },
+        Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<CalledOff>()) => {
+            NetError::CalledOff { place }
+        }
         Error::Io(error) => match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
                 NetError::Timeout { place, phase, seconds: options.stall.as_secs() }

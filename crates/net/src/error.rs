@@ -66,6 +66,9 @@ pub enum NetError {
     /// The connection ended before the reply did.
     #[error("`{place}`: the connection was cut")]
     Cut { place: String },
+    /// Somebody gave the request up.
+    #[error("`{place}`: the request was called off")]
+    CalledOff { place: String },
     /// A status that is no success.
     #[error("`{place}` answers {status}{}", words_of(*status))]
     Status { place: String, status: u16, retry_after_s: Option<u64> },
@@ -111,7 +114,8 @@ impl NetError {
             NetError::UnknownHost { .. }
             | NetError::Connect { .. }
             | NetError::Timeout { .. }
-            | NetError::Cut { .. } => ErrorKind::TryLater,
+            | NetError::Cut { .. }
+            | NetError::CalledOff { .. } => ErrorKind::TryLater,
             NetError::Status { status, .. } => match status {
                 401 | 403 | 451 => ErrorKind::Policy,
                 408 | 425 | 429 | 500..=599 => ErrorKind::TryLater,
@@ -141,7 +145,7 @@ impl NetError {
             NetError::UnknownHost { .. } | NetError::Connect { .. } => {
                 "check the connection and the address, then repeat the command"
             }
-            NetError::Timeout { .. } | NetError::Cut { .. } => {
+            NetError::Timeout { .. } | NetError::Cut { .. } | NetError::CalledOff { .. } => {
                 "repeat the command; it continues where it stopped"
             }
             NetError::Tls { .. } => "check the address and this machine's clock",

@@ -19,6 +19,7 @@ mod url;
 pub use client::{Client, ClientOptions, HEADER_BYTES_MAX, Method, REDIRECTS_MAX, Request, Response, Secret};
 pub use content::{ContentHasher, ContentId};
 pub use error::{NetError, Phase};
+pub use silence::CallOff;
 pub use url::{Address, encode_component, encode_path};
 
 /// Result of this crate's functions.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use stillroom_core::{Cleared, ErrorKind, Reach};
 use stillroom_net::{
-    Address, Client, ClientOptions, HEADER_BYTES_MAX, NetError, Phase, REDIRECTS_MAX, Request, Response,
-    Secret,
+    Address, CallOff, Client, ClientOptions, HEADER_BYTES_MAX, NetError, Phase, REDIRECTS_MAX, Request,
+    Response, Secret,
 };
 
 type Answer = dyn Fn(&str, &mut TcpStream) + Send + Sync;
@@ -397,4 +397,43 @@ fn a_key_goes_to_an_open_place_only_with_leave_for_it() {
     let keys =
         seen.iter().filter(|request| request.to_ascii_lowercase().contains("authorization: bearer abc"));
     assert_eq!((seen.len(), keys.count()), (2, 1), "{seen:?}");
+}
+
+/// Before the head of a reply, and amid its body; what is not called off is waited for as before.
+#[test]
+fn a_request_that_is_called_off_ends_at_once_wherever_it_is() {
+    let server = Server::start(|request, stream| {
+        if request.starts_with("GET /body") {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"));
+        }
+        // Until the client goes.
+        drop(stream.read(&mut [0; 16]));
+    });
+    let reach = Reach::of([server.url.as_str()]).expect("places");
+    let long = Duration::from_secs(60);
+    let options = ClientOptions { first_byte: long, stall: long, ..ClientOptions::default() };
+    let client = Client::new(Cleared::mint("test", reach), options);
+    for path in ["/head", "/body"] {
+        let call_off = CallOff::default();
+        let request = Request::get(Address::parse(&format!("{}{path}", server.url)).expect("an address"))
+            .called_off_by(Some(call_off.clone()));
+        let started = Instant::now();
+        let ended = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| client.send(&request)?.read_to_vec(1000));
+            while server.seen().iter().all(|request| !request.contains(path)) {
+                std::thread::yield_now();
+            }
+            call_off.call_off();
+            asked.join().expect("no panic")
+        });
+        assert!(matches!(ended, Err(NetError::CalledOff { .. })), "{path}: {ended:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{path}: {:?}", started.elapsed());
+    }
+    let kept = CallOff::default();
+    let request = Request::get(Address::parse(&format!("{}/head", server.url)).expect("an address"))
+        .called_off_by(Some(kept));
+    let short = ClientOptions { first_byte: Duration::from_millis(350), ..options };
+    let client = Client::new(Cleared::mint("test", Reach::of([server.url.as_str()]).expect("places")), short);
+    let ended = client.send(&request).expect_err("silence");
+    assert!(matches!(ended, NetError::Timeout { phase: Phase::FirstByte, .. }), "{ended}");
 }
