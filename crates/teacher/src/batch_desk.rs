@@ -8,8 +8,7 @@ use std::time::Instant;
 use stillroom_core::Digest;
 use stillroom_formats::openai::{BatchLine, BatchResult, Reply, ReplyFault, read_batch_line};
 use stillroom_store::{
-    Call, Ending, Entry, Ledger, Outcome, Scribe, StoreError, Totals, Try, atomic_write_with,
-    create_dir_durable,
+    Call, Entry, Ledger, Outcome, Scribe, StoreError, Totals, Try, atomic_write_with, create_dir_durable,
 };
 
 use crate::TeacherError;
@@ -387,8 +386,7 @@ impl<'a> Desk<'a> {
         self.tally.bought_again += 1;
         let receipt = outcome::receipt(&self.teacher.price, &mut self.estimator, &self.asks[i].ask, reply);
         let (outcome, _) = outcome::of_receipt(self.next_call, receipt);
-        let fault = Some("another reply to this request came first".to_owned());
-        self.record(i, id.attempt, Outcome { ending: Ending::Failed, fault, receipt: None, ..outcome })
+        self.record(i, id.attempt, outcome::late(outcome))
     }
 
     /// Records a try that gave nothing, once.

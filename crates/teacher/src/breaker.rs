@@ -34,6 +34,11 @@ impl Breaker {
         *self = Breaker::default();
     }
 
+    /// It was not waited for: nothing is known but that a probe may be sent again.
+    pub(crate) fn called_off(&mut self) {
+        self.probing = false;
+    }
+
     /// It failed, or said that it has no time for the next `wait_ms`.
     pub(crate) fn failed(&mut self, now_ms: u64, wait_ms: u64) {
         self.in_a_row += 1;

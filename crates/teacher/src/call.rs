@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use stillroom_formats::openai::{self, Caps, Reply, ReplyFault, StreamReader};
-use stillroom_net::{Client, NetError, Phase, Request, Response};
+use stillroom_net::{CallOff, Client, NetError, Phase, Request, Response};
 
 use crate::ask::{Ask, Question};
 use crate::redact;
@@ -44,6 +44,8 @@ pub(crate) enum FaultKind {
     Refused,
     /// Every request would be.
     Hopeless,
+    /// Nobody wanted the reply any more.
+    CalledOff,
 }
 
 /// Sends what is asked to an endpoint and reads the reply. Neither that nor a fault has the endpoint's key in it.
@@ -51,11 +53,11 @@ pub(crate) fn send(
     client: &Client,
     endpoint: &Endpoint,
     asked: (&Ask, &[u8]),
-    request_id: &str,
+    (request_id, call_off): (&str, Option<CallOff>),
     how: (&Sampling, &Patience),
 ) -> Result<Reply, Fault> {
     let key = endpoint.key.as_ref();
-    match exchange(client, endpoint, asked, request_id, how) {
+    match exchange(client, endpoint, asked, (request_id, call_off), how) {
         Ok(reply) => Ok(redact::in_reply(reply, key)),
         Err(fault) => Err(Fault { what: redact::in_error(fault.what, key), ..fault }),
     }
@@ -65,13 +67,14 @@ fn exchange(
     client: &Client,
     endpoint: &Endpoint,
     (ask, body): (&Ask, &[u8]),
-    request_id: &str,
+    (request_id, call_off): (&str, Option<CallOff>),
     (sampling, patience): (&Sampling, &Patience),
 ) -> Result<Reply, Fault> {
     let address = endpoint.base.below(ask.path()).map_err(|e| of_net(&e, None))?;
     let request = Request::post(address, "application/json", body)
         .header("accept", "text/event-stream, application/json")
-        .header(REQUEST_ID, request_id);
+        .header(REQUEST_ID, request_id)
+        .called_off_by(call_off);
     let response = client.send(&signed(endpoint, request)).map_err(|e| of_net(&e, None))?;
     if !response.is_success() {
         return Err(of_status(response));
@@ -191,6 +194,7 @@ pub(crate) fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
         | NetError::BadAddress { .. }
         | NetError::BadPath { .. }
         | NetError::BadHeader { .. } => FaultKind::Hopeless,
+        NetError::CalledOff { .. } => FaultKind::CalledOff,
         _ => FaultKind::Again,
     };
     // Without a connection nothing was asked.
@@ -201,7 +205,7 @@ pub(crate) fn of_net(error: &NetError, pieces: Option<u64>) -> Fault {
             | NetError::Tls { .. }
             | NetError::Timeout { phase: Phase::Connect, .. }
     );
-    let pieces = (kind == FaultKind::Again && asked).then_some(pieces.unwrap_or(0));
+    let pieces = (kind != FaultKind::Hopeless && asked).then_some(pieces.unwrap_or(0));
     Fault { pieces, ..Fault::new(kind, error.to_string()) }
 }
 

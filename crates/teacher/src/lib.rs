@@ -12,6 +12,7 @@ mod breaker;
 mod call;
 mod error;
 mod estimate;
+mod hedges;
 mod line;
 mod outcome;
 mod pace;

@@ -74,6 +74,12 @@ pub(crate) fn of_fault(call: u64, fault: &Fault, tokens: Option<(u64, u64)>, pri
     }
 }
 
+/// Of a reply to a request that has another one: it may be billed, and is not kept.
+pub(crate) fn late(outcome: Outcome) -> Outcome {
+    let fault = Some("another reply to this request came first".to_owned());
+    Outcome { ending: Ending::Failed, fault, receipt: None, ..outcome }
+}
+
 /// What the ledger has of a request, for the prompt of that id.
 pub(crate) fn kept(
     ledger: &LedgerReader,

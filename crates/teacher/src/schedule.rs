@@ -6,7 +6,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use stillroom_core::CounterRng;
+use stillroom_net::CallOff;
 
+use crate::hedges::{Hedges, Landed};
 use crate::line::Line;
 use crate::settings::{Budget, Endpoint, Patience};
 
@@ -33,7 +35,13 @@ pub(crate) struct Job<T> {
     pub(crate) attempt: u32,
     postponed: u32,
     /// Estimate, for the allowance of tokens.
-    tokens: u64,
+    pub(crate) tokens: u64,
+    /// Whether it has been sent once more while it was on its way.
+    pub(crate) hedged: bool,
+    /// A time that some endpoint named for it.
+    pub(crate) not_before_ms: u64,
+    /// Ends its other calls as soon as one has brought the reply; only where there may be others.
+    pub(crate) call_off: Option<CallOff>,
     /// The last fault.
     pub(crate) fault: Option<String>,
 }
@@ -89,6 +97,8 @@ pub(crate) enum How {
     Hopeless {
         fault: String,
     },
+    /// Another call has brought the reply, and this one was given up for it.
+    CalledOff,
 }
 
 /// What becomes of the request.
@@ -96,6 +106,10 @@ pub(crate) enum How {
 pub(crate) enum Fate {
     Settled,
     Again,
+    /// Another call for it is on its way, and decides.
+    Elsewhere,
+    /// Another call for it has brought the reply.
+    Late,
     /// Too many tries.
     GivenUp {
         fault: String,
@@ -108,6 +122,7 @@ pub(crate) struct Schedule<T> {
     delayed: BTreeMap<u64, Job<T>>,
     due: BinaryHeap<Reverse<(u64, u64)>>,
     lines: Vec<Line>,
+    hedges: Option<Hedges<T>>,
     budget: Budget,
     max_attempts: u32,
     seed: u64,
@@ -123,7 +138,7 @@ pub(crate) struct Schedule<T> {
     left_out: Vec<(usize, String)>,
 }
 
-impl<T> Schedule<T> {
+impl<T: Clone> Schedule<T> {
     /// `spent_usd` and `spent_tokens` were spent before this session.
     pub(crate) fn new(
         endpoints: &[Endpoint],
@@ -137,6 +152,7 @@ impl<T> Schedule<T> {
             delayed: BTreeMap::new(),
             due: BinaryHeap::new(),
             lines: endpoints.iter().map(Line::new).collect(),
+            hedges: patience.hedge_after_s.map(|s| Hedges::new((s * 1000.0) as u64)),
             budget,
             max_attempts: patience.max_attempts,
             seed,
@@ -159,7 +175,18 @@ impl<T> Schedule<T> {
 
     /// A new request; `tokens` is what it may take of an allowance.
     pub(crate) fn push(&mut self, index: u64, what: T, tokens: u64) {
-        self.ready.push_back(Job { index, what, attempt: 0, postponed: 0, tokens, fault: None });
+        let call_off = self.hedges.is_some().then(CallOff::default);
+        self.ready.push_back(Job {
+            index,
+            what,
+            attempt: 0,
+            postponed: 0,
+            tokens,
+            hedged: false,
+            not_before_ms: 0,
+            call_off,
+            fault: None,
+        });
     }
 
     /// Requests that could be sent if there were room.
@@ -184,21 +211,51 @@ impl<T> Schedule<T> {
         if self.stop.is_some() {
             return Next::Stopped;
         }
-        let Some(tokens) = self.ready.front().map(|job| job.tokens) else {
-            return Next::Wait(self.due.peek().map(|Reverse((at, _))| self.in_time(*at)));
-        };
+        let Some(tokens) = self.ready.front().map(|job| job.tokens) else { return self.hedge(now_ms) };
         if self.in_flight > 0 && self.would_exceed_budget() {
             return Next::Wait(None);
         }
-        match self.choose(tokens, now_ms) {
+        match self.choose(tokens, None, now_ms) {
             Err(at) => Next::Wait(at.map(|at| self.in_time(at))),
             Ok(endpoint) => {
-                self.lines[endpoint].sent(tokens);
-                self.in_flight += 1;
                 let job = self.ready.pop_front().expect("there is one, see above");
-                Next::Send { job, endpoint }
+                self.hedges.iter_mut().for_each(|hedges| hedges.sent(&job, endpoint, now_ms));
+                self.send(job, endpoint)
             }
         }
+    }
+
+    fn send(&mut self, job: Job<T>, endpoint: usize) -> Next<T> {
+        self.lines[endpoint].sent(job.tokens);
+        self.in_flight += 1;
+        Next::Send { job, endpoint }
+    }
+
+    /// Nothing waits to be sent: what has been on its way for long is sent once more, where there is room that nobody else
+    /// wants.
+    fn hedge(&mut self, now_ms: u64) -> Next<T> {
+        let mut next = self.due.peek().map(|Reverse((at, _))| *at);
+        let mut sooner = |at: u64| next = Some(next.map_or(at, |next| next.min(at)));
+        if let Some(mut hedges) = self.hedges.take() {
+            let affordable = self.over_budget(now_ms).is_none() && !self.would_exceed_budget();
+            let due = if affordable { hedges.due(now_ms) } else { Vec::new() };
+            let mut found = None;
+            for (index, tokens, at) in due {
+                match self.choose(tokens, Some(at), now_ms) {
+                    Ok(endpoint) => {
+                        found = Some((hedges.hedge(index, endpoint), endpoint));
+                        break;
+                    }
+                    Err(at) => at.into_iter().for_each(&mut sooner),
+                }
+            }
+            hedges.next_due(now_ms).into_iter().for_each(&mut sooner);
+            self.hedges = Some(hedges);
+            if let Some((job, endpoint)) = found {
+                return self.send(job, endpoint);
+            }
+        }
+        Next::Wait(next.map(|at| self.in_time(at)))
     }
 
     fn release_due(&mut self, now_ms: u64) {
@@ -212,15 +269,19 @@ impl<T> Schedule<T> {
     }
 
     fn check_budget(&mut self, now_ms: u64) {
+        if let Some(what) = self.over_budget(now_ms) {
+            self.stop(Stop::Budget(what));
+        }
+    }
+
+    fn over_budget(&self, now_ms: u64) -> Option<&'static str> {
         let Budget { usd, tokens, seconds } = self.budget;
         let over = [
             (usd.is_some_and(|limit| self.spent_usd >= limit), "money"),
             (tokens.is_some_and(|limit| self.spent_tokens >= limit), "tokens"),
             (seconds.is_some_and(|limit| now_ms as f64 >= limit * 1000.0), "time"),
         ];
-        if let Some((_, what)) = over.iter().find(|(is, _)| *is) {
-            self.stop(Stop::Budget(what));
-        }
+        over.iter().find(|(is, _)| *is).map(|(_, what)| *what)
     }
 
     /// That time, or the end of the budget's time if it comes before.
@@ -239,11 +300,11 @@ impl<T> Schedule<T> {
             || exceeds(self.budget.tokens.map(|n| n as f64), self.spent_tokens as f64, self.before.1 as f64)
     }
 
-    /// The endpoint with the most room for its weight, or when one may have room.
-    fn choose(&mut self, tokens: u64, now_ms: u64) -> Result<usize, Option<u64>> {
+    /// The endpoint with the most room for its weight, `but` not that one; or when one may have room.
+    fn choose(&mut self, tokens: u64, but: Option<usize>, now_ms: u64) -> Result<usize, Option<u64>> {
         let mut best: Option<(f64, f64, usize)> = None;
         let mut soonest: Option<u64> = None;
-        for (i, line) in self.lines.iter_mut().enumerate() {
+        for (i, line) in self.lines.iter_mut().enumerate().filter(|(i, _)| Some(*i) != but) {
             let Some(at) = line.ready_at(tokens, now_ms) else { continue };
             if at > now_ms {
                 soonest = Some(soonest.map_or(at, |s| s.min(at)));
@@ -257,39 +318,33 @@ impl<T> Schedule<T> {
         best.map(|(_, _, i)| i).ok_or(soonest)
     }
 
-    /// Takes note of how a request ended, and keeps it where it is to be tried again.
+    /// Takes note of how a call ended, and keeps its request where it is to be tried again.
     pub(crate) fn ended(&mut self, mut job: Job<T>, endpoint: usize, ended: &Ended, now_ms: u64) -> Fate {
-        self.in_flight -= 1;
-        let line = &mut self.lines[endpoint];
-        line.ended(job.tokens, ended.tokens);
-        match &ended.how {
-            How::Failed { wait_ms, .. } => line.breaker().failed(now_ms, wait_ms.unwrap_or(0)),
-            How::Answered | How::Refused { .. } | How::Hopeless { .. } => line.breaker().answered(),
+        self.account(&job, endpoint, ended, now_ms);
+        let settles = ended.how == How::Answered;
+        let not_before_ms = match ended.how {
+            How::Failed { wait_ms: Some(wait), .. } => now_ms + wait,
+            _ => 0,
+        };
+        let landed = self
+            .hedges
+            .as_mut()
+            .map_or(Landed::Alone, |hedges| hedges.landed(&mut job, endpoint, settles, not_before_ms));
+        match landed {
+            Landed::Late => return Fate::Late,
+            Landed::Accompanied if !settles => return Fate::Elsewhere,
+            Landed::Accompanied => job.call_off.iter().for_each(CallOff::call_off),
+            Landed::Alone => {}
         }
-        // What costs no money may still be of an allowance of tokens.
-        let has_settled = matches!(ended.how, How::Answered | How::Refused { .. });
-        if has_settled || ended.usd > 0.0 || ended.tokens > 0 {
-            self.spend(ended.usd, ended.tokens);
-        }
         match &ended.how {
-            How::Answered => {
-                self.answered += 1;
-                Fate::Settled
-            }
-            How::Refused { fault } => {
-                self.refused += 1;
-                if self.answered == 0 && self.refused >= REFUSED_MAX {
-                    self.stop(Stop::Hopeless { fault: fault.clone() });
-                }
-                Fate::Settled
-            }
-            How::Hopeless { fault } => {
-                self.leave_out(endpoint, fault);
+            How::Answered | How::Refused { .. } => Fate::Settled,
+            // Only where another call has brought the reply.
+            How::CalledOff => Fate::Late,
+            How::Hopeless { .. } => {
                 self.ready.push_front(job);
                 Fate::Again
             }
             How::Failed { fault, postponed, wait_ms } => {
-                self.check_outage(fault);
                 job.fault = Some(fault.clone());
                 if *postponed {
                     job.postponed += 1
@@ -302,6 +357,35 @@ impl<T> Schedule<T> {
                 self.delay(job, *wait_ms, now_ms);
                 Fate::Again
             }
+        }
+    }
+
+    /// What the end of a call says of its endpoint, and what it has cost.
+    fn account(&mut self, job: &Job<T>, endpoint: usize, ended: &Ended, now_ms: u64) {
+        self.in_flight -= 1;
+        let line = &mut self.lines[endpoint];
+        line.ended(job.tokens, ended.tokens);
+        match &ended.how {
+            How::Failed { wait_ms, .. } => line.breaker().failed(now_ms, wait_ms.unwrap_or(0)),
+            How::CalledOff => line.breaker().called_off(),
+            How::Answered | How::Refused { .. } | How::Hopeless { .. } => line.breaker().answered(),
+        }
+        // What costs no money may still be of an allowance of tokens.
+        let has_settled = matches!(ended.how, How::Answered | How::Refused { .. });
+        if has_settled || ended.usd > 0.0 || ended.tokens > 0 {
+            self.spend(ended.usd, ended.tokens);
+        }
+        match &ended.how {
+            How::Answered => self.answered += 1,
+            How::Refused { fault } => {
+                self.refused += 1;
+                if self.answered == 0 && self.refused >= REFUSED_MAX {
+                    self.stop(Stop::Hopeless { fault: fault.clone() });
+                }
+            }
+            How::Hopeless { fault } => self.leave_out(endpoint, fault),
+            How::Failed { fault, .. } => self.check_outage(fault),
+            How::CalledOff => {}
         }
     }
 
@@ -351,7 +435,7 @@ impl<T> Schedule<T> {
                 backoff / 2 + chance.below(backoff / 2 + 1)
             }
         };
-        let at = now_ms + wait;
+        let at = (now_ms + wait).max(job.not_before_ms);
         self.due.push(Reverse((at, job.index)));
         self.delayed.insert(job.index, job);
     }

@@ -368,7 +368,13 @@ impl Shared<'_> {
     fn take(&self, at_once: bool) -> Next<Arc<Asked>> {
         let mut schedule = self.lock();
         let next = schedule.next(self.now_ms());
-        let Next::Wait(until) = next else { return next };
+        let Next::Wait(until) = next else {
+            // Somebody has to look when this request has been on its way for long.
+            if self.teacher.patience.hedge_after_s.is_some() {
+                self.wake.notify_one();
+            }
+            return next;
+        };
         if !at_once {
             let wait = until.map_or(LOOK_AGAIN, |at| {
                 Duration::from_millis(at.saturating_sub(self.now_ms()).max(1)).min(LOOK_AGAIN)
@@ -414,7 +420,8 @@ impl Shared<'_> {
         let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
         let request_id = format!("{}-{call}", &job.what.request.to_string()[..32]);
         let how = (&teacher.sampling, &teacher.patience);
-        let got = call::send(self.client, &teacher.endpoints[endpoint], (ask, &body), &request_id, how)
+        let named = (&request_id[..], job.call_off.clone());
+        let got = call::send(self.client, &teacher.endpoints[endpoint], (ask, &body), named, how)
             .and_then(|reply| scores::of(ask, reply));
         self.calls.fetch_add(1, Ordering::Relaxed);
         let (outcome, ended, answer) = match got {
@@ -440,10 +447,14 @@ impl Shared<'_> {
         } else {
             self.wake.notify_one()
         }
+        let outcome = match (&fate, &ended.how) {
+            (Fate::Late, How::Answered | How::CalledOff) => outcome::late(outcome),
+            _ => outcome,
+        };
         let answer = match fate {
             Fate::GivenUp { fault } => Some(Answer::GivenUp { fault }),
             Fate::Settled => answer,
-            Fate::Again => None,
+            Fate::Late | Fate::Elsewhere | Fate::Again => None,
         };
         let answer = answer.map(|answer| Arrived { index, answer });
         Unwritten { entry: Entry::End(outcome), answer }
@@ -477,6 +488,7 @@ impl Shared<'_> {
                 (How::Refused { fault: what.clone() }, Some(Answer::Refused { fault: what }))
             }
             FaultKind::Hopeless => (How::Hopeless { fault: what }, None),
+            FaultKind::CalledOff => (How::CalledOff, None),
             FaultKind::Again | FaultKind::Postponed => {
                 let postponed = fault.kind == FaultKind::Postponed;
                 let wait_ms = fault.wait.map(|wait| wait.as_millis() as u64 + 1);

@@ -75,6 +75,9 @@ pub struct Patience {
     pub stall_timeout_s: f64,
     /// Tries for one request. Being told to come back later is no try.
     pub max_attempts: u32,
+    /// A request that has been on its way for longer is sent once more, to another endpoint with room for it. The first
+    /// reply counts; the other call is given up, and may be billed.
+    pub hedge_after_s: Option<f64>,
 }
 
 impl Default for Patience {
@@ -84,6 +87,7 @@ impl Default for Patience {
             first_token_timeout_s: 120.0,
             stall_timeout_s: 30.0,
             max_attempts: 8,
+            hedge_after_s: None,
         }
     }
 }
