@@ -41,6 +41,17 @@ pub enum GovernanceError {
     /// A licence file is no longer the one that the gate saw.
     #[error("{path}: changed since the licence gate read it", path = path.display())]
     LicenceChanged { path: PathBuf },
+    /// A key's file that cannot be used.
+    #[error("{path}: {cause}", path = path.display())]
+    Key { path: PathBuf, cause: KeyFault },
+    /// What keeps the key outside returned something else than a signature by it.
+    #[error(
+        "the {bytes} bytes that the signing command wrote are no signature (DER, ECDSA P-256, SHA-256) by the public key"
+    )]
+    ForeignSignature { bytes: usize },
+    /// A signed envelope that does not say what it should.
+    #[error("signed envelope: {0}")]
+    Envelope(#[source] EnvelopeFault),
     /// The run directory's own errors.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,6 +71,56 @@ pub enum LogFault {
     Head { number: usize, what: &'static str },
     #[error("it has records that its last head does not cover")]
     Beyond,
+}
+
+/// Why a key is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFault {
+    #[error("the key file is {bytes} bytes, more than {bytes_max}")]
+    TooLarge { bytes: u64, bytes_max: u64 },
+    #[error("not a file")]
+    NoFile,
+    #[error("no PEM block `{wanted}` in it")]
+    NoPem { wanted: &'static str },
+    #[error("a private key stands where a public one belongs")]
+    PrivateForPublic,
+    #[error("a public key stands where a private one belongs")]
+    PublicForPrivate,
+    #[error("a private key in the form `EC PRIVATE KEY`, and PKCS#8 is needed")]
+    Sec1,
+    #[error("others than its owner can use it (mode {mode:03o})")]
+    Exposed { mode: u32 },
+    #[error("it is there already")]
+    Exists,
+    #[error("it needs a passphrase")]
+    NeedsPassphrase,
+    #[error("a passphrase is given, and it has none")]
+    NotEncrypted,
+    #[error("the passphrase is empty")]
+    EmptyPassphrase,
+    #[error("the passphrase is not its own, or it is damaged")]
+    WrongPassphrase,
+    #[error("no usable P-256 key: {cause}")]
+    Unusable { cause: String },
+    #[error("the system gave no random numbers for a key")]
+    NoRandomness,
+}
+
+/// Why an envelope is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvelopeFault {
+    #[error("{bytes} bytes, more than {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("not an envelope: {cause}")]
+    Malformed { cause: String },
+    #[error("`{field}` is not base64")]
+    NoBase64 { field: &'static str },
+    #[error("{count} signatures, and 1 to {count_max} are expected")]
+    SignatureCount { count: usize, count_max: usize },
+    #[error("no signature of it is by the key {fingerprint}")]
+    NotSigned { fingerprint: String },
 }
 
 /// Why a manifest is refused.
@@ -97,7 +158,10 @@ impl GovernanceError {
             | GovernanceError::Manifest { .. }
             | GovernanceError::Log { .. }
             | GovernanceError::NothingToSeal { .. }
-            | GovernanceError::LicenceChanged { .. } => ErrorKind::BadData,
+            | GovernanceError::LicenceChanged { .. }
+            | GovernanceError::Key { .. }
+            | GovernanceError::ForeignSignature { .. }
+            | GovernanceError::Envelope(_) => ErrorKind::BadData,
             GovernanceError::Io { .. } => ErrorKind::Io,
             GovernanceError::Store(error) => error.kind(),
         }
@@ -134,10 +198,43 @@ impl GovernanceError {
             GovernanceError::LicenceChanged { .. } => {
                 Some("run the same command again, so that the gate reads it anew".to_owned())
             }
+            GovernanceError::Key { path, cause } => cause.fix(&path.display().to_string()),
+            GovernanceError::ForeignSignature { .. } => Some(
+                "let it read the bytes from its standard input and write the signature and nothing else, as \
+                 `openssl dgst -sha256 -sign KEY` does; check that `public_key` is its key"
+                    .to_owned(),
+            ),
+            GovernanceError::Envelope(_) => {
+                Some("take the files and the public key from where they came".to_owned())
+            }
             GovernanceError::Register { .. }
             | GovernanceError::NothingToSeal { .. }
             | GovernanceError::Io { .. } => None,
         }
+    }
+}
+
+impl KeyFault {
+    fn fix(&self, path: &str) -> Option<String> {
+        let fix = match self {
+            KeyFault::Exposed { .. } => format!("`chmod 600 {path}`"),
+            KeyFault::Exists => "choose another name; a key that is lost cannot be made again".to_owned(),
+            KeyFault::NeedsPassphrase => {
+                "say where it comes from: `key_passphrase = \"${NAME}\"` beside `key`".to_owned()
+            }
+            KeyFault::NotEncrypted => "leave the passphrase out".to_owned(),
+            KeyFault::Sec1 => format!("`openssl pkcs8 -topk8 -nocrypt -in {path} -out KEY` writes one"),
+            KeyFault::PrivateForPublic | KeyFault::NoPem { wanted: "PUBLIC KEY" } => {
+                "give the file that ends in `.pub`".to_owned()
+            }
+            KeyFault::PublicForPrivate => "give the file without `.pub`".to_owned(),
+            KeyFault::TooLarge { .. }
+            | KeyFault::NoFile
+            | KeyFault::NoPem { .. }
+            | KeyFault::Unusable { .. } => "`stillroom key new FILE` makes a key".to_owned(),
+            KeyFault::EmptyPassphrase | KeyFault::WrongPassphrase | KeyFault::NoRandomness => return None,
+        };
+        Some(fix)
     }
 }
 

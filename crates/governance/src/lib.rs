@@ -5,14 +5,17 @@
 //! - [`Decision::clear`] mints the leave to use the network, where an [`Egress`] policy agrees.
 //! - [`Manifest`] lists the SHA-256 digests of everything a release was made from;
 //!   [`verify`] names the first file that differs, is missing or is extra.
+//! - [`keys`] sign and check, [`dsse`] has the envelopes of what is signed.
 //!
 //! Nothing here is legal advice; the register says what was read, where and when.
 
 mod decision;
+pub mod dsse;
 mod egress;
 mod error;
 mod gate;
 mod identity;
+pub mod keys;
 mod licence_text;
 mod lineage;
 pub mod log;
@@ -30,7 +33,7 @@ mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;
-pub use error::{GovernanceError, LogFault, ManifestFault, Result};
+pub use error::{EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
 pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify, runs_record};
