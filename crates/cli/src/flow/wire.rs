@@ -298,6 +298,7 @@ impl Flow {
                 first_token_timeout_s: wire.first_token_timeout_s,
                 stall_timeout_s: wire.stall_timeout_s,
                 max_attempts: wire.max_attempts,
+                hedge_after_s: wire.hedge_after_s,
             },
             stream: wire.stream,
             seed: teacher.seed,

@@ -110,6 +110,13 @@ impl OverWire<'_> {
         } else {
             "a teacher that costs nothing, since `teacher.price` is not given".to_owned()
         });
+        if let Some(seconds) = self.wire.hedge_after_s {
+            assumes.push(format!(
+                "no request on its way for longer than {seconds} s; each of those is sent to another endpoint as well, and if \
+                 all were, they would cost ${:.2} more",
+                self.usd()
+            ));
+        }
         if self.scored.0 > 0.0 {
             assumes.push(
                 "texts of the student's own as long as its teacher's replies, each read in the time of one written token"

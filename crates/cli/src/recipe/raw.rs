@@ -77,6 +77,7 @@ pub(super) struct RawTeacher {
     pub(super) first_token_timeout_s: Option<f64>,
     pub(super) stall_timeout_s: Option<f64>,
     pub(super) max_attempts: Option<usize>,
+    pub(super) hedge_after_s: Option<f64>,
     pub(super) budget_usd: Option<f64>,
     pub(super) budget_tokens: Option<u64>,
     pub(super) budget_s: Option<f64>,

@@ -50,6 +50,9 @@ pub(crate) struct Wire {
     pub(crate) first_token_timeout_s: f64,
     pub(crate) stall_timeout_s: f64,
     pub(crate) max_attempts: u32,
+    /// After which a request is sent to another endpoint as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hedge_after_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) budget_usd: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,13 +168,15 @@ pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) ->
     let top_logprobs = raw.top_logprobs.map(|n| at.count(&key("top_logprobs"), n, 0..=TOP_LOGPROBS_MAX));
     let attempts = raw.max_attempts.unwrap_or(patience.max_attempts as usize);
     let (api, chat_template) = api(at, raw)?;
+    let endpoints = match (replayed || batch.is_some(), raw.endpoints.take()) {
+        (true, None) => Vec::new(),
+        (_, given) => endpoints(at, given, in_flight)?,
+    };
     Ok(Some(Wire {
         api,
         chat_template,
-        endpoints: match (replayed || batch.is_some(), raw.endpoints.take()) {
-            (true, None) => Vec::new(),
-            (_, given) => endpoints(at, given, in_flight)?,
-        },
+        hedge_after_s: hedge_after_s(at, kind, raw.hedge_after_s, endpoints.len())?,
+        endpoints,
         replay,
         api_key: raw.api_key.clone(),
         served_model_name: raw.served_model_name.clone(),
@@ -214,6 +219,7 @@ fn no_keys(at: &Checker<'_>, raw: &RawTeacher) -> Result<()> {
         ("first_token_timeout_s", raw.first_token_timeout_s.is_some()),
         ("stall_timeout_s", raw.stall_timeout_s.is_some()),
         ("max_attempts", raw.max_attempts.is_some()),
+        ("hedge_after_s", raw.hedge_after_s.is_some()),
         ("budget_usd", raw.budget_usd.is_some()),
         ("budget_tokens", raw.budget_tokens.is_some()),
         ("budget_s", raw.budget_s.is_some()),
@@ -255,6 +261,25 @@ fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) 
     let total = all.iter().map(|endpoint| endpoint.max_in_flight).sum::<usize>();
     at.count(&["teacher", "max_in_flight"], total, 1..=IN_FLIGHT_MAX)?;
     Ok(all)
+}
+
+/// After which a request goes to another endpoint as well; there has to be one.
+fn hedge_after_s(
+    at: &Checker<'_>,
+    kind: TeacherKind,
+    given: Option<f64>,
+    n_endpoints: usize,
+) -> Result<Option<f64>> {
+    let key = ["teacher", "hedge_after_s"];
+    let Some(seconds) = given else { return Ok(None) };
+    let cause = match kind {
+        TeacherKind::Batch => "requests in files are sent once",
+        TeacherKind::Openai if n_endpoints < 2 => "there is no other endpoint that could be asked as well",
+        _ => return at.number(&key, seconds, SECONDS).map(Some),
+    };
+    Err(at
+        .bad(&key, cause)
+        .fix("remove `hedge_after_s`, or write `kind = \"openai\"` and name a second endpoint"))
 }
 
 /// Which interface is asked, and by which template conversations become texts for it.
@@ -365,6 +390,7 @@ mod tests {
             "connect_timeout_s=1",
             "first_token_timeout_s=1",
             "stall_timeout_s=1",
+            "hedge_after_s=5",
             "max_attempts=3",
             "budget_usd=1",
             "budget_tokens=1",

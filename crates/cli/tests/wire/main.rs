@@ -15,6 +15,7 @@ mod desk;
 mod egress;
 mod endpoints;
 mod faults;
+mod hedges;
 mod hostile;
 mod kills;
 mod plan;
