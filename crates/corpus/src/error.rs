@@ -16,6 +16,8 @@ pub enum CorpusError {
     BadTable { path: PathBuf, source: stillroom_formats::FormatError },
     #[error("{path}: {problem}", path = path.display())]
     BadDataSet { path: PathBuf, problem: &'static str },
+    #[error("{path}: {problem}", path = path.display())]
+    BadCard { path: PathBuf, problem: String },
     #[error("{path}:{line}: {problem}", path = path.display())]
     BadRow { path: PathBuf, line: u64, problem: RowProblem },
     #[error("`{id}` is in both {first} and {second}")]
@@ -56,6 +58,7 @@ impl CorpusError {
         match self {
             CorpusError::Io { .. } => ErrorKind::Io,
             CorpusError::BadDataSet { .. }
+            | CorpusError::BadCard { .. }
             | CorpusError::BadTable { .. }
             | CorpusError::BadRow { .. }
             | CorpusError::SplitsOverlap { .. }
@@ -69,7 +72,10 @@ impl CorpusError {
         let fix = match self {
             CorpusError::Io { .. } => "check that the path exists and can be read",
             CorpusError::BadDataSet { .. } => {
-                "name a `.jsonl`, `.jsonl.zst`, `.parquet` or `.txt` file, or a directory with `train.jsonl` or `train-00000-of-00001.parquet` and, if there is one, the same of `test`"
+                "name a `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet` or `.txt` file, or a directory with `train.jsonl` or `train-00000-of-00001.parquet` and, if there is one, the same of `test`"
+            }
+            CorpusError::BadCard { .. } => {
+                "choose with `prompts.config` and `prompts.splits`, or fetch what is missing, or name a file or another directory"
             }
             CorpusError::BadTable { .. } => "fetch or write the file again",
             CorpusError::BadRow { problem, .. } => problem.fix(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use stillroom_corpus::CorpusError;
-use stillroom_corpus::prompts::{DataSet, Files, Item, Rows, for_each};
+use stillroom_corpus::prompts::{Choice, DataSet, Files, Item, Rows, for_each};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hub").join(name)
@@ -16,7 +16,7 @@ fn rows(path: &Path) -> Vec<Item> {
 /// The items of a data set in the order of its files, whatever part each is in.
 fn all(path: &Path) -> Vec<Item> {
     let mut items = Vec::new();
-    for_each(path, &mut |_, _, _| true, |_, item| {
+    for_each(&Files::of(path, &Choice::default()).expect("files"), &mut |_, _, _| true, |_, item| {
         items.push(item);
         Ok::<(), CorpusError>(())
     })
@@ -34,7 +34,7 @@ fn a_data_set_of_the_hub_is_its_rows_as_json_lines() {
     }
     let data = DataSet::open(&golden("chat")).expect("a data set");
     assert_eq!((data.train.len() + data.validation.len(), data.held_out.len()), (9, 3), "`test` is held out");
-    let files = Files::of(&golden("chat")).expect("files");
+    let files = Files::of(&golden("chat"), &Choice::default()).expect("files");
     assert_eq!((files.train.len(), files.validation.len(), files.held_out.len()), (2, 0, 1));
 }
 

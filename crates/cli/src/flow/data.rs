@@ -116,7 +116,9 @@ impl Flow {
             let name = file.strip_prefix(&root).unwrap_or(file).display().to_string();
             Ok((name, digest_file(file)?.0.to_string()))
         };
-        Files::of(&root)?.all().map(digest).collect()
+        let files = Files::of(&root, &self.recipe.prompts.choice)?;
+        // Which part a file is in may be the card's to say.
+        files.all().chain(&files.card).map(digest).collect()
     }
 
     fn draw_problems(&mut self, worked: bool) -> Result<[Vec<Prompt>; 3]> {
@@ -263,9 +265,10 @@ pub(super) fn each_row(
     allowed: &mut Allowed<'_>,
     mut each: impl FnMut(Split, Item) -> Result<()>,
 ) -> Result<()> {
+    let files = Files::of(root, &recipe.prompts.choice)?;
     match recipe.student.is_nobody() {
-        true => rows_of(&Files::of(root)?.train, allowed, |item| each(Split::Train, item)),
-        false => for_each(root, allowed, each),
+        true => rows_of(&files, Split::Train, allowed, |item| each(Split::Train, item)),
+        false => for_each(&files, allowed, each),
     }
 }
 

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use stillroom_core::Tail;
+use stillroom_corpus::prompts::Choice;
 use stillroom_distill::{LossFunction, LossTerm, TeacherTargets};
 
 pub(crate) use batch::Batch;
@@ -209,6 +210,9 @@ impl Logits {
 pub(crate) struct Prompts {
     #[serde(flatten)]
     pub(crate) source: PromptSource,
+    /// Which of a directory's configurations, and what it calls its parts.
+    #[serde(flatten)]
+    pub(crate) choice: Choice,
     /// What judges replies; without one, nothing is judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) verifier: Option<VerifierChoice>,

@@ -136,11 +136,22 @@ pub(super) struct RawPrompts {
     pub(super) kind: Option<String>,
     pub(super) task: Option<String>,
     pub(super) path: Option<String>,
+    pub(super) config: Option<String>,
+    pub(super) splits: Option<RawSplits>,
     pub(super) verifier: Option<RawVerifier>,
     pub(super) num_examples: Option<usize>,
     pub(super) num_validation: Option<usize>,
     pub(super) seed: Option<u64>,
     pub(super) data_class: Option<String>,
+}
+
+/// What a data set calls its parts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSplits {
+    pub(super) train: Option<String>,
+    pub(super) validation: Option<String>,
+    pub(super) held_out: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

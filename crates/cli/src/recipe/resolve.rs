@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use stillroom_core::Tail;
+use stillroom_corpus::Split;
 use stillroom_distill::{LossFunction, LossWeight, check_losses};
 
 use super::raw::*;
@@ -293,6 +294,7 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
         Kind::Chat => PromptSource::Chat { path: at.need(&key("path"), path, required)? },
         Kind::Text => PromptSource::Text { path: at.need(&key("path"), path, required)? },
     };
+    let choice = data_choice(at, &source, raw.config, raw.splits)?;
     let num_examples =
         raw.num_examples.map(|n| at.count(&key("num_examples"), n, 1..=EXAMPLES_MAX)).transpose()?;
     if matches!(source, PromptSource::Task { .. }) && num_examples.is_none() {
@@ -303,7 +305,33 @@ fn prompts(at: &Checker<'_>, raw: Option<RawPrompts>, seed: u64) -> Result<Promp
     let num_validation =
         at.count(&key("num_validation"), raw.num_validation.unwrap_or(128), 1..=EXAMPLES_MAX)?;
     let data_class = raw.data_class.filter(|class| class != policy::PUBLIC);
-    Ok(Prompts { source, verifier, num_examples, num_validation, seed, data_class })
+    Ok(Prompts { source, choice, verifier, num_examples, num_validation, seed, data_class })
+}
+
+fn data_choice(
+    at: &Checker<'_>,
+    source: &PromptSource,
+    config: Option<String>,
+    splits: Option<RawSplits>,
+) -> Result<Choice> {
+    let is_task = matches!(source, PromptSource::Task { .. });
+    let of_a_task = |key: &'static str| {
+        at.bad(&["prompts", key], "a task has neither configurations nor splits").fix("remove it")
+    };
+    if is_task && config.is_some() {
+        return Err(of_a_task("config"));
+    }
+    if is_task && splits.is_some() {
+        return Err(of_a_task("splits"));
+    }
+    let splits = splits.unwrap_or_default();
+    let splits = [
+        (Split::Train, splits.train),
+        (Split::Validation, splits.validation),
+        (Split::HeldOut, splits.held_out),
+    ];
+    let splits = splits.into_iter().filter_map(|(split, name)| Some((split, name?))).collect();
+    Ok(Choice { config, splits })
 }
 
 fn train(at: &Checker<'_>, raw: RawTrain, loss_functions: Vec<LossTerm>, seed: u64) -> Result<Train> {
@@ -625,6 +653,20 @@ mod tests {
         let plain = loaded(text, &[]).to_toml();
         assert!(!plain.contains("[release]"), "{plain}");
         loaded(text, &["release.licence=CC-BY-4.0"]);
+    }
+
+    #[test]
+    fn a_data_sets_configuration_and_splits_are_chosen() {
+        let text = "[teacher]\nkind = \"local\"\npath = \"teacher\"\n[prompts]\npath = \"data\"\nconfig = \"main\"\n";
+        let recipe =
+            loaded(&format!("{text}splits = {{ train = \"train_sft\", held_out = \"test_sft\" }}\n"), &[]);
+        let splits = [(Split::Train, "train_sft".to_owned()), (Split::HeldOut, "test_sft".to_owned())].into();
+        assert_eq!(recipe.prompts.choice, Choice { config: Some("main".into()), splits });
+        let unknown = load(text, &["prompts.splits.test=\"x\""]).expect_err("no such part").to_string();
+        assert!(unknown.contains("unknown key `prompts.splits.test`"), "{unknown}");
+        let task = text.replace("path = \"data\"", "task = \"word_problems\"\nnum_examples = 8");
+        let refused = load(&task, &[]).expect_err("a task has no files").to_string();
+        assert!(refused.contains("a task has neither configurations nor splits"), "{refused}");
     }
 
     #[test]

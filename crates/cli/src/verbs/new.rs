@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use stillroom_core::Prompt;
 use stillroom_corpus::Split;
-use stillroom_corpus::prompts::{Item, for_each};
+use stillroom_corpus::prompts::{Choice, Files, Item, for_each};
 use stillroom_governance::{Decision, Question, Subject, decide};
 
 use crate::args::New;
@@ -121,7 +121,7 @@ fn look_at(path: &Path) -> Result<(bool, Grading)> {
         _ => false,
     };
     let (mut n, mut is_text, mut numbers) = (0, false, true);
-    for_each(path, &mut |_, _, _| true, |split, item| -> Result<()> {
+    for_each(&Files::of(path, &Choice::default())?, &mut |_, _, _| true, |split, item| -> Result<()> {
         if split == Split::Train {
             n += 1;
             is_text |= matches!(item, Item::Text { .. });

@@ -1,7 +1,12 @@
 //! Which files a data set has, and for which part.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
+use super::card::{self, Config};
+use super::pattern;
 use crate::{CorpusError, Split};
 
 /// What the files of each part may be called, without their endings; the first name that there is counts.
@@ -24,10 +29,30 @@ const ENDINGS: [&str; 10] = [
 ];
 /// Most files of one part.
 const FILES_MAX: usize = 65_536;
+/// Most files and directories that are looked through for a card's patterns, and how deep.
+const LOOKED_THROUGH_MAX: usize = 1 << 20;
+const DEPTH_MAX: usize = 32;
+/// Of a name, in ids and in errors.
+const NAME_CHARS_MAX: usize = 64;
+/// Names that an error lists.
+const LISTED_MAX: usize = 20;
+
+/// What is chosen of a data set that has more than one would read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Choice {
+    /// One of the configurations in its card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// What the data set calls its parts, where it does not use their names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub splits: BTreeMap<Split, String>,
+}
 
 /// The files of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
+    /// The card that named them, if one did.
+    pub card: Option<PathBuf>,
     pub train: Vec<PathBuf>,
     /// Where there are none, and the same below, the content's hash parts the training files.
     pub validation: Vec<PathBuf>,
@@ -35,27 +60,84 @@ pub struct Files {
 }
 
 impl Files {
-    /// A file is a data set by itself. In a directory, or in its `data/`, a part is `train.jsonl`, or `train.parquet`, or the
-    /// shards `train-00000-of-00002.parquet` and so on, as the Hugging Face hub has them. `train.jsonl` itself comes before
-    /// all others.
+    /// A file is a data set by itself. A directory whose `README.md` has `configs` is read as they say. In another, or in its
+    /// `data/`, a part is `train.jsonl`, or `train.parquet`, or the shards `train-00000-of-00002.parquet` and so on, as the
+    /// Hugging Face hub has them. `train.jsonl` itself comes before all others.
     ///
     /// # Errors
-    /// Where a directory has no such file.
-    pub fn of(path: &Path) -> Result<Files, CorpusError> {
+    /// Where a directory has no such file, a card cannot be followed, or there is no such choice.
+    pub fn of(path: &Path, choice: &Choice) -> Result<Files, CorpusError> {
         if !path.is_dir() {
+            if *choice != Choice::default() {
+                let problem = "a single file has neither configurations nor splits";
+                return Err(CorpusError::BadDataSet { path: path.into(), problem });
+            }
             return Ok(Files { train: vec![path.into()], ..Files::default() });
         }
+        let configs = card::configs(path)?;
+        let bad = |problem| CorpusError::BadCard { path: card::path(path), problem };
+        let mut files = match chosen(&configs, choice.config.as_deref()).map_err(bad)? {
+            None => return Files::laid_out(path, choice),
+            Some(config) => Files::of_config(path, config, choice).map_err(|problem| match problem {
+                Problem::OfCard(problem) => {
+                    bad(format!("configuration `{}`: {problem}", printable(&config.name)))
+                }
+                Problem::OfFiles(error) => error,
+            })?,
+        };
+        files.card = Some(card::path(path));
+        Ok(files)
+    }
+
+    /// By the names of files in the directory or its `data/`.
+    fn laid_out(path: &Path, choice: &Choice) -> Result<Files, CorpusError> {
         for dir in [path.to_path_buf(), path.join("data")] {
-            let files = Files::within(&dir)?;
+            let files = Files::within(&dir, choice)?;
             if !files.train.is_empty() {
                 return Ok(files);
             }
         }
-        let problem = "neither `train.jsonl` nor `train-00000-of-….parquet` in this directory or its `data`";
+        let problem = match choice.splits.is_empty() {
+            true => "neither `train.jsonl` nor `train-00000-of-….parquet` in this directory or its `data`",
+            false => "no files of that split in this directory or its `data`",
+        };
         Err(CorpusError::BadDataSet { path: path.into(), problem })
     }
 
-    fn within(dir: &Path) -> Result<Files, CorpusError> {
+    fn of_config(path: &Path, config: &Config, choice: &Choice) -> Result<Files, Problem> {
+        let base = match &config.data_dir {
+            None => path.to_path_buf(),
+            Some(dir) => path.join(inside(dir)?),
+        };
+        if config.splits.is_empty() {
+            return Ok(Files::laid_out(&base, choice)?);
+        }
+        let found = look_through(&base)?;
+        let mut files = Files::default();
+        for (split, names) in NAMES {
+            let own = choice.splits.get(&split).map(String::as_str);
+            let names = own.as_ref().map_or(names, std::slice::from_ref);
+            let named = |name: &&str| config.splits.iter().find(|(split, _)| split == name);
+            let Some((name, patterns)) = names.iter().find_map(named) else {
+                if own.is_some() || split == Split::Train {
+                    let known = listed(config.splits.iter().map(|(name, _)| name));
+                    return Err(Problem::OfCard(format!(
+                        "no split `{}`; it has {known}",
+                        printable(names[0])
+                    )));
+                }
+                continue;
+            };
+            let part = by_patterns(&base, &found, patterns)?;
+            if part.is_empty() {
+                return Err(Problem::OfCard(format!("no file of split `{}` is here", printable(name))));
+            }
+            *files.part_mut(split) = part;
+        }
+        Ok(files)
+    }
+
+    fn within(dir: &Path, choice: &Choice) -> Result<Files, CorpusError> {
         let Ok(entries) = std::fs::read_dir(dir) else { return Ok(Files::default()) };
         let mut found: Vec<PathBuf> = Vec::new();
         for entry in entries {
@@ -67,20 +149,52 @@ impl Files {
         found.sort();
         let mut files = Files::default();
         for (split, names) in NAMES {
+            let own = choice.splits.get(&split).map(String::as_str);
+            let names = own.as_ref().map_or(names, std::slice::from_ref);
             let part =
                 names.iter().map(|name| part(&found, name)).find(|part| !part.is_empty()).unwrap_or_default();
             if part.len() > FILES_MAX {
                 return Err(CorpusError::BadDataSet { path: dir.into(), problem: "too many files" });
             }
-            match split {
-                Split::Train => files.train = part,
-                Split::Validation => files.validation = part,
-                Split::HeldOut => files.held_out = part,
-            }
+            *files.part_mut(split) = part;
         }
         Ok(files)
     }
 
+    pub fn part(&self, split: Split) -> &[PathBuf] {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+
+    fn part_mut(&mut self, split: Split) -> &mut Vec<PathBuf> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::HeldOut => &mut self.held_out,
+        }
+    }
+
+    /// What each file adds to the ids of rows that have none: its name without its endings, with its directory's where files of
+    /// the data set have one name.
+    pub(super) fn stems(&self) -> HashMap<&Path, String> {
+        let mut of_name: HashMap<String, u32> = HashMap::new();
+        for path in self.all() {
+            *of_name.entry(stem(path)).or_default() += 1;
+        }
+        let named = self.all().map(|path| {
+            let (stem, dir) = (stem(path), path.parent().and_then(Path::file_name));
+            let with_dir = || {
+                format!("{}-{stem}", dir.map_or_else(String::new, |dir| printable(&dir.to_string_lossy())))
+            };
+            (path.as_path(), if of_name[&stem] > 1 { with_dir() } else { stem.clone() })
+        });
+        named.collect()
+    }
+
+    /// The files with rows, training's first.
     pub fn all(&self) -> impl Iterator<Item = &PathBuf> {
         self.train.iter().chain(&self.validation).chain(&self.held_out)
     }
@@ -114,4 +228,131 @@ fn is_shard(file: &str, name: &str) -> bool {
     let digits = of.bytes().take_while(u8::is_ascii_digit).count();
     let numbered = !first.is_empty() && first.bytes().all(|b| b.is_ascii_digit()) && digits > 0;
     numbered && (digits == of.len() || of[digits..].starts_with('-'))
+}
+
+/// Why a configuration cannot be read.
+enum Problem {
+    OfCard(String),
+    OfFiles(CorpusError),
+}
+
+impl From<String> for Problem {
+    fn from(problem: String) -> Problem {
+        Problem::OfCard(problem)
+    }
+}
+
+impl From<CorpusError> for Problem {
+    fn from(error: CorpusError) -> Problem {
+        Problem::OfFiles(error)
+    }
+}
+
+/// The configuration to read: the one that is wanted, or else the default.
+fn chosen<'a>(configs: &'a [Config], wanted: Option<&str>) -> Result<Option<&'a Config>, String> {
+    let named = |name: &str| configs.iter().find(|config| config.name == name);
+    let known = || listed(configs.iter().map(|config| &config.name));
+    match (wanted, configs) {
+        (None, []) => Ok(None),
+        (Some(_), []) => Err("there is no card here with `configs`".into()),
+        (Some(name), _) => match named(name) {
+            Some(config) => Ok(Some(config)),
+            None => Err(format!("no configuration `{}`; it has {}", printable(name), known())),
+        },
+        (None, [only]) => Ok(Some(only)),
+        (None, _) => match configs.iter().find(|config| config.is_default).or_else(|| named("default")) {
+            Some(config) => Ok(Some(config)),
+            None => Err(format!("it has several configurations, and none is the default: {}", known())),
+        },
+    }
+}
+
+/// A path of a card, if it stays within the data set.
+fn inside(path: &str) -> Result<&str, String> {
+    let leaves = path.starts_with('/')
+        || path.contains("://")
+        || path.contains('\\')
+        || path.split('/').any(|part| part == "..");
+    if leaves {
+        Err(format!("`{}` is not within the data set's directory", printable(path)))
+    } else {
+        Ok(path)
+    }
+}
+
+/// Paths of all files below a directory, from it and with `/`, sorted. Links to directories are not followed.
+fn look_through(base: &Path) -> Result<Vec<String>, CorpusError> {
+    let (mut found, mut n_seen) = (Vec::new(), 0);
+    let mut open = vec![(base.to_path_buf(), String::new(), 0)];
+    while let Some((dir, prefix, depth)) = open.pop() {
+        let io = |source| CorpusError::Io { path: dir.clone(), source };
+        for entry in std::fs::read_dir(&dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            n_seen += 1;
+            if n_seen > LOOKED_THROUGH_MAX || depth > DEPTH_MAX {
+                return Err(CorpusError::BadDataSet {
+                    path: base.into(),
+                    problem: "too many files, or too deep",
+                });
+            }
+            // What has no name in Unicode is named by no card.
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if entry.file_type().map_err(io)?.is_dir() {
+                open.push((entry.path(), format!("{prefix}{name}/"), depth + 1));
+            } else {
+                found.push(format!("{prefix}{name}"));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The files that match, in the patterns' order and within one by name; each once.
+fn by_patterns(base: &Path, found: &[String], patterns: &[String]) -> Result<Vec<PathBuf>, Problem> {
+    let (mut part, mut taken) = (Vec::new(), HashSet::new());
+    for wanted in patterns {
+        inside(wanted)?;
+        let before = part.len();
+        for path in found.iter().filter(|path| pattern::matches(wanted, path)) {
+            if taken.insert(path) && base.join(path).is_file() {
+                part.push(base.join(path));
+            }
+        }
+        if part.len() == before
+            && pattern::is_plain(wanted)
+            && !found.iter().any(|path| pattern::matches(wanted, path))
+        {
+            return Err(Problem::OfCard(format!("there is no file `{}`", printable(wanted))));
+        }
+        if part.len() > FILES_MAX {
+            return Err(Problem::OfFiles(CorpusError::BadDataSet {
+                path: base.into(),
+                problem: "too many files",
+            }));
+        }
+    }
+    Ok(part)
+}
+
+/// A file's name without what says how it is written.
+pub(super) fn stem(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let inner = [".zst", ".gz"].iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(&name);
+    printable(inner.rsplit_once('.').map_or(inner, |(stem, _)| stem))
+}
+
+/// File names are foreign text too: what an id may not hold is replaced.
+fn printable(name: &str) -> String {
+    name.chars().take(NAME_CHARS_MAX).map(|c| if c.is_control() { '_' } else { c }).collect()
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let mut names: Vec<String> = names.map(|name| format!("`{}`", printable(name))).collect();
+    let more = names.len().saturating_sub(LISTED_MAX);
+    names.truncate(LISTED_MAX);
+    match more {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
 }

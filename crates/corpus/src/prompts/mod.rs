@@ -1,17 +1,19 @@
 //! Prompts and texts from files: what is in a row, and which part of the data it belongs to.
 
+mod card;
 mod files;
+mod pattern;
 mod read;
 mod row;
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use stillroom_core::{Digest, Message, Prompt};
 
 use crate::sources::Origin;
 use crate::{CorpusError, Split};
-pub use files::Files;
+pub use files::{Choice, Files};
 pub use read::{DOCUMENT_BYTES, LINE_BYTES_MAX, ROWS_MAX, Rows};
 pub use row::ID_BYTES_MAX;
 
@@ -86,7 +88,7 @@ impl DataSet {
     /// As [`for_each`].
     pub fn open(path: &Path) -> Result<DataSet, CorpusError> {
         let mut data = DataSet::default();
-        for_each(path, &mut |_, _, _| true, |split, item| {
+        for_each(&Files::of(path, &Choice::default())?, &mut |_, _, _| true, |split, item| {
             data.part_mut(split).push(item);
             Ok::<(), CorpusError>(())
         })?;
@@ -121,15 +123,14 @@ impl DataSet {
 /// # Errors
 /// Names the file and, for a bad row, its line. Parts that share an item or an id are refused. Passes on what `each` fails with.
 pub fn for_each<E: From<CorpusError>>(
-    path: &Path,
+    files: &Files,
     allowed: &mut Allowed<'_>,
     mut each: impl FnMut(Split, Item) -> Result<(), E>,
 ) -> Result<(), E> {
-    let files = Files::of(path)?;
     let (validation, held_out) = (files.validation.is_empty(), files.held_out.is_empty());
     // One file's ids differ, and equal contents have one hash.
     let mut seen = (!(validation && held_out)).then(Seen::default);
-    rows_of(&files.train, allowed, |item| {
+    rows_of(files, Split::Train, allowed, |item| {
         let content = Digest::of(item.content_key().as_bytes());
         let split = match Split::of_digest(&content) {
             Split::Validation if validation => Split::Validation,
@@ -139,9 +140,9 @@ pub fn for_each<E: From<CorpusError>>(
         seen.iter_mut().for_each(|seen| seen.remember(split, &content, item.id()));
         each(split, item)
     })?;
-    for (part, split) in [(&files.validation, Split::Validation), (&files.held_out, Split::HeldOut)] {
+    for split in [Split::Validation, Split::HeldOut] {
         seen.iter_mut().for_each(Seen::sort);
-        rows_of(part, allowed, |item| {
+        rows_of(files, split, allowed, |item| {
             let Some(seen) = &mut seen else { return each(split, item) };
             let content = Digest::of(item.content_key().as_bytes());
             if let Some(other) = seen.elsewhere(split, &content, item.id()) {
@@ -155,19 +156,21 @@ pub fn for_each<E: From<CorpusError>>(
     Ok(())
 }
 
-/// Goes through the items of files as if they were one.
+/// Goes through the items of a part's files as if they were one.
 ///
 /// # Errors
 /// Names the file and, for a bad row, its line; passes on what `each` fails with.
 pub fn rows_of<E: From<CorpusError>>(
-    files: &[PathBuf],
+    files: &Files,
+    split: Split,
     allowed: &mut Allowed<'_>,
     mut each: impl FnMut(Item) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut ids = read::Ids::default();
-    for path in files {
+    let (mut ids, mut stems) = (read::Ids::default(), files.stems());
+    for path in files.part(split) {
         let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let mut rows = Rows::open_after(path, ids)?;
+        let stem = stems.remove(path.as_path()).unwrap_or_default();
+        let mut rows = Rows::open_after(path, stem, ids)?;
         while let Some(item) = rows.next() {
             let item = item?;
             if allowed(&item, rows.origin(), &file) {

@@ -10,7 +10,7 @@ use stillroom_core::Digest;
 use stillroom_formats::FormatError;
 use stillroom_formats::parquet_rows::ForeignRows;
 
-use super::{Item, row};
+use super::{Item, files, row};
 use crate::CorpusError;
 use crate::error::RowProblem;
 use crate::sources::Origin;
@@ -25,7 +25,7 @@ pub const DOCUMENT_BYTES: usize = 2048;
 /// The rows of one file, in order; after an error nothing follows.
 pub struct Rows {
     path: PathBuf,
-    /// Name of the file without its ending; part of the ids of rows that have none.
+    /// Part of the ids of rows that have none; see [`Files::stems`](super::Files).
     stem: String,
     of: Of,
     /// The row or line that was read last, from 1.
@@ -53,14 +53,14 @@ impl Rows {
     /// # Errors
     /// Where the file cannot be opened or its ending is none of `.jsonl`, `.ndjson`, `.parquet` and `.txt`, all but `.parquet` perhaps with `.gz` or `.zst` behind it.
     pub fn open(path: &Path) -> Result<Rows, CorpusError> {
-        Rows::open_after(path, Ids::default())
+        Rows::open_after(path, files::stem(path), Ids::default())
     }
 
-    /// The same, with ids that rows of other files have.
-    pub(super) fn open_after(path: &Path, ids: Ids) -> Result<Rows, CorpusError> {
+    /// The same, with what begins the ids of rows that have none, and ids that rows of other files have.
+    pub(super) fn open_after(path: &Path, stem: String, ids: Ids) -> Result<Rows, CorpusError> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let (inner, packing) = Packing::of(&name);
-        let (stem, ending) = inner.rsplit_once('.').unwrap_or((inner, ""));
+        let ending = inner.rsplit_once('.').map_or("", |(_, ending)| ending);
         let of = match ending {
             "jsonl" | "ndjson" => Of::Json(Lines::open(path, packing)?),
             "txt" => Of::Text(Lines::open(path, packing)?),
@@ -75,8 +75,6 @@ impl Rows {
                 });
             }
         };
-        // File names are foreign text too: what an id may not hold is replaced.
-        let stem = stem.chars().take(64).map(|c| if c.is_control() { '_' } else { c }).collect();
         Ok(Rows { path: path.into(), stem, of, number: 0, ids, origin: Origin::default(), done: false })
     }
 
