@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use stillroom_core::{Cleared, Digest};
 use stillroom_formats::openai::Reply;
 use stillroom_net::{Client, ClientOptions};
@@ -71,22 +72,20 @@ pub struct Counts {
     pub usd: f64,
 }
 
-/// What the caller should hear of endpoints while a session runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// An endpoint refuses what it would refuse to every request, and is asked no more; others are.
-    LeftOut {
-        /// Its place among the teacher's endpoints.
-        endpoint: usize,
-        fault: String,
-    },
-    /// An endpoint asked an earlier session to be left alone, and is for that long.
-    Held { endpoint: usize, seconds: u64 },
+/// An endpoint that refuses what it would refuse to every request, and is asked no more; others are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Which of the teacher's endpoints it is.
+    #[serde(skip)]
+    pub index: usize,
+    /// Its address.
+    pub endpoint: String,
+    pub fault: String,
 }
 
 enum News {
     Arrived(Box<Arrived>),
-    Noticed(Notice),
+    LeftOut(LeftOut),
     Broken(TeacherError),
 }
 
@@ -120,14 +119,14 @@ impl Teacher {
     ///
     /// `Cleared` is the gate's leave; it has to cover every endpoint. What `deliver` gets is durable in the ledger.
     /// When a budget stops the session, what came before is delivered, and what was bought beyond stays in the ledger.
-    /// `heard` is told of endpoints while it runs.
+    /// `heard` is told of endpoints that are left out.
     pub fn answer_all<E: From<TeacherError>>(
         &self,
         cleared: Cleared,
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(Notice),
+        heard: &mut dyn FnMut(LeftOut),
     ) -> Result<Finished, E> {
         self.answer_all_by(&self.client(cleared), ledger, asks, deliver, heard)
     }
@@ -145,7 +144,7 @@ impl Teacher {
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(Notice),
+        heard: &mut dyn FnMut(LeftOut),
     ) -> Result<Finished, E> {
         // Who sets no limit need not go through all calls, which a student's teacher has done by the million.
         let limited = self.budget.usd.is_some() || self.budget.tokens.is_some();
@@ -154,9 +153,8 @@ impl Teacher {
         let spent = (totals.usd, totals.prompt_tokens + totals.completion_tokens);
         let n_threads = self.n_threads();
         let mut schedule = Schedule::new(&self.endpoints, self.budget, &self.patience, self.seed, spent);
-        for (endpoint, ms) in self.held(&ledger.waits().map_err(TeacherError::from)?, unix_ms()) {
+        for (endpoint, ms) in self.held(ledger)? {
             schedule.hold(endpoint, ms);
-            heard(Notice::Held { endpoint, seconds: ms.div_ceil(1000) });
         }
         let shared = Shared {
             teacher: self,
@@ -200,8 +198,13 @@ impl Teacher {
         }
     }
 
-    /// Endpoints that are to be left alone from now on, by what they said before, and for how many milliseconds.
-    fn held(&self, waits: &HashMap<String, u64>, now_unix_ms: u64) -> Vec<(usize, u64)> {
+    /// Endpoints that a session would leave alone at first, since they asked an earlier one for it; and for how many
+    /// milliseconds.
+    pub fn held(&self, ledger: &Ledger) -> Result<Vec<(usize, u64)>, TeacherError> {
+        Ok(self.held_at(&ledger.waits()?, unix_ms()))
+    }
+
+    fn held_at(&self, waits: &HashMap<String, u64>, now_unix_ms: u64) -> Vec<(usize, u64)> {
         let of = |(i, endpoint): (usize, &Endpoint)| {
             let left = waits.get(&endpoint.base.place())?.saturating_sub(now_unix_ms);
             (left > 0).then_some((i, left.min(HELD_MS_MAX)))
@@ -235,7 +238,7 @@ impl Desk<'_> {
         &mut self,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(Notice),
+        heard: &mut dyn FnMut(LeftOut),
         news: &mpsc::Receiver<News>,
     ) -> Result<Finished, E> {
         let mut open = Window::default();
@@ -275,7 +278,7 @@ impl Desk<'_> {
                     outstanding -= 1;
                     open.answer(*arrived);
                 }
-                Ok(News::Noticed(notice)) => heard(notice),
+                Ok(News::LeftOut(left_out)) => heard(left_out),
                 Ok(News::Broken(error)) => return Err(error.into()),
                 // Every thread has ended: the schedule has stopped.
                 Err(mpsc::RecvError) => return Ok(Finished::Stopped(self.shared.why_stopped())),
@@ -437,9 +440,10 @@ impl Shared<'_> {
             let fate = schedule.ended(job, endpoint, &ended, self.now_ms());
             (fate, schedule.stopped().is_some(), schedule.take_left_out())
         };
-        for (endpoint, fault) in left_out {
+        for (index, fault) in left_out {
+            let endpoint = teacher.endpoints[index].base.place();
             // Whoever does not listen any more needs no warning.
-            let _ = news.send(News::Noticed(Notice::LeftOut { endpoint, fault }));
+            let _ = news.send(News::LeftOut(LeftOut { index, endpoint, fault }));
         }
         // This thread looks for more itself; another may have waited for what has just ended.
         if stopped {
@@ -546,8 +550,8 @@ mod tests {
             ("https://gone.example/v1", now + 5_000),
         ];
         let waits = waits.map(|(place, until)| (place.to_owned(), until)).into();
-        assert_eq!(teacher.held(&waits, now), [(0, 5_000), (2, HELD_MS_MAX)]);
-        assert_eq!(teacher.held(&waits, now + 4_999), [(0, 1), (2, HELD_MS_MAX)]);
-        assert_eq!(teacher.held(&waits, now + 86_400_000), []);
+        assert_eq!(teacher.held_at(&waits, now), [(0, 5_000), (2, HELD_MS_MAX)]);
+        assert_eq!(teacher.held_at(&waits, now + 4_999), [(0, 1), (2, HELD_MS_MAX)]);
+        assert_eq!(teacher.held_at(&waits, now + 86_400_000), []);
     }
 }

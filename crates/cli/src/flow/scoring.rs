@@ -11,9 +11,9 @@ use stillroom_core::{Digest, ErrorKind, ScoreError, ScoredText, Scorer};
 use stillroom_corpus::Split;
 use stillroom_net::Client;
 use stillroom_store::{Ledger, LedgerReader, Totals};
-use stillroom_teacher::{Answer, Ask, Finished, Notice, Receipt, Sampling, Scoring, Teacher, Unscored};
+use stillroom_teacher::{Answer, Ask, Finished, LeftOut, Receipt, Sampling, Scoring, Teacher, Unscored};
 
-use super::wire::{LEDGER, LeftOut, Outcome, greedy};
+use super::wire::{LEDGER, Outcome, greedy, left_out_in_words};
 use super::{Flow, digest_of, gate, own_text};
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{PromptPii, Scores};
@@ -142,11 +142,9 @@ impl EndpointScorer {
                 session.budget.seconds = session.budget.seconds.map(left);
                 let mut deliver = |ask, answer, _| deliver(ask, answer);
                 let mut gone = Vec::new();
-                let mut heard = |notice| {
-                    if let Notice::LeftOut { endpoint, .. } = notice {
-                        gone.push(endpoint);
-                    }
-                    self.left_out.borrow_mut().extend(LeftOut::of(&session, notice));
+                let mut heard = |endpoint: LeftOut| {
+                    gone.push(endpoint.index);
+                    self.left_out.borrow_mut().push(endpoint);
                 };
                 let finished = session.answer_all_by(client, &ledger, &mut asks, &mut deliver, &mut heard);
                 let mut places = 0..;
@@ -210,8 +208,10 @@ impl Flow {
         let records = match wire.replay.as_deref() {
             Some(replayed) => Records::Replayed(self.replayed_ledger(replayed)?),
             None => {
-                // What a kill left open is told of here, once.
-                drop(self.ledger(&teacher)?);
+                // What a kill left open is told of here, once, and what is waited for.
+                let ledger = self.ledger(&teacher)?;
+                self.tell_held(&session, &ledger)?;
+                drop(ledger);
                 let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
                 let (path, client) = (self.run.path(LEDGER)?, session.client(cleared));
                 Records::Own { path, unknown_usd: session.price.of(0, 0, 1), client }
@@ -248,7 +248,7 @@ impl Flow {
     pub(super) fn tell_left_out(&mut self, scorer: &EndpointScorer) -> Result<()> {
         let (left_out, stage) = (scorer.left_out.take(), scorer.session.borrow().stage);
         for left_out in &left_out {
-            self.progress.line(&format!("{stage}: {}", left_out.in_words()));
+            self.progress.line(&format!("{stage}: {}", left_out_in_words(left_out)));
         }
         self.record_left_out(stage, &left_out)
     }

@@ -11,7 +11,7 @@ use stillroom_formats::parquet_rows;
 use stillroom_net::{Address, Secret};
 use stillroom_store::{Ledger, LedgerReader, PartStore, Totals, digest_file};
 use stillroom_teacher::{
-    Answer, Ask, Budget, Counts, Endpoint, Finished, Notice, Patience, Price, Sampling, Stop, TeacherError,
+    Answer, Ask, Budget, Counts, Endpoint, Finished, LeftOut, Patience, Price, Sampling, Stop, TeacherError,
 };
 
 use super::prompt_pii::redacted;
@@ -46,31 +46,12 @@ pub(super) struct Outcome {
     pub(super) left_out: Vec<LeftOut>,
 }
 
-/// An endpoint that was asked no more, since it refuses whatever it is asked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct LeftOut {
-    endpoint: String,
-    fault: String,
-}
-
 /// Greedy replies to held-out prompts, with what they took.
 pub(super) struct WireReplies {
     /// In the order of the prompts; those that the teacher refused are empty.
     pub(super) traces: Vec<Trace>,
     pub(super) usd: f64,
     pub(super) seconds: f64,
-}
-
-impl LeftOut {
-    /// `None` of other notices.
-    pub(super) fn of(session: &stillroom_teacher::Teacher, notice: Notice) -> Option<LeftOut> {
-        let Notice::LeftOut { endpoint, fault } = notice else { return None };
-        Some(LeftOut { endpoint: session.endpoints[endpoint].base.place(), fault })
-    }
-
-    pub(super) fn in_words(&self) -> String {
-        format!("`{}` is asked no more, and the other endpoints are: {}", self.endpoint, self.fault)
-    }
 }
 
 impl Flow {
@@ -207,14 +188,15 @@ impl Flow {
             return Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out: Vec::new() });
         }
         let cleared = gate::clear(&self.recipe, &self.source, &self.decision)?;
+        self.tell_held(&session, &ledger)?;
         let (shown, mut left_out) = (RefCell::new(Shown::new(&mut self.progress, stage, of)), Vec::new());
         let mut deliver = |ask, answer, counts| {
             shown.borrow_mut().counts(counts);
             deliver(ask, answer)
         };
-        let mut heard = |notice| {
-            shown.borrow_mut().notice(&session, &notice);
-            left_out.extend(LeftOut::of(&session, notice));
+        let mut heard = |endpoint: LeftOut| {
+            shown.borrow_mut().progress.line(&format!("{stage}: {}", left_out_in_words(&endpoint)));
+            left_out.push(endpoint);
         };
         let finished = session.answer_all(cleared, &ledger, asks, &mut deliver, &mut heard)?;
         drop(shown);
@@ -222,9 +204,21 @@ impl Flow {
         Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out })
     }
 
+    /// Says which endpoints get nothing at first, so that nobody wonders at the silence.
+    pub(super) fn tell_held(&mut self, session: &stillroom_teacher::Teacher, ledger: &Ledger) -> Result<()> {
+        for (endpoint, ms) in session.held(ledger)? {
+            let (place, seconds) = (session.endpoints[endpoint].base.place(), ms.div_ceil(1000));
+            self.progress.line(&format!(
+                "{}: `{place}` asked an earlier run to be left alone, and is for {seconds} s more",
+                session.stage
+            ));
+        }
+        Ok(())
+    }
+
     /// Writes down in the log which endpoints were left out.
     pub(super) fn record_left_out(&mut self, stage: &str, left_out: &[LeftOut]) -> Result<()> {
-        for LeftOut { endpoint, fault } in left_out {
+        for LeftOut { endpoint, fault, .. } in left_out {
             let event = "endpoint_left_out";
             self.event(json!({ "event": event, "stage": stage, "endpoint": endpoint, "fault": fault }))?;
         }
@@ -376,8 +370,12 @@ impl Flow {
             }
         };
         let failure = failure.detail(spent);
-        Err(left_out.iter().fold(failure, |failure, left_out| failure.detail(left_out.in_words())))
+        Err(left_out.iter().fold(failure, |failure, left_out| failure.detail(left_out_in_words(left_out))))
     }
+}
+
+pub(super) fn left_out_in_words(LeftOut { endpoint, fault, .. }: &LeftOut) -> String {
+    format!("`{endpoint}` is asked no more, and the other endpoints are: {fault}")
 }
 
 /// What no request gets past.
@@ -399,19 +397,6 @@ struct Shown<'a> {
 impl<'a> Shown<'a> {
     fn new(progress: &'a mut Progress, stage: &'static str, of: u64) -> Shown<'a> {
         Shown { progress, stage, of, last: Instant::now() }
-    }
-
-    fn notice(&mut self, session: &stillroom_teacher::Teacher, notice: &Notice) {
-        let words = match notice {
-            Notice::LeftOut { .. } => {
-                LeftOut::of(session, notice.clone()).map(|left_out| left_out.in_words())
-            }
-            Notice::Held { endpoint, seconds } => Some(format!(
-                "`{}` asked an earlier run to be left alone, and is for {seconds} s more",
-                session.endpoints[*endpoint].base.place()
-            )),
-        };
-        words.iter().for_each(|words| self.progress.line(&format!("{}: {words}", self.stage)));
     }
 
     fn counts(&mut self, counts: Counts) {

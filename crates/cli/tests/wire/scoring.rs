@@ -135,6 +135,36 @@ fn faults_budgets_and_kills_change_no_bit_and_nothing_is_bought_twice() {
     assert!(stats.served_again <= 3 * 8, "{} were served twice", stats.served_again);
 }
 
+/// One endpoint does not know our key, another never answers, the third one does all: no bit differs, and it is said.
+#[test]
+fn endpoints_that_refuse_or_are_slow_change_no_bit() {
+    let good = server(Options::default());
+    let locked = server(Options { key: Some("a-key-of-others".to_owned()), ..Options::default() });
+    let faults = Faults { stall: 1.0, per_request_max: u64::MAX, ..Faults::none() };
+    let silent = server(Options { faults, ..Options::default() });
+    let shop = shop(&good);
+    let weights = at_hand(&shop);
+    let url = |server: &FakeTeacher| format!("{{ base_url = \"{}\", max_in_flight = 4 }}", server.base_url());
+    let endpoints = format!("teacher.endpoints=[{}, {}, {}]", url(&locked), url(&silent), url(&good));
+    let args = [
+        "train",
+        "away.toml",
+        "--output",
+        "three",
+        "--set",
+        &endpoints,
+        "--set",
+        "teacher.hedge_after_s=0.05",
+    ];
+    let output = shop.run(&[&args[..], &["--set", "teacher.stall_timeout_s=100"]].concat());
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(shop.weights("three") == weights, "other bits");
+    assert_eq!(said.matches(&format!("`{}` is asked no more", locked.base_url())).count(), 1, "{said}");
+    assert!(locked.stats().unauthorized <= 4, "it is not asked anew at each step: {:?}", locked.stats());
+    assert_eq!((silent.stats().replies, bought(&shop, "three", "train").1), (0, 0));
+}
+
 #[test]
 fn a_whole_run_is_judged_by_own_text_as_the_endpoint_finds_it() {
     let server = server(Options::default());
