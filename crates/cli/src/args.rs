@@ -49,6 +49,8 @@ pub(crate) enum Verb {
     Convert(Convert),
     /// Check that a run or release is what its manifest says
     Verify(Verify),
+    /// Show one entry of a run's log, with the proof that it is in there, and no other
+    Open(Open),
     /// Time the engine on this machine, on random tokens
     #[command(subcommand)]
     Bench(Bench),
@@ -277,11 +279,26 @@ pub(crate) struct Verify {
     /// The run's recipe, where it has been moved: what it names is looked for beside it
     #[arg(long, value_name = "FILE", requires = "replay")]
     pub(crate) recipe: Option<PathBuf>,
+    /// Check that the entry in this file, as `stillroom open` writes it, is in the log
+    #[arg(long, value_name = "FILE")]
+    pub(crate) opening: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) machine: Machine,
     /// Print the finding as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Open {
+    /// A run directory, with its `log/secret`
+    pub(crate) run: PathBuf,
+    /// What kind of entry
+    #[arg(value_parser = ["decision", "stage", "call", "trace", "kept", "dropped", "batch", "checkpoint"])]
+    pub(crate) kind: String,
+    /// Its number, from 0 (calls, batches and checkpoints: as the run counts them); of a stage its name
+    #[arg(default_value = "0")]
+    pub(crate) entry: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -503,3 +503,67 @@ fn training_comes_out_again_bit_for_bit_and_a_forged_record_of_it_does_not() {
         text(&refused.stderr)
     );
 }
+
+#[test]
+fn a_log_says_what_happened_and_shows_one_entry_without_the_others() {
+    let dir = workshop();
+    let args = |name| ["run", "tiny.toml", "--output", name, "--quiet"];
+    ["logged", "logged-killed"].into_iter().for_each(|name| fresh(dir, name));
+    succeed(dir, &args("logged"));
+    let checked = |name: &str| -> Value {
+        serde_json::from_str(&succeed(dir, &["verify", name, "--json"])).expect("JSON")
+    };
+    let log = checked("logged")["log"].clone();
+    for event in [
+        "\"stage_finished\",\"stage\":\"teach\"",
+        "\"event\":\"checkpoint\"",
+        "\"stage_started\",\"stage\":\"measure",
+    ] {
+        kill_at(dir, &args("logged-killed"), &dir.join("logged-killed/events.jsonl"), event, 1);
+    }
+    succeed(dir, &args("logged-killed"));
+    let killed = checked("logged-killed")["log"].clone();
+    assert_eq!((&killed["records"], &killed["unsealed"]), (&log["records"], &log["unsealed"]));
+    assert_ne!(killed["root"], log["root"], "each run salts with a secret of its own");
+    let of_release = checked("logged/release")["log"]["records"].as_u64().expect("a number");
+    assert!(of_release > 900 && of_release < log["records"].as_u64().expect("a number"), "{of_release}");
+
+    // One reply for somebody who has the release and nothing else.
+    let shown = succeed(dir, &["open", "logged", "trace", "7"]);
+    std::fs::write(dir.join("opened.json"), &shown).expect("written");
+    let opening: Value = serde_json::from_str(&shown).expect("JSON");
+    let entry: Value =
+        serde_json::from_str(opening["opening"]["entry"].as_str().expect("text")).expect("JSON");
+    assert!(entry["content"].is_string() && entry["teacher"] == "us:tiny-teacher", "{entry}");
+    succeed(dir, &["verify", "logged/release", "--opening", "opened.json"]);
+    let fails = |args: &[&str], what: &str| {
+        let refused = stillroom(dir, args);
+        assert_eq!(refused.status.code(), Some(65), "{args:?}");
+        assert!(text(&refused.stderr).contains(what), "{}", text(&refused.stderr));
+    };
+    std::fs::write(dir.join("forged.json"), shown.replacen("\\\"sample\\\":0", "\\\"sample\\\":1", 1))
+        .expect("written");
+    fails(&["verify", "logged/release", "--opening", "forged.json"], "it is not this entry");
+    fails(&["verify", "logged-killed/release", "--opening", "opened.json"], "not one of this release");
+    fails(&["open", "logged", "trace", "100000"], "the run has no trace 100000");
+    for entry in
+        [&["decision"][..], &["stage", "train"], &["kept", "3"], &["batch", "5"], &["checkpoint", "6"]]
+    {
+        let shown = succeed(dir, &[&["open", "logged"][..], entry].concat());
+        std::fs::write(dir.join("opened.json"), &shown).expect("written");
+        succeed(dir, &["verify", "logged", "--opening", "opened.json"]);
+    }
+
+    // What is in the log cannot be changed behind its back.
+    let records = dir.join("logged/log/records.bin");
+    let whole = std::fs::read(&records).expect("it is there");
+    let (left, right) = whole.split_at(41 * 5);
+    for altered in
+        [[left, &right[41..]].concat(), [left, &right[..41], right].concat(), [right, left].concat()]
+    {
+        std::fs::write(&records, altered).expect("written");
+        fails(&["verify", "logged"], "of other records than the log has");
+    }
+    std::fs::write(&records, &whole).expect("written");
+    succeed(dir, &["verify", "logged"]);
+}

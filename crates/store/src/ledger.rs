@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use serde::Serialize;
 use stillroom_core::Digest;
 
 use crate::{Result, StoreError};
@@ -99,6 +100,58 @@ pub struct Settled {
     pub receipt: Vec<u8>,
     pub usd: f64,
     pub fault: Option<String>,
+}
+
+/// A call that has ended, as the ledger has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EndedCall {
+    pub call: u64,
+    /// Digest of what was sent.
+    pub request: String,
+    pub prompt: String,
+    pub sample: u32,
+    pub attempt: u32,
+    pub stage: String,
+    pub teacher: String,
+    pub endpoint: String,
+    pub state: String,
+    pub sent_unix_ms: i64,
+    pub ended_unix_ms: Option<i64>,
+    pub status: Option<u16>,
+    pub fault: Option<String>,
+    pub model: Option<String>,
+    pub prompt_tokens: Option<u64>,
+    pub completion_tokens: Option<u64>,
+    pub usd: f64,
+    pub estimated: bool,
+    /// Digest of the receipt.
+    pub receipt: Option<Digest>,
+}
+
+impl EndedCall {
+    fn of(row: &rusqlite::Row<'_>) -> rusqlite::Result<EndedCall> {
+        Ok(EndedCall {
+            call: row.get::<_, i64>(0)?.unsigned_abs(),
+            request: row.get::<_, String>(1)?.to_lowercase(),
+            prompt: row.get(2)?,
+            sample: row.get(3)?,
+            attempt: row.get(4)?,
+            stage: row.get(5)?,
+            teacher: row.get(6)?,
+            endpoint: row.get(7)?,
+            state: row.get(8)?,
+            sent_unix_ms: row.get(9)?,
+            ended_unix_ms: row.get(10)?,
+            status: row.get(11)?,
+            fault: row.get(12)?,
+            model: row.get(13)?,
+            prompt_tokens: row.get::<_, Option<i64>>(14)?.map(i64::unsigned_abs),
+            completion_tokens: row.get::<_, Option<i64>>(15)?.map(i64::unsigned_abs),
+            usd: row.get(16)?,
+            estimated: row.get(17)?,
+            receipt: row.get_ref(18)?.as_blob_or_null()?.map(Digest::of),
+        })
+    }
 }
 
 /// A call for some request that has ended.
@@ -283,6 +336,28 @@ impl LedgerReader {
             })
         });
         rows.and_then(Iterator::collect).map_err(|e| failed("read", &self.path, e))
+    }
+
+    /// Every call behind number `after` that has ended, in order; of its receipt the digest.
+    pub fn each_call<E: From<StoreError>>(
+        &self,
+        after: u64,
+        take: &mut dyn FnMut(EndedCall) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let fault = |e| E::from(failed("read", &self.path, e));
+        let mut statement = self
+            .reader
+            .prepare(
+                "SELECT call, hex(request), prompt, sample, attempt, stage, teacher, endpoint, state, sent_unix_ms,
+                        ended_unix_ms, status, fault, model, prompt_tokens, completion_tokens, usd, estimated, body
+                 FROM calls LEFT JOIN receipts USING (call) WHERE call > ?1 AND state <> 'in_flight' ORDER BY call",
+            )
+            .map_err(fault)?;
+        let mut rows = statement.query([after as i64]).map_err(fault)?;
+        while let Some(row) = rows.next().map_err(fault)? {
+            take(EndedCall::of(row).map_err(fault)?)?;
+        }
+        Ok(())
     }
 
     /// Sums over all calls, or those of one stage.

@@ -22,7 +22,8 @@ pub use disk::{
 pub use error::StoreError;
 pub use events::{EVENT_BYTES_MAX, EventLog, EventReader};
 pub use ledger::{
-    Call, Ending, Entry, Ledger, LedgerReader, Outcome, RECEIPT_BYTES_MAX, Scribe, Settled, Totals, Try,
+    Call, EndedCall, Ending, Entry, Ledger, LedgerReader, Outcome, RECEIPT_BYTES_MAX, Scribe, Settled,
+    Totals, Try,
 };
 pub use parts::{PartStore, RejectedPart};
 pub use paths::{check_name, safe_join};

@@ -26,8 +26,8 @@ use crate::recipe::{Compared, Near, PiiRule, PromptSource, Select, TracePii};
 use crate::verifiers::Remembering;
 
 pub(crate) const STAGE: &str = "curate";
-const TRAIN: &str = "corpus/curated/train.parquet";
-const VALIDATION: &str = "corpus/curated/validation.parquet";
+pub(super) const TRAIN: &str = "corpus/curated/train.parquet";
+pub(super) const VALIDATION: &str = "corpus/curated/validation.parquet";
 pub(super) const SUMMARY: &str = "corpus/curation.json";
 pub(super) const DROPPED: &str = "corpus/dropped.jsonl";
 /// Most traces that are named as other problems of an evaluation item's template.

@@ -19,6 +19,7 @@ pub(crate) mod explain;
 mod feedback;
 pub(crate) mod gate;
 pub(crate) mod hidden;
+pub(crate) mod logbook;
 mod logits;
 mod logprobs;
 mod measure;
@@ -62,10 +63,11 @@ use stillroom_governance::Decision;
 use stillroom_kernels::Device;
 use stillroom_store::{Check, EventLog, Freshness, PlannedStage, RunDir, digest_file};
 
-pub(crate) use report::verdict_of;
+pub(crate) use report::{rfc3339, verdict_of};
 
 use crate::args::{Machine, RecipeArgs};
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::logbook::Logbook;
 use crate::models::{self, Model};
 use crate::recipe::{Recipe, Source};
 use crate::terminal::Progress;
@@ -114,6 +116,8 @@ pub(crate) struct Flow {
     judge: Option<Arc<dyn Verifier>>,
     decision: Decision,
     events: EventLog,
+    /// None where nothing new happens.
+    logbook: Option<Logbook>,
     teacher: Option<Rc<Model>>,
     /// Teachers beside it.
     others: Vec<Rc<Model>>,
@@ -152,7 +156,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
     }
     let run = RunDir::open(&output)?;
-    let events = run.events()?;
+    let (events, logbook) = (run.events()?, Logbook::open(&run)?);
     let mut flow = Flow {
         recipe,
         source,
@@ -164,6 +168,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         judge,
         decision: decision.clone(),
         events,
+        logbook: Some(logbook),
         teacher: None,
         others: Vec::new(),
     };
@@ -199,6 +204,7 @@ impl Flow {
     fn open(&mut self, decision: &Decision) -> Result<()> {
         let recipe = self.recipe.to_toml();
         self.write_json("licence.json", decision)?;
+        self.log_decision()?;
         // The plan measures the machine, so it differs each time; a run that continues keeps its own.
         let continues = std::fs::read_to_string(self.run.path("recipe.toml")?).is_ok_and(|old| old == recipe);
         if !continues || !self.run.path("plan.json")?.exists() {
@@ -281,7 +287,8 @@ impl Flow {
         let inputs = inputs.unwrap_or_else(|| panic!("stage `{name}` runs before those that it follows"));
         let started = Instant::now();
         let why = match self.run.freshness(name, &inputs, Check::Sizes)? {
-            Freshness::Fresh(_) => {
+            Freshness::Fresh(record) => {
+                self.log_stage(&record)?;
                 self.times.push(Timed { stage: name.to_owned(), wall_s: 0.0, skipped: true });
                 self.progress.line(&format!("{name}: kept"));
                 return self.event(json!({ "event": "stage_kept", "stage": name }));
@@ -291,7 +298,9 @@ impl Flow {
         self.progress.update(&format!("{name} …"));
         self.event(json!({ "event": "stage_started", "stage": name, "because": why.to_string() }))?;
         work(self)?;
-        self.run.finish_stage(name, inputs, outputs, unix_s())?;
+        self.log_rows(name)?;
+        let record = self.run.finish_stage(name, inputs, outputs, unix_s())?;
+        self.log_stage(&record)?;
         let wall_s = started.elapsed().as_secs_f64();
         self.times.push(Timed { stage: name.to_owned(), wall_s, skipped: false });
         self.event(json!({ "event": "stage_finished", "stage": name, "wall_s": wall_s }))?;

@@ -32,7 +32,11 @@ impl Flow {
                 decoder = with_adapter(decoder, flow.trained_adapter()?)?;
             }
             let card = flow.card(decision, report);
-            atomic_dir(&flow.run.release(), |dir| flow.write_release(dir, &decoder, &card))?;
+            flow.seal_log()?;
+            atomic_dir(&flow.run.release(), |dir| {
+                flow.copy_log(dir)?;
+                flow.write_release(dir, &decoder, &card)
+            })?;
             let record = flow.run_record(decision)?;
             Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
             Ok(())

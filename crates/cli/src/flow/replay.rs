@@ -109,6 +109,7 @@ fn open(asked: &Replay<'_>) -> Result<Flow> {
         judge,
         decision,
         events,
+        logbook: None,
         teacher: None,
         others: Vec::new(),
     })

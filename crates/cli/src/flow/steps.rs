@@ -6,20 +6,51 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 use stillroom_distill::TrainEvent;
+use stillroom_governance::log::Kind;
 use stillroom_store::{EventLog, EventReader, StoreError};
 
-/// The record, one [`Line`] per line.
+/// The record, one [`Step`] per line.
 pub(crate) const PATH: &str = "training/student.steps.jsonl";
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Line {
+pub(crate) enum Step {
     /// A step, and the digest of the texts that it learned from.
     Batch { step: u64, digest: Digest },
     /// The digests of a checkpoint's files.
     Checkpoint { step: u64, files: BTreeMap<String, Digest> },
     /// The last step, and the one whose weights were taken.
     Finished { steps: u64, chosen_step: u64 },
+}
+
+impl Step {
+    /// What there is to write down of an event.
+    pub(super) fn of(event: &TrainEvent) -> Option<Step> {
+        Some(match event {
+            TrainEvent::Batch { step, digest } => Step::Batch { step: *step, digest: *digest },
+            TrainEvent::Checkpoint { step, files, .. } | TrainEvent::Resumed { step, files } => {
+                Step::Checkpoint { step: *step, files: files.clone() }
+            }
+            TrainEvent::Finished { steps, chosen_step, .. } => {
+                Step::Finished { steps: *steps, chosen_step: *chosen_step }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Its kind and number in the run's log.
+    pub(super) fn in_log(&self) -> Option<(Kind, u64)> {
+        match self {
+            Step::Batch { step, .. } => Some((Kind::Batch, *step)),
+            Step::Checkpoint { step, .. } => Some((Kind::Checkpoint, *step)),
+            Step::Finished { .. } => None,
+        }
+    }
+
+    /// Its line in the record, and its entry in the log.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
 }
 
 /// Writes the record while training goes on.
@@ -38,18 +69,10 @@ impl StepLog {
 
     /// Steps are durable before the checkpoint that training would go on from without doing them again.
     pub(super) fn note(&mut self, event: &TrainEvent) {
-        let written = match event {
-            TrainEvent::Batch { step, digest } => {
-                self.log.append(&Line::Batch { step: *step, digest: *digest })
-            }
-            TrainEvent::Checkpoint { step, files, .. } | TrainEvent::Resumed { step, files } => {
-                self.log.append(&Line::Checkpoint { step: *step, files: files.clone() })
-            }
-            TrainEvent::Finished { steps, chosen_step, .. } => {
-                self.log.append(&Line::Finished { steps: *steps, chosen_step: *chosen_step })
-            }
-            TrainEvent::Saving { .. } => self.log.sync(),
-            _ => return,
+        let written = match (event, Step::of(event)) {
+            (TrainEvent::Saving { .. }, _) => self.log.sync(),
+            (_, Some(step)) => self.log.append(&step),
+            (_, None) => return,
         };
         self.failed = self.failed.take().or(written.err());
     }
@@ -77,37 +100,37 @@ impl Steps {
         Ok(steps)
     }
 
-    fn take(&mut self, line: Line) {
+    fn take(&mut self, line: Step) {
         match line {
-            Line::Batch { step, digest } => {
+            Step::Batch { step, digest } => {
                 if step == 1 {
                     *self = Steps::default();
                 }
                 self.batches.insert(step, digest);
             }
-            Line::Checkpoint { step, files } => {
+            Step::Checkpoint { step, files } => {
                 self.checkpoints.insert(step, files);
             }
-            Line::Finished { steps, chosen_step } => self.finished = Some((steps, chosen_step)),
+            Step::Finished { steps, chosen_step } => self.finished = Some((steps, chosen_step)),
         }
     }
 
     /// Each once and in order, as an uninterrupted run has them.
     pub(super) fn to_lines(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut text = Vec::new();
-        let mut add = |line: &Line| {
-            serde_json::to_writer(&mut text, line)?;
+        let mut add = |line: &Step| {
+            text.extend(line.to_bytes()?);
             text.push(b'\n');
             Ok::<_, serde_json::Error>(())
         };
         for (&step, &digest) in &self.batches {
-            add(&Line::Batch { step, digest })?;
+            add(&Step::Batch { step, digest })?;
             if let Some(files) = self.checkpoints.get(&step) {
-                add(&Line::Checkpoint { step, files: files.clone() })?;
+                add(&Step::Checkpoint { step, files: files.clone() })?;
             }
         }
         if let Some((steps, chosen_step)) = self.finished {
-            add(&Line::Finished { steps, chosen_step })?;
+            add(&Step::Finished { steps, chosen_step })?;
         }
         Ok(text)
     }
@@ -118,6 +141,17 @@ impl Steps {
         let starts = std::iter::once(0).chain(self.checkpoints.keys().copied());
         starts.zip(ends).collect()
     }
+}
+
+/// The entry of a step or checkpoint in the run's log, by the record at `path`.
+pub(super) fn entry(path: &Path, kind: Kind, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    for line in EventReader::<Step>::open(path)? {
+        let line = line?;
+        if line.in_log() == Some((kind, number)) {
+            return Ok(line.to_bytes().ok());
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

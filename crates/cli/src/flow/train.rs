@@ -23,7 +23,7 @@ use stillroom_store::create_dir_durable;
 use crate::failure::{Failure, Result};
 use crate::flow::across::{cut_between_characters, examples_of, has_two_tokens};
 use crate::flow::start::{shared_ids, student_shape};
-use crate::flow::steps::{self, StepLog, Steps};
+use crate::flow::steps::{self, Step, StepLog, Steps};
 use crate::flow::{Flow, curate, data, feedback, hidden, logits, logprobs, scoring, unwritable};
 use crate::models::Model;
 use crate::recipe::{Control, Logits, Schedule, Student};
@@ -174,12 +174,12 @@ impl Flow {
         };
         let (outcome, wall) = self.supervise(contender, &config, live, |flow, start, supervision| {
             let began = Instant::now();
-            let outcome = match flow.train_once(contender, start, supervision, &config, &folder) {
+            let outcome = match flow.train_once(contender, start, supervision, &config, &folder)? {
                 Err(DistillError::ForeignCheckpoint { .. }) => {
                     flow.event(json!({ "event": "checkpoints_discarded", "model": contender.key() }))?;
                     remove_checkpoints(&folder)?;
                     let again = flow.start()?.decoder;
-                    flow.train_once(contender, again, supervision, &config, &folder)
+                    flow.train_once(contender, again, supervision, &config, &folder)?
                 }
                 other => other,
             };
@@ -289,8 +289,8 @@ impl Flow {
         supervision: Supervision<'_>,
         config: &TrainConfig,
         folder: &std::path::Path,
-    ) -> std::result::Result<TrainOutcome, DistillError> {
-        let mut n_steps = 0;
+    ) -> Result<std::result::Result<TrainOutcome, DistillError>> {
+        let (mut n_steps, mut unlogged) = (0, None);
         let Supervision { teacher, material } = supervision;
         let mut record = match is_recorded(contender) {
             true => {
@@ -301,7 +301,11 @@ impl Flow {
             false => None,
         };
         let outcome = train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
-            record.iter_mut().for_each(|record| record.note(&event));
+            if let Some(record) = &mut record {
+                record.note(&event);
+                let logged = Step::of(&event).map_or(Ok(()), |step| self.log_step(&step));
+                unlogged = unlogged.take().or(logged.err());
+            }
             match &event {
                 // Of ten thousands of steps, `events.jsonl` has the points of the curve.
                 TrainEvent::Batch { .. } | TrainEvent::Saving { .. } => return,
@@ -321,9 +325,9 @@ impl Flow {
                 // A full disk shows at the next checkpoint, with its own message.
                 drop(self.event(value));
             }
-        })?;
+        });
         record.map_or(Ok(()), StepLog::close)?;
-        Ok(outcome)
+        unlogged.map_or(Ok(outcome), Err)
     }
 
     /// What a model learns from, in order; with what the teacher stored of it where a loss needs that.

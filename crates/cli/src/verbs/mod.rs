@@ -7,6 +7,7 @@ mod doctor;
 mod generate;
 mod licence;
 mod new;
+mod open;
 mod plan;
 mod pull;
 mod run;
@@ -43,6 +44,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Generate(args) => generate::generate(&args),
         Verb::Score(args) => score::score(&args),
         Verb::Convert(args) => convert::convert(&args),
+        Verb::Open(args) => open::open(&args),
         Verb::Verify(args) => verify::verify(&args),
         Verb::Bench(work) => bench::bench(&work),
         Verb::Licence(verb) => licence::licence(&verb),

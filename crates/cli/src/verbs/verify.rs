@@ -1,5 +1,6 @@
 //! `stillroom verify`: does a run or release still hold what its manifest names, and does its training come out again?
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -7,15 +8,23 @@ use stillroom_governance::VerifyReport;
 
 use crate::args::Verify;
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::logbook::{self, CheckedLog, Shown};
 use crate::flow::replay::{Replay, Replayed, again};
-use crate::flow::unix_s;
+use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let report = stillroom_governance::verify(&args.directory)?;
+    let log = if report.intact { logbook::check(&args.directory)? } else { None };
+    if report.intact {
+        args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
+    }
     let replayed = if report.intact { replay(args)? } else { None };
     if args.json {
         let mut finding = json!(report);
+        if let (Some(log), Some(fields)) = (&log, finding.as_object_mut()) {
+            fields.insert("log".to_owned(), json!(log));
+        }
         if let (Some(replayed), Some(fields)) = (&replayed, finding.as_object_mut()) {
             fields.insert("replay".to_owned(), json!(replayed));
         }
@@ -26,6 +35,7 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     }
     if !args.json {
         terminal::print_line(&intact(&report))?;
+        log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
     }
     let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
     if let Some(difference) = &replayed.difference {
@@ -62,6 +72,27 @@ fn intact(report: &VerifyReport) -> String {
         text.push_str(&format!(" {n} files of the run are not in this directory."));
     }
     text
+}
+
+fn check_opening(directory: &Path, path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
+    let shown: Shown = serde_json::from_slice(&bytes).map_err(|e| {
+        Failure::new(Exit::BadData, format!("this is no opened entry: {e}"))
+            .code("not-opened")
+            .at(path.display().to_string())
+            .fix("`stillroom open RUN KIND NUMBER` writes one")
+    })?;
+    logbook::check_opening(directory, &shown)
+}
+
+fn logged(log: &CheckedLog) -> String {
+    let CheckedLog { records, heads, .. } = log;
+    let time = |unix_s: Option<u64>| unix_s.map_or("never".to_owned(), rfc3339);
+    format!(
+        "Log: {records} entries under {heads} heads, made between {} and {} by the clock of that machine.",
+        time(log.first_unix_s),
+        time(log.last_unix_s)
+    )
 }
 
 fn came_out(replayed: &Replayed) -> String {

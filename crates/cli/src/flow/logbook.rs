@@ -1,0 +1,414 @@
+//! The run's log: what happened, written down as it happens, so that nobody can say later that it was otherwise.
+//!
+//! ```text
+//! log/records.bin   commitments, see `governance::log`
+//! log/heads.jsonl   the state of the log at each stage's end and at each checkpoint, one line each
+//! log/secret        what the salts are made from: whoever has it can try out what an entry may have been
+//! ```
+//!
+//! An entry's bytes are found again in the run ([`entry`]); the log itself holds none of them. A killed run tells some of it
+//! twice, which changes nothing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use stillroom_core::{Digest, Trace};
+use stillroom_formats::parquet_rows;
+use stillroom_governance::LogFault;
+use stillroom_governance::log::{Head, Kind, Log, LogWriter, Opening, Secret};
+use stillroom_store::{EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
+
+use crate::failure::{Exit, Failure, Result};
+use crate::flow::steps::{self, Step};
+use crate::flow::{Flow, curate, teach, unix_s, wire};
+
+pub(crate) const FOLDER: &str = "log";
+pub(crate) const RECORDS: &str = "records.bin";
+pub(crate) const HEADS: &str = "heads.jsonl";
+const SECRET: &str = "secret";
+/// Where records and heads lie in a release.
+const IN_RELEASE: &str = "provenance/log";
+/// Heads that are read at most.
+const HEADS_MAX: usize = 1 << 20;
+
+/// The writing end.
+pub(crate) struct Logbook {
+    writer: LogWriter,
+    heads: EventLog,
+    /// The last head and its line.
+    last: Option<(Head, Vec<u8>)>,
+    /// The newest call of the ledger that is in the log.
+    calls: u64,
+}
+
+impl Logbook {
+    pub(super) fn open(run: &RunDir) -> Result<Logbook> {
+        let folder = run.dir(FOLDER)?;
+        let secret = match read_secret(&folder)? {
+            Some(secret) => secret,
+            None => new_secret(&folder)?,
+        };
+        let writer = LogWriter::open(&folder.join(RECORDS), secret)?;
+        let heads = EventLog::open(&folder.join(HEADS))?;
+        let last = heads_in(&folder)?.pop();
+        if last.as_ref().is_some_and(|(head, _)| head.size > writer.size()) {
+            let cause = "the run's log has fewer records than one of its heads says";
+            return Err(Failure::new(Exit::BadData, cause)
+                .code("log")
+                .at(folder.display().to_string())
+                .fix("take `log/` from a copy of the run, or begin the run in another `--output`"));
+        }
+        let calls = writer.last_number(Kind::Call).unwrap_or(0);
+        Ok(Logbook { writer, heads, last, calls })
+    }
+
+    pub(super) fn append(&mut self, kind: Kind, number: u64, entry: &[u8]) -> Result<()> {
+        self.writer.append(kind, number, entry)?;
+        Ok(())
+    }
+
+    /// Makes the log durable, and says what it is at this moment, if anything has come to it.
+    pub(super) fn seal(&mut self) -> Result<()> {
+        if self.last.as_ref().is_some_and(|(head, _)| head.size == self.writer.size()) {
+            return Ok(());
+        }
+        self.writer.sync()?;
+        let head = self.writer.head(self.last.as_ref().map(|(_, line)| &line[..]), unix_s());
+        self.heads.append(&head)?;
+        self.heads.sync()?;
+        let line = serde_json::to_vec(&head).map_err(|e| super::unwritable(HEADS, &e))?;
+        self.last = Some((head, line));
+        Ok(())
+    }
+}
+
+/// The number of a stage in the log: the first 48 bits of the digest of its name.
+pub(crate) fn number_of_stage(name: &str) -> u64 {
+    Digest::of(name.as_bytes()).as_bytes()[..6].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+fn new_secret(folder: &Path) -> Result<Secret> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Failure::new(Exit::Failed, format!("the system gives no random numbers: {e}")))?;
+    let path = folder.join(SECRET);
+    let hex = Digest::from_bytes(bytes).to_string();
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&path).and_then(|mut file| {
+        file.write_all(hex.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|e| Failure::io("write", &path, &e))?;
+    create_dir_durable(folder)?;
+    Ok(Secret::new(bytes))
+}
+
+/// What the salts of a run's log are made from; none before its first run.
+pub(crate) fn read_secret(folder: &Path) -> Result<Option<Secret>> {
+    let path = folder.join(SECRET);
+    let mut text = String::new();
+    match File::open(&path).and_then(|file| file.take(65).read_to_string(&mut text)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Failure::io("read", &path, &e)),
+        Ok(_) => {}
+    }
+    match Digest::try_from(text) {
+        Ok(secret) => Ok(Some(Secret::new(*secret.as_bytes()))),
+        Err(_) => Err(Failure::new(Exit::BadData, "the log's secret is damaged")
+            .code("log")
+            .at(path.display().to_string())
+            .fix(
+                "take it from a copy of the run; without it no entry can be opened, and the log cannot go on",
+            )),
+    }
+}
+
+/// The heads in a folder, in order, with their lines; none where there are none.
+pub(crate) fn heads_in(folder: &Path) -> Result<Vec<(Head, Vec<u8>)>> {
+    let path = folder.join(HEADS);
+    let file = match File::open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| Failure::io("read", &path, &e))?,
+    };
+    let mut heads = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.map_err(|e| Failure::io("read", &path, &e))?;
+        let head = serde_json::from_slice(&line).ok().filter(|_| heads.len() < HEADS_MAX);
+        let Some(head) = head else {
+            return Err(Failure::new(Exit::BadData, format!("line {} is no head of a log", heads.len() + 1))
+                .code("log")
+                .at(path.display().to_string()));
+        };
+        heads.push((head, line));
+    }
+    Ok(heads)
+}
+
+impl Flow {
+    /// The licence decision, before anything else is done.
+    pub(super) fn log_decision(&mut self) -> Result<()> {
+        let path = self.run.path("licence.json")?;
+        self.log_file(Kind::Decision, 0, &path)?;
+        self.seal_log()
+    }
+
+    /// What a stage has made, row by row, before the stage is recorded as done.
+    pub(super) fn log_rows(&mut self, stage: &str) -> Result<()> {
+        let Some(mut book) = self.logbook.take() else { return Ok(()) };
+        let logged = self.log_rows_in(&mut book, stage);
+        self.logbook = Some(book);
+        logged
+    }
+
+    fn log_rows_in(&self, book: &mut Logbook, stage: &str) -> Result<()> {
+        match stage {
+            teach::STAGE => {
+                each_trace(self.run.root(), Kind::Trace, |number, trace| {
+                    book.append(Kind::Trace, number, trace)
+                })?;
+            }
+            curate::STAGE => {
+                each_trace(self.run.root(), Kind::Kept, |number, trace| {
+                    book.append(Kind::Kept, number, trace)
+                })?;
+                each_line(&self.run.path(curate::DROPPED)?, |number, line| {
+                    book.append(Kind::Dropped, number, line)
+                })?;
+            }
+            _ => {}
+        }
+        let ledger = self.run.path(wire::LEDGER)?;
+        if !ledger.exists() {
+            return Ok(());
+        }
+        let (after, mut newest) = (book.calls, book.calls);
+        LedgerReader::open(&ledger)?.each_call(after, &mut |call| {
+            newest = call.call;
+            let entry = serde_json::to_vec(&call).map_err(|e| super::unwritable(wire::LEDGER, &e))?;
+            book.append(Kind::Call, call.call, &entry)
+        })?;
+        book.calls = newest;
+        Ok(())
+    }
+
+    /// That a stage is done, by its record.
+    pub(super) fn log_stage(&mut self, record: &StageRecord) -> Result<()> {
+        let path = self.run.path(&stage_file(&record.stage))?;
+        self.log_file(Kind::Stage, number_of_stage(&record.stage), &path)?;
+        self.seal_log()
+    }
+
+    /// A step of the student's training; behind a checkpoint the log is sealed.
+    pub(super) fn log_step(&mut self, step: &Step) -> Result<()> {
+        let Some(book) = &mut self.logbook else { return Ok(()) };
+        let Some((kind, number)) = step.in_log() else { return Ok(()) };
+        book.append(kind, number, &step.to_bytes().map_err(|e| super::unwritable(steps::PATH, &e))?)?;
+        if kind == Kind::Checkpoint { book.seal() } else { Ok(()) }
+    }
+
+    /// Says what the log is now.
+    pub(super) fn seal_log(&mut self) -> Result<()> {
+        self.logbook.as_mut().map_or(Ok(()), Logbook::seal)
+    }
+
+    fn log_file(&mut self, kind: Kind, number: u64, path: &Path) -> Result<()> {
+        let Some(book) = &mut self.logbook else { return Ok(()) };
+        let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
+        book.append(kind, number, &bytes)
+    }
+}
+
+impl Flow {
+    /// The log as far as it has come, for a release.
+    pub(super) fn copy_log(&self, release: &Path) -> Result<()> {
+        let folder = release.join(IN_RELEASE);
+        create_dir_durable(&folder)?;
+        for name in [RECORDS, HEADS] {
+            let from = self.run.path(&format!("{FOLDER}/{name}"))?;
+            std::fs::copy(&from, folder.join(name)).map_err(|e| Failure::io("copy", &from, &e))?;
+        }
+        Ok(())
+    }
+}
+
+fn stage_file(stage: &str) -> String {
+    format!("stages/{stage}.json")
+}
+
+/// The teacher's replies, or those that curation kept, in their order, as JSON.
+fn each_trace(run: &Path, kind: Kind, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+    let files: Vec<PathBuf> = match kind {
+        Kind::Kept => [curate::TRAIN, curate::VALIDATION].map(|file| run.join(file)).into(),
+        _ => teach::parts_of(&run.join(teach::FOLDER))?,
+    };
+    let mut number = 0;
+    for file in files {
+        let bytes = std::fs::read(&file).map_err(|e| Failure::io("read", &file, &e))?;
+        let traces: Vec<Trace> = parquet_rows::read_traces(bytes)?;
+        for trace in traces {
+            take(number, &serde_json::to_vec(&trace).map_err(|e| super::unwritable(teach::FOLDER, &e))?)?;
+            number += 1;
+        }
+    }
+    Ok(())
+}
+
+fn each_line(path: &Path, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+    let file = File::open(path).map_err(|e| Failure::io("read", path, &e))?;
+    for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
+        take(number as u64, &line.map_err(|e| Failure::io("read", path, &e))?)?;
+    }
+    Ok(())
+}
+
+/// What the log in a folder was found to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct CheckedLog {
+    pub(crate) records: u64,
+    pub(crate) heads: usize,
+    /// Records behind the last head.
+    pub(crate) unsealed: u64,
+    /// Of the last head.
+    pub(crate) root: Option<Digest>,
+    /// When the first and the last head were made, by the clock of the machine: seconds since 1970-01-01 UTC.
+    pub(crate) first_unix_s: Option<u64>,
+    pub(crate) last_unix_s: Option<u64>,
+}
+
+/// Checks the log of a run or of a release on its own; none where it has none.
+pub(crate) fn check(dir: &Path) -> Result<Option<CheckedLog>> {
+    let released = released_log(dir);
+    let of_run = dir.join(FOLDER);
+    let checked = match released.exists() {
+        true => Some(check_in(&released)?),
+        false => None,
+    };
+    if let Some(CheckedLog { unsealed: 1.., .. }) = checked {
+        return Err(damaged(&released, LogFault::Beyond.to_string()));
+    }
+    if !of_run.exists() {
+        return Ok(checked);
+    }
+    let whole = check_in(&of_run)?;
+    let (begun, all) = (heads_in(&released)?, heads_in(&of_run)?);
+    match all.starts_with(&begun) {
+        true => Ok(Some(whole)),
+        false => Err(damaged(&released, "the run's log does not begin with that of its release".to_owned())),
+    }
+}
+
+fn check_in(folder: &Path) -> Result<CheckedLog> {
+    let (log, heads) = (Log::read(&folder.join(RECORDS))?, heads_in(folder)?);
+    let unsealed = log.check_heads(&heads).map_err(|fault| damaged(folder, fault.to_string()))?;
+    let time = |head: Option<&(Head, Vec<u8>)>| head.map(|(head, _)| head.unix_s);
+    Ok(CheckedLog {
+        records: log.records.len() as u64,
+        heads: heads.len(),
+        unsealed,
+        root: heads.last().map(|(head, _)| head.root),
+        first_unix_s: time(heads.first()),
+        last_unix_s: time(heads.last()),
+    })
+}
+
+fn damaged(folder: &Path, cause: String) -> Failure {
+    Failure::new(Exit::BadData, cause)
+        .code("log")
+        .at(folder.display().to_string())
+        .fix("take the log from where the release came from")
+}
+
+/// Where the log of a release lies, in a run or in a release on its own.
+fn released_log(dir: &Path) -> PathBuf {
+    let in_run = dir.join("release").join(IN_RELEASE);
+    if in_run.exists() { in_run } else { dir.join(IN_RELEASE) }
+}
+
+/// An entry for somebody who has the release.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shown {
+    pub(crate) head: Head,
+    pub(crate) opening: Opening,
+}
+
+/// Opens one entry of a run's log, under the head that its release has, or the last one.
+pub(crate) fn open_entry(run: &Path, kind: Kind, number: u64, stage: Option<&str>) -> Result<Shown> {
+    let released = released_log(run);
+    let folder = run.join(FOLDER);
+    let heads = heads_in(if released.exists() { &released } else { &folder })?;
+    let missing =
+        |cause: String| Failure::new(Exit::BadData, cause).code("no-entry").at(folder.display().to_string());
+    let Some((head, _)) = heads.last() else { return Err(missing("the run has no log".to_owned())) };
+    let Some(secret) = read_secret(&folder)? else {
+        return Err(missing(
+            "the log's secret is not here: only the run that wrote it can open it".to_owned(),
+        ));
+    };
+    let log = Log::read(&folder.join(RECORDS))?;
+    log.check_heads(&heads).map_err(|fault| damaged(&folder, fault.to_string()))?;
+    let named = format!("{} {}", kind.as_str(), stage.map_or(number.to_string(), str::to_owned));
+    let Some(bytes) = entry(run, kind, number, stage)? else {
+        return Err(missing(format!("the run has no {named}")));
+    };
+    match log.open(&secret, kind, number, &bytes, head) {
+        Some(opening) => Ok(Shown { head: head.clone(), opening }),
+        None => Err(missing(format!("{named} is not in the log as the run has it now"))
+            .fix("the run has changed since; or the entry came behind the release")),
+    }
+}
+
+/// Whether an opened entry is in the log of a run or release.
+pub(crate) fn check_opening(dir: &Path, shown: &Shown) -> Result<()> {
+    let (released, of_run) = (released_log(dir), dir.join(FOLDER));
+    let heads = heads_in(if released.exists() { &released } else { &of_run })?;
+    let cause = if !heads.iter().any(|(head, _)| *head == shown.head) {
+        "the head that this entry is opened under is not one of this release"
+    } else if !shown.opening.holds(&shown.head) {
+        "the entry is not in the log where it says, or it is not this entry"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(Exit::BadData, cause).code("not-opened").at(dir.display().to_string()))
+}
+
+/// The bytes of an entry as the run has them; none where it has no such thing.
+pub(crate) fn entry(run: &Path, kind: Kind, number: u64, stage: Option<&str>) -> Result<Option<Vec<u8>>> {
+    let mut found = None;
+    let mut keep = |n: u64, bytes: &[u8]| {
+        if n == number {
+            found = Some(bytes.to_vec());
+        }
+        Ok(())
+    };
+    match kind {
+        Kind::Decision => found = read_if_there(&run.join("licence.json"))?,
+        Kind::Stage => found = read_if_there(&run.join(stage_file(stage.unwrap_or_default())))?,
+        Kind::Trace | Kind::Kept => each_trace(run, kind, keep)?,
+        Kind::Dropped => each_line(&run.join(curate::DROPPED), keep)?,
+        Kind::Call => {
+            LedgerReader::open(&run.join(wire::LEDGER))?.each_call(
+                number.saturating_sub(1),
+                &mut |call| {
+                    let entry = serde_json::to_vec(&call).map_err(|e| super::unwritable(wire::LEDGER, &e))?;
+                    keep(call.call, &entry)
+                },
+            )?;
+        }
+        _ => found = steps::entry(&run.join(steps::PATH), kind, number)?,
+    }
+    Ok(found)
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Failure::io("read", path, &e)),
+    }
+}
