@@ -85,9 +85,7 @@ fn a_teacher_of_another_tokenizer_teaches_and_a_killed_run_ends_with_the_same_bi
     shop.kill_at(&args, "killed", "\"stage\":\"logprobs\",\"part\":0", 1);
     shop.kill_at(&args, "killed", "\"event\":\"checkpoint\"", 1);
     shop.succeed(&args);
-    let weights =
-        |run: &str| std::fs::read(shop.path(run).join("models/student/model.safetensors")).expect("weights");
-    assert_eq!(weights("killed"), weights("whole"), "the bits differ");
+    assert_eq!(shop.weights("killed"), shop.weights("whole"), "the bits differ");
 }
 
 #[test]

@@ -15,15 +15,15 @@ mod desk;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use stillroom_core::CounterRng;
 
 use desk::{Desk, Row};
 use fake_batch::{FakeBatch, Options, answered};
-use shop::{json_lines as lines, text};
+use shop::{json_lines as lines, kill_when, text};
 
 const TEACH: [&str; 4] = ["teach", "batch.toml", "--output", "run"];
 
@@ -535,15 +535,9 @@ fn killed_between_a_job_and_its_record_it_takes_the_job_up_again() {
     recipe(&desk, &jobs_at(&service, "max_requests_per_file = 10"));
     let records = || desk::files_below(&desk.path("run/batch/jobs")).len();
     for jobs in 1..=4 {
-        let mut command = shop::command(desk.dir.path(), &TEACH);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
-        let started = Instant::now();
-        while service.stats().jobs.len() < jobs {
-            assert!(started.elapsed() < Duration::from_secs(60), "no job came");
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        child.kill().expect("the child is killed");
-        child.wait().expect("the child ends");
+        let (output, is_killed) =
+            kill_when(shop::command(desk.dir.path(), &TEACH), || service.stats().jobs.len() >= jobs);
+        assert!(is_killed, "no job came: {}", text(&output.stderr));
         assert_eq!((records(), service.stats().jobs.len()), (jobs - 1, jobs), "the reply was on its way");
     }
     desk.succeed(&TEACH);
@@ -556,24 +550,14 @@ fn killed_between_a_job_and_its_record_it_takes_the_job_up_again() {
 fn is_killed(desk: &Desk, service: &FakeBatch, chance: &mut CounterRng) -> bool {
     let point = service.stats().requests + chance.below(12);
     let delay = Duration::from_micros(chance.below(12_000));
-    let mut command = shop::command(desk.dir.path(), &TEACH);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    let started = Instant::now();
-    loop {
-        assert!(started.elapsed() < Duration::from_secs(120), "neither the point nor an end came");
-        if let Some(status) = child.try_wait().expect("a child") {
-            let output = child.wait_with_output().expect("its output");
-            assert!(status.success(), "{}", text(&output.stderr));
-            return false;
+    let has_come = || {
+        let has_come = service.stats().requests > point;
+        if has_come {
+            std::thread::sleep(delay);
         }
-        if service.stats().requests > point {
-            break;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    std::thread::sleep(delay);
-    child.kill().expect("the child is killed");
-    !child.wait().expect("the child ends").success()
+        has_come
+    };
+    kill_when(shop::command(desk.dir.path(), &TEACH), has_come).1
 }
 
 #[test]

@@ -61,17 +61,26 @@ pub(crate) fn succeed(dir: &Path, args: &[&str]) -> String {
 
 /// Runs the program until its log tells `n` times of an event, and kills it there.
 pub(crate) fn kill_at(dir: &Path, args: &[&str], log: &Path, event: &str, n: usize) {
-    let mut child =
-        command(dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
-    let begun = Instant::now();
     let happened = || std::fs::read_to_string(log).is_ok_and(|text| text.matches(event).count() >= n);
-    while !happened() && child.try_wait().expect("a child").is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no `{event}` came");
-        std::thread::yield_now();
-    }
+    kill_when(command(dir, args), happened);
     assert!(happened(), "it ended before `{event}`");
+}
+
+/// Kills a command as soon as something has come; with what it had said, and whether it was killed before its end.
+pub(crate) fn kill_when(mut command: Command, mut has_come: impl FnMut() -> bool) -> (Output, bool) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let begun = Instant::now();
+    let mut has_ended = false;
+    while !has_ended && !has_come() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "neither what it is killed at nor an end came");
+        std::thread::sleep(Duration::from_micros(200));
+        has_ended = child.try_wait().expect("a child").is_some();
+    }
     child.kill().expect("the child is killed");
-    child.wait().expect("the child ends");
+    let output = child.wait_with_output().expect("its end");
+    assert!(!has_ended || output.status.success(), "{}: {}", output.status, text(&output.stderr));
+    let is_killed = !output.status.success();
+    (output, is_killed)
 }
 
 pub(crate) fn weights(dir: &Path, output: &str) -> Vec<u8> {

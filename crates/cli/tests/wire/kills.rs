@@ -1,7 +1,6 @@
 //! Killed at any moment, the same command goes on, buys nothing again that it had, and ends with the same bytes.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use stillroom_core::CounterRng;
@@ -14,7 +13,6 @@ use crate::shop;
 const PROMPTS: usize = 240;
 /// Kills of one run, so that it ends some day.
 const KILLS_PER_RUN: usize = 12;
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// When a run is killed.
 #[derive(Clone, Copy, Debug)]
@@ -78,32 +76,19 @@ fn is_killed_at(desk: &Desk, args: &[&str], output: &str, point: Point) -> bool 
         Point::Stage(stage, _) => stages(stage),
         _ => 0,
     };
-    let mut command = shop::command(desk.dir.path(), args);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let started = Instant::now();
-    loop {
-        assert!(started.elapsed() < PATIENCE, "neither {point:?} nor an end came");
-        let has_come = match point {
-            Point::After(time) => started.elapsed() >= time,
-            Point::Answered(bytes) => length(&log) >= answered + bytes,
-            Point::Stage(stage, _) => stages(stage) > before,
-        };
-        if let Some(status) = child.try_wait().expect("a child") {
-            let output = child.wait_with_output().expect("its output");
-            assert!(status.success(), "{status}: {}", shop::text(&output.stderr));
-            return false;
+    let has_come = || match point {
+        Point::After(time) => started.elapsed() >= time,
+        Point::Answered(bytes) => length(&log) >= answered + bytes,
+        Point::Stage(stage, delay) => {
+            let has_begun = stages(stage) > before;
+            if has_begun {
+                std::thread::sleep(delay);
+            }
+            has_begun
         }
-        if has_come {
-            break;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    if let Point::Stage(_, delay) = point {
-        std::thread::sleep(delay);
-    }
-    child.kill().expect("the child is killed");
-    let status = child.wait().expect("the child ends");
-    !status.success()
+    };
+    shop::kill_when(shop::command(desk.dir.path(), args), has_come).1
 }
 
 fn length(path: &Path) -> u64 {

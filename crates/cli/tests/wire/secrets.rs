@@ -2,9 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -263,19 +263,12 @@ fn a_key_is_not_in_what_a_kill_leaves() {
     });
     let desk = Desk::new(500);
     desk.recipe("bad.toml", &server.base_url(), "api_key = \"${CANARY}\"");
-    let mut child = shop::command(desk.dir.path(), &["teach", "bad.toml", "--output", "out"])
-        .env("CANARY", key)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary runs");
+    let mut command = shop::command(desk.dir.path(), &["teach", "bad.toml", "--output", "out"]);
+    command.env("CANARY", key);
     let log = desk.path("out/ledger.sqlite-wal");
-    let started = Instant::now();
-    while !log.metadata().is_ok_and(|meta| meta.len() > 100_000) {
-        assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().expect("a child").is_none());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.kill().expect("the child is killed");
-    let output = child.wait_with_output().expect("its end");
+    let (output, is_killed) =
+        shop::kill_when(command, || log.metadata().is_ok_and(|meta| meta.len() > 100_000));
+    assert!(is_killed);
     let written = std::fs::read(&log).expect("the log");
     assert!(text(&written).contains("and so do I"), "replies are in it");
     check(&desk, "a kill", key, &output);
