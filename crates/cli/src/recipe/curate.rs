@@ -410,6 +410,12 @@ mod tests {
         load(&format!("{ROWS}[curate]\n{keys}"), &[]).map(|recipe| recipe.curate)
     }
 
+        ("select", !curate.select.is_all()),
+        ("min_completion_tokens", filters.min_completion_tokens.is_some()),
+        ("max_completion_tokens", filters.max_completion_tokens.is_some()),
+        ("max_paragraph_chars", filters.max_paragraph_chars.is_some()),
+        ("no_code_blocks", filters.no_code_blocks),
+        ("max_script_mixing", filters.max_script_mixing.is_some()),
     #[test]
     fn without_the_keys_a_recipe_is_written_as_before() {
         let text = toml::to_string(&curated("").expect("a recipe")).expect("TOML");
@@ -490,3 +496,5 @@ mod tests {
         }
     }
 }
+            ("max_completion_tokens = 9", false, true),
+            ("no_code_blocks = true", false, true),
