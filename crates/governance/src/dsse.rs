@@ -23,6 +23,8 @@ pub const TYPE_BYTES_MAX: usize = 256;
 /// Most signatures of one envelope.
 pub const SIGNATURES_MAX: usize = 16;
 
+type Fault<T> = std::result::Result<T, EnvelopeFault>;
+
 /// A signed payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -68,27 +70,34 @@ impl Envelope {
 
     /// The payload, if one of the signatures is of it and its type, by this key.
     pub fn verify(&self, key: &PublicKey) -> Result<Vec<u8>> {
-        let payload = self.unverified_payload()?;
+        Ok(self.opened(key)?)
+    }
+
+    /// The payload, whoever signed it.
+    pub fn unverified_payload(&self) -> Result<Vec<u8>> {
+        Ok(self.payload()?)
+    }
+
+    pub(crate) fn opened(&self, key: &PublicKey) -> Fault<Vec<u8>> {
+        let payload = self.payload()?;
         if self.signatures.is_empty() || self.signatures.len() > SIGNATURES_MAX {
             let count = self.signatures.len();
-            return Err(EnvelopeFault::SignatureCount { count, count_max: SIGNATURES_MAX }.into());
+            return Err(EnvelopeFault::SignatureCount { count, count_max: SIGNATURES_MAX });
         }
         let signed = pae(&self.payload_type, &payload);
         let by_key = |signature: &EnvelopeSignature| {
             signature.sig.len() <= 2 * SIGNATURE_BYTES_MAX
                 && decoded(&signature.sig).is_some_and(|sig| key.verify(&signed, &sig))
         };
-        if !self.signatures.iter().any(by_key) {
-            return Err(EnvelopeFault::NotSigned { fingerprint: key.fingerprint() }.into());
+        match self.signatures.iter().any(by_key) {
+            true => Ok(payload),
+            false => Err(EnvelopeFault::NotSigned { fingerprint: key.fingerprint() }),
         }
-        Ok(payload)
     }
 
-    /// The payload, whoever signed it.
-    pub fn unverified_payload(&self) -> Result<Vec<u8>> {
+    pub(crate) fn payload(&self) -> Fault<Vec<u8>> {
         check_sizes(&self.payload_type, self.payload.len() / 4 * 3)?;
-        let payload = decoded(&self.payload).ok_or(EnvelopeFault::NoBase64 { field: "payload" })?;
-        Ok(payload)
+        decoded(&self.payload).ok_or(EnvelopeFault::NoBase64 { field: "payload" })
     }
 
     /// What the payload is said to be.
@@ -119,13 +128,13 @@ pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     signed
 }
 
-fn check_sizes(payload_type: &str, payload: usize) -> Result<()> {
+fn check_sizes(payload_type: &str, payload: usize) -> Fault<()> {
     if payload > PAYLOAD_BYTES_MAX {
-        return Err(EnvelopeFault::TooLarge { bytes: payload, bytes_max: PAYLOAD_BYTES_MAX }.into());
+        return Err(EnvelopeFault::TooLarge { bytes: payload, bytes_max: PAYLOAD_BYTES_MAX });
     }
     if payload_type.len() > TYPE_BYTES_MAX {
         let bytes = payload_type.len();
-        return Err(EnvelopeFault::TooLarge { bytes, bytes_max: TYPE_BYTES_MAX }.into());
+        return Err(EnvelopeFault::TooLarge { bytes, bytes_max: TYPE_BYTES_MAX });
     }
     Ok(())
 }

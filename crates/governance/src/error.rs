@@ -49,6 +49,9 @@ pub enum GovernanceError {
         "the {bytes} bytes that the signing command wrote are no signature (DER, ECDSA P-256, SHA-256) by the public key"
     )]
     ForeignSignature { bytes: usize },
+    /// A signature of a directory that does not say what it should.
+    #[error("{path}: {cause}", path = path.display())]
+    Signature { path: PathBuf, cause: SignatureFault },
     /// A signed envelope that does not say what it should.
     #[error("signed envelope: {0}")]
     Envelope(#[source] EnvelopeFault),
@@ -107,6 +110,38 @@ pub enum KeyFault {
     NoRandomness,
 }
 
+/// Why a signature of a directory is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignatureFault {
+    #[error("there is no signature")]
+    Absent,
+    #[error("not a file")]
+    NoFile,
+    #[error("{bytes} bytes, more than {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("not a signature: {cause}")]
+    Malformed { cause: String },
+    #[error("unknown {field} `{found}`")]
+    UnknownType { field: &'static str, found: String },
+    #[error("it is signed by {what}")]
+    Unsupported { what: String },
+    #[error("it is by another key, whose PEM has the SHA-256 {hint}")]
+    OtherKey { hint: String },
+    #[error("{0}")]
+    Envelope(#[from] EnvelopeFault),
+    #[error("it names no file")]
+    Empty,
+    #[error("{count} files, more than {count_max}")]
+    TooMany { count: usize, count_max: usize },
+    #[error("`{name}` is not the plain name of a file in the directory")]
+    UnsafeName { name: String },
+    #[error("`{name}` is in it twice")]
+    Twice { name: String },
+    #[error("its root is not the digest of its list")]
+    Root,
+}
+
 /// Why an envelope is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -161,6 +196,7 @@ impl GovernanceError {
             | GovernanceError::LicenceChanged { .. }
             | GovernanceError::Key { .. }
             | GovernanceError::ForeignSignature { .. }
+            | GovernanceError::Signature { .. }
             | GovernanceError::Envelope(_) => ErrorKind::BadData,
             GovernanceError::Io { .. } => ErrorKind::Io,
             GovernanceError::Store(error) => error.kind(),
@@ -204,7 +240,7 @@ impl GovernanceError {
                  `openssl dgst -sha256 -sign KEY` does; check that `public_key` is its key"
                     .to_owned(),
             ),
-            GovernanceError::Envelope(_) => {
+            GovernanceError::Signature { .. } | GovernanceError::Envelope(_) => {
                 Some("take the files and the public key from where they came".to_owned())
             }
             GovernanceError::Register { .. }

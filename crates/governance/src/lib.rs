@@ -5,7 +5,7 @@
 //! - [`Decision::clear`] mints the leave to use the network, where an [`Egress`] policy agrees.
 //! - [`Manifest`] lists the SHA-256 digests of everything a release was made from;
 //!   [`verify`] names the first file that differs, is missing or is extra.
-//! - [`keys`] sign and check, [`dsse`] has the envelopes of what is signed.
+//! - [`keys`] sign and check, [`dsse`] has the envelopes of what is signed, [`oms`] the signature of a release.
 //!
 //! Nothing here is legal advice; the register says what was read, where and when.
 
@@ -22,6 +22,7 @@ pub mod log;
 mod manifest;
 pub mod merkle;
 mod obligations;
+pub mod oms;
 mod own_assets;
 mod register;
 mod rules;
@@ -33,7 +34,7 @@ mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;
-pub use error::{EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result};
+pub use error::{EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result, SignatureFault};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
 pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify, runs_record};
@@ -46,4 +47,4 @@ pub use own_assets::digest_of_weights;
 pub use register::{Condition, Grade, Grant, LicenceTerms, ROWS_MAX, Register, Row, Tables};
 pub use subject::{CARD_BYTES_MAX, ENTRIES_MAX, LICENCE_FILES_MAX, LicenceFile, ModelEvidence, Subject};
 pub use users_register::{REGISTER_BYTES_MAX, UsersRegister, Views};
-pub use verify::{Difference, Differs, VerifyReport, verify};
+pub use verify::{Difference, Differs, SignatureReport, SignatureState, VerifyReport, verify};

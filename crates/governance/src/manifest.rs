@@ -43,6 +43,8 @@ pub const PREDICATE_TYPE: &str = "urn:stillroom:manifest:v1";
 pub const MANIFEST_PATH: &str = "release/provenance/manifest.json";
 /// The manifest's own digest.
 pub(crate) const SIDECAR_PATH: &str = "release/provenance/manifest.json.sha256";
+/// The signature of the release, manifest and all.
+pub(crate) const SIGNATURE_PATH: &str = "release/model.sig";
 /// Largest manifest that is read.
 pub const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 /// Most files that a manifest may name.
@@ -296,9 +298,9 @@ pub(crate) fn sidecar(digest: Digest) -> String {
     format!("{digest}  manifest.json\n")
 }
 
-/// The manifest cannot name itself.
+/// The manifest cannot name itself, nor the signature that covers it.
 pub(crate) fn is_about_itself(name: &str) -> bool {
-    name == MANIFEST_PATH || name == SIDECAR_PATH
+    name == MANIFEST_PATH || name == SIDECAR_PATH || name == SIGNATURE_PATH
 }
 
 fn is_weights(name: &str) -> bool {

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 use stillroom_core::Digest;
 use stillroom_store::{digest_file, safe_join};
 
-use crate::error::{GovernanceError, ManifestFault, Result};
+use crate::error::{GovernanceError, ManifestFault, Result, SignatureFault};
+use crate::keys::PublicKey;
 use crate::manifest::{MANIFEST_PATH, Manifest, SIDECAR_PATH, SUBJECTS_MAX, is_about_itself, sidecar};
+use crate::oms::{self, SIGNATURE_FILE, Signed};
 
 /// How deep directories may nest.
 const DEPTH_MAX: usize = 32;
@@ -30,8 +32,8 @@ pub struct Difference {
 }
 
 /// In what way it differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "what", rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
 pub enum Differs {
     /// Other bytes.
     Changed { expected: Digest, found: Digest },
@@ -43,12 +45,18 @@ pub enum Differs {
     Irregular,
     /// The file beside the manifest that holds its digest is no such file.
     Malformed,
+    /// Other bytes than those that were signed.
+    OtherThanSigned { expected: Digest, found: Digest },
+    /// There, and not covered by the signature.
+    Unsigned,
+    /// The signature is none that counts.
+    Signature { cause: String },
 }
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name: String = self.name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        match self.differs {
+        match &self.differs {
             Differs::Changed { expected, found } => {
                 write!(f, "`{name}` differs: SHA-256 {found}, the manifest says {expected}")
             }
@@ -56,6 +64,11 @@ impl std::fmt::Display for Difference {
             Differs::Extra => write!(f, "`{name}` is not in the manifest"),
             Differs::Irregular => write!(f, "`{name}` is a link or no file at all"),
             Differs::Malformed => write!(f, "`{name}` does not hold the digest of the manifest"),
+            Differs::OtherThanSigned { expected, found } => {
+                write!(f, "`{name}` differs: SHA-256 {found}, the signature says {expected}")
+            }
+            Differs::Unsigned => write!(f, "`{name}` is not covered by the signature"),
+            Differs::Signature { cause } => write!(f, "`{name}` does not count: {cause}"),
         }
     }
 }
@@ -72,8 +85,33 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Files of the run that a release on its own does not carry.
     pub out_of_reach: Vec<String>,
-    /// SHA-256 of the manifest itself: what a signature would vouch for.
+    /// SHA-256 of the manifest itself.
     pub manifest: Digest,
+    pub signature: SignatureReport,
+}
+
+/// What is known of the release's signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SignatureReport {
+    pub state: SignatureState,
+    /// Fingerprint of the key that it was held against.
+    pub key: Option<String>,
+    /// Files that it covers.
+    pub files: usize,
+}
+
+/// How far a signature can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignatureState {
+    /// There is none.
+    None,
+    /// There is one of these files, and nobody said by whose key it should be.
+    Unchecked,
+    /// It is by the key, and covers each file as it is.
+    Valid,
+    /// It is missing where a key was given, by another key, or not of these files.
+    Invalid,
 }
 
 impl VerifyReport {
@@ -83,32 +121,26 @@ impl VerifyReport {
     }
 }
 
-/// Checks every file of a run directory, or of a release directory on its own, against its manifest.
+/// Checks every file of a run directory, or of a release directory on its own, against its manifest, and the release
+/// against its signature.
 ///
-/// Without a signature this finds accidents and careless changes: whoever can write the directory
-/// can also write a new manifest.
-pub fn verify(dir: &Path) -> Result<VerifyReport> {
-    let of_release = MANIFEST_PATH.strip_prefix(RELEASE).unwrap_or(MANIFEST_PATH);
-    let alone = dir.join(of_release).is_file();
-    let prefix = if alone { RELEASE } else { "" };
-    let path = dir.join(if alone { of_release } else { MANIFEST_PATH });
-    if !path.is_file() {
-        return Err(GovernanceError::NoManifest { path: dir.to_path_buf() });
-    }
-    let (manifest, digest) = Manifest::read(&path)?;
-    let local = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
-    let mut differences = check_sidecar(dir, digest, &local)?;
+/// Without a key this finds accidents and careless changes: whoever can write the directory can also write a new manifest
+/// and a new signature. With one, a release that is not signed by it is not intact.
+pub fn verify(dir: &Path, key: Option<&PublicKey>) -> Result<VerifyReport> {
+    let place = Place::of(dir)?;
+    let (manifest, digest) = Manifest::read(&place.manifest)?;
+    let mut differences = check_sidecar(dir, digest, &place)?;
 
     let mut expected = BTreeMap::new();
     let mut out_of_reach = Vec::new();
     for subject in &manifest.subject {
-        match local(&subject.name) {
+        match place.local(&subject.name) {
             Some(name) => drop(expected.insert(name, subject.digest.sha256)),
             None => out_of_reach.push(subject.name.clone()),
         }
     }
     let mut found = BTreeMap::new();
-    for (name, differs) in unnamed(dir, &manifest, alone, &expected)? {
+    for (name, differs) in unnamed(dir, &manifest, place.alone, &expected)? {
         found.insert(name, differs);
     }
     let mut readable = Vec::new();
@@ -121,29 +153,122 @@ pub fn verify(dir: &Path) -> Result<VerifyReport> {
     }
     let digests = digest_all(dir, &readable)?;
     let bytes = digests.iter().map(|(_, bytes)| bytes).sum();
-    for (name, (digest, _)) in readable.iter().zip(&digests) {
-        if expected[name] != *digest {
-            found.insert(name.clone(), Differs::Changed { expected: expected[name], found: *digest });
+    let checked = readable.len();
+    let digests: BTreeMap<String, Digest> =
+        readable.into_iter().zip(digests.into_iter().map(|(digest, _)| digest)).collect();
+    for (name, &digest) in &digests {
+        if expected[name] != digest {
+            found.insert(name.clone(), Differs::Changed { expected: expected[name], found: digest });
+        }
+    }
+    let (signature, unsigned) = check_signature(dir, key, &place, digest, &digests)?;
+    for difference in unsigned {
+        // What the manifest says of a file goes first; of its own two files it says nothing.
+        if !differences.iter().any(|known: &Difference| known.name == difference.name) {
+            found.entry(difference.name).or_insert(difference.differs);
         }
     }
     differences.extend(found.into_iter().map(|(name, differs)| Difference { name, differs }));
-    Ok(VerifyReport {
-        intact: differences.is_empty(),
-        differences,
-        checked: readable.len(),
-        bytes,
-        out_of_reach,
-        manifest: digest,
-    })
+    let intact = differences.is_empty();
+    Ok(VerifyReport { intact, differences, checked, bytes, out_of_reach, manifest: digest, signature })
+}
+
+/// Which directory was given.
+struct Place {
+    /// A release without its run.
+    alone: bool,
+    manifest: PathBuf,
+}
+
+impl Place {
+    fn of(dir: &Path) -> Result<Place> {
+        let of_release = MANIFEST_PATH.strip_prefix(RELEASE).unwrap_or(MANIFEST_PATH);
+        let alone = dir.join(of_release).is_file();
+        let manifest = dir.join(if alone { of_release } else { MANIFEST_PATH });
+        if !manifest.is_file() {
+            return Err(GovernanceError::NoManifest { path: dir.to_path_buf() });
+        }
+        Ok(Place { alone, manifest })
+    }
+
+    /// A path of the run, as it is in the directory; none where the directory does not have it.
+    fn local(&self, name: &str) -> Option<String> {
+        if self.alone { name.strip_prefix(RELEASE).map(str::to_owned) } else { Some(name.to_owned()) }
+    }
+
+    /// A path of the release, as it is in the directory.
+    fn of_release(&self, name: &str) -> String {
+        if self.alone { name.to_owned() } else { format!("{RELEASE}{name}") }
+    }
+}
+
+/// Holds the signature against digests that were taken already, so that no large file is read twice.
+fn check_signature(
+    dir: &Path,
+    key: Option<&PublicKey>,
+    place: &Place,
+    manifest: Digest,
+    digests: &BTreeMap<String, Digest>,
+) -> Result<(SignatureReport, Vec<Difference>)> {
+    let mut report =
+        SignatureReport { state: SignatureState::None, key: key.map(PublicKey::fingerprint), files: 0 };
+    let own_name = place.of_release(SIGNATURE_FILE);
+    let refused = |differs| vec![Difference { name: own_name.clone(), differs }];
+    let signed = match oms::read(&dir.join(&own_name)) {
+        Ok(Some(bytes)) => Signed::from_bytes(&bytes, key),
+        Ok(None) if key.is_none() => return Ok((report, Vec::new())),
+        Ok(None) => Err(SignatureFault::Absent),
+        Err(GovernanceError::Signature { cause, .. }) => Err(cause),
+        Err(other) => return Err(other),
+    };
+    let differences = match signed {
+        Err(SignatureFault::Absent) => refused(Differs::Missing),
+        Err(cause) => refused(Differs::Signature { cause: cause.to_string() }),
+        Ok(signed) => {
+            report.files = signed.files.len();
+            let found = signable(dir, place, manifest, digests)?;
+            let in_place = |difference: Difference| Difference {
+                name: place.of_release(&difference.name),
+                differs: difference.differs,
+            };
+            signed.differences(&found).into_iter().map(in_place).collect()
+        }
+    };
+    report.state = match (differences.is_empty(), key) {
+        (false, _) => SignatureState::Invalid,
+        (true, None) => SignatureState::Unchecked,
+        (true, Some(_)) => SignatureState::Valid,
+    };
+    Ok((report, differences))
+}
+
+/// The files of the release that a signature has to cover, by path in it.
+fn signable(
+    dir: &Path,
+    place: &Place,
+    manifest: Digest,
+    digests: &BTreeMap<String, Digest>,
+) -> Result<BTreeMap<String, Digest>> {
+    let in_release = |(name, &digest): (&String, &Digest)| {
+        let name = if place.alone { Some(name.as_str()) } else { name.strip_prefix(RELEASE) };
+        name.map(|name| (name.to_owned(), digest))
+    };
+    let mut found: BTreeMap<String, Digest> = digests.iter().filter_map(in_release).collect();
+    let in_release = |path: &str| path.strip_prefix(RELEASE).unwrap_or(path).to_owned();
+    found.insert(in_release(MANIFEST_PATH), manifest);
+    let sidecar = in_release(SIDECAR_PATH);
+    let path = place.of_release(&sidecar);
+    let io = |source| GovernanceError::Io { path: dir.join(&path), source };
+    if kind_of(dir, &path).map_err(io)? == Some(FileKind::Regular) {
+        found.insert(sidecar, digest_file(&dir.join(&path))?.0);
+    }
+    Ok(found)
 }
 
 /// The manifest against the digest beside it.
-fn check_sidecar(
-    dir: &Path,
-    digest: Digest,
-    local: &dyn Fn(&str) -> Option<String>,
-) -> Result<Vec<Difference>> {
-    let (Some(own), Some(name)) = (local(MANIFEST_PATH), local(SIDECAR_PATH)) else { return Ok(Vec::new()) };
+fn check_sidecar(dir: &Path, digest: Digest, place: &Place) -> Result<Vec<Difference>> {
+    let names = (place.local(MANIFEST_PATH), place.local(SIDECAR_PATH));
+    let (Some(own), Some(name)) = names else { return Ok(Vec::new()) };
     let path = dir.join(&name);
     let io = |source| GovernanceError::Io { path: path.clone(), source };
     let one = |name, differs| Ok(vec![Difference { name, differs }]);

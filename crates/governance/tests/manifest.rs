@@ -62,10 +62,10 @@ fn manifest_of(dir: &Path) -> Manifest {
 }
 
 fn first(dir: &Path) -> (String, Differs) {
-    let report = verify(dir).unwrap();
+    let report = verify(dir, None).unwrap();
     assert!(!report.intact);
     let first = report.first().unwrap();
-    (first.name.clone(), first.differs)
+    (first.name.clone(), first.differs.clone())
 }
 
 fn copy_tree(from: &Path, to: &Path) {
@@ -84,14 +84,14 @@ fn copy_tree(from: &Path, to: &Path) {
 #[test]
 fn a_run_and_its_release_alone_are_intact() {
     let dir = run_dir();
-    let whole = verify(dir.path()).unwrap();
+    let whole = verify(dir.path(), None).unwrap();
     assert!(whole.intact && whole.out_of_reach.is_empty());
     assert_eq!(whole.checked, FILES.len());
     fs::write(dir.path().join("events.jsonl"), "grows on").unwrap();
-    assert!(verify(dir.path()).unwrap().intact);
+    assert!(verify(dir.path(), None).unwrap().intact);
     let elsewhere = tempfile::tempdir().unwrap();
     copy_tree(&dir.path().join("release"), elsewhere.path());
-    let alone = verify(elsewhere.path()).unwrap();
+    let alone = verify(elsewhere.path(), None).unwrap();
     assert!(alone.intact);
     assert_eq!((alone.checked, alone.out_of_reach.len()), (3, 9));
     assert_eq!(alone.manifest, whole.manifest);
@@ -132,7 +132,8 @@ fn changed_missing_extra_and_irregular_files_are_named_in_order() {
     let (name, differs) = first(dir.path());
     assert_eq!(name, "recipe.toml");
     assert!(matches!(differs, Differs::Changed { found, .. } if found == Digest::of(b"other")));
-    let names: Vec<String> = verify(dir.path()).unwrap().differences.iter().map(|d| d.name.clone()).collect();
+    let names: Vec<String> =
+        verify(dir.path(), None).unwrap().differences.iter().map(|d| d.name.clone()).collect();
     assert_eq!(names, ["recipe.toml", "release/config.json", "release/zzz"]);
 }
 
@@ -174,7 +175,7 @@ fn links_are_not_followed() {
     let corpus = dir.path().join("corpus");
     fs::rename(&corpus, dir.path().join("elsewhere")).unwrap();
     symlink(dir.path().join("elsewhere"), &corpus).unwrap();
-    assert!(!verify(dir.path()).unwrap().intact);
+    assert!(!verify(dir.path(), None).unwrap().intact);
     let error = Manifest::of_run(dir.path(), record()).unwrap_err();
     assert!(matches!(error, GovernanceError::Manifest { .. }));
 }
@@ -197,13 +198,13 @@ fn a_second_manifest_does_not_hide_the_run() {
     let inner = dir.path().join("provenance");
     fs::create_dir_all(&inner).unwrap();
     fs::copy(dir.path().join(MANIFEST_PATH), inner.join("manifest.json")).unwrap();
-    assert!(!verify(dir.path()).unwrap().intact);
+    assert!(!verify(dir.path(), None).unwrap().intact);
 }
 
 #[test]
 fn no_manifest_and_nothing_to_seal_are_errors() {
     let empty = tempfile::tempdir().unwrap();
-    let error = verify(empty.path()).unwrap_err();
+    let error = verify(empty.path(), None).unwrap_err();
     assert!(matches!(error, GovernanceError::NoManifest { .. }));
     assert_eq!(error.kind(), ErrorKind::BadData);
     assert!(error.fix().is_some());
@@ -223,7 +224,7 @@ fn hostile_manifests_are_refused() {
     let refused = |change: &dyn Fn(&mut Manifest)| {
         let dir = run_dir();
         rewrite(dir.path(), change);
-        let error = verify(dir.path()).unwrap_err();
+        let error = verify(dir.path(), None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadData);
         match error {
             GovernanceError::Manifest { cause, .. } => cause,
@@ -263,7 +264,7 @@ fn a_truncated_manifest_says_so_at_every_length() {
         assert_eq!(cause, ManifestFault::Truncated { bytes: length });
     }
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let message = verify(dir.path()).unwrap_err().to_string();
+    let message = verify(dir.path(), None).unwrap_err().to_string();
     assert!(message.contains("manifest.json") && message.contains("truncated"), "{message}");
     assert!(Manifest::from_bytes(b"[1, 2]").is_err());
     assert!(Manifest::from_bytes(&b"[".repeat(100_000)).is_err());
@@ -302,7 +303,7 @@ proptest! {
         let at = at as usize % bytes.len();
         bytes[at] ^= flip;
         fs::write(&path, &bytes).unwrap();
-        match verify(dir.path()) {
+        match verify(dir.path(), None) {
             Ok(report) => {
                 prop_assert!(!report.intact);
                 let found = &report.first().unwrap().name;
@@ -324,7 +325,7 @@ proptest! {
         let mut bytes = fs::read(&path).unwrap();
         if grown { bytes.push(0) } else { bytes.truncate(cut as usize % bytes.len()) }
         fs::write(&path, &bytes).unwrap();
-        let report = verify(dir.path()).unwrap();
+        let report = verify(dir.path(), None).unwrap();
         prop_assert_eq!(&report.first().unwrap().name, name);
     }
 
