@@ -361,6 +361,12 @@ fn sources(at: &Checker<'_>, raw: &RawCurate) -> Result<SourceRules> {
 pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
     let (curate, filters) = (&recipe.curate, &recipe.curate.filters);
     let of_traces = [
+        ("select", !curate.select.is_all()),
+        ("min_completion_tokens", filters.min_completion_tokens.is_some()),
+        ("max_completion_tokens", filters.max_completion_tokens.is_some()),
+        ("max_paragraph_chars", filters.max_paragraph_chars.is_some()),
+        ("no_code_blocks", filters.no_code_blocks),
+        ("max_script_mixing", filters.max_script_mixing.is_some()),
         ("min_chars", filters.min_chars.is_some()),
         ("max_chars", filters.max_chars.is_some()),
         ("languages", !filters.languages.is_empty()),
@@ -410,12 +416,6 @@ mod tests {
         load(&format!("{ROWS}[curate]\n{keys}"), &[]).map(|recipe| recipe.curate)
     }
 
-        ("select", !curate.select.is_all()),
-        ("min_completion_tokens", filters.min_completion_tokens.is_some()),
-        ("max_completion_tokens", filters.max_completion_tokens.is_some()),
-        ("max_paragraph_chars", filters.max_paragraph_chars.is_some()),
-        ("no_code_blocks", filters.no_code_blocks),
-        ("max_script_mixing", filters.max_script_mixing.is_some()),
     #[test]
     fn without_the_keys_a_recipe_is_written_as_before() {
         let text = toml::to_string(&curated("").expect("a recipe")).expect("TOML");
@@ -487,6 +487,8 @@ mod tests {
         for (keys, of_texts, of_task) in [
             ("", true, true),
             ("no_loops = true", false, true),
+            ("max_completion_tokens = 9", false, true),
+            ("no_code_blocks = true", false, true),
             ("max_share_per_answer = 0.5", false, true),
             ("near_duplicates = 0.8", true, true),
             ("decontaminate_against = [\"b.jsonl\"]", true, true),
@@ -496,5 +498,3 @@ mod tests {
         }
     }
 }
-            ("max_completion_tokens = 9", false, true),
-            ("no_code_blocks = true", false, true),
