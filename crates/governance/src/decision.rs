@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 
 use crate::error::{GovernanceError, Result};
@@ -15,7 +15,7 @@ use crate::words::{printable, render_obligation, render_rule, wrap};
 pub const NOT_ADVICE: &str = "A draft for counsel, not legal advice.";
 
 /// The answer, ordered from open to shut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Allow,
@@ -39,7 +39,7 @@ impl Verdict {
 }
 
 /// How a subject takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// What teaches, judges or rewrites.
@@ -73,7 +73,7 @@ impl Part {
 }
 
 /// One statement that the verdict rests on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     pub role: Part,
     /// The ID as it was given.

@@ -3,6 +3,7 @@
 //! - [`decide`] answers whether a student may be made from given teachers, base and data, by the
 //!   [`Register`] of releases compiled into this program and by licence files read from disk.
 //! - [`Decision::clear`] mints the leave to use the network, where an [`Egress`] policy agrees.
+//! - [`record::ProvenanceRecord`] says all there is to say about a release; [`views`] derives the documents about it.
 //! - [`Manifest`] lists the SHA-256 digests of everything a release was made from;
 //!   [`verify`] names the first file that differs, is missing or is extra.
 //! - [`keys`] sign and check, [`dsse`] has the envelopes of what is signed, [`oms`] the signature of a release.
@@ -24,12 +25,15 @@ pub mod merkle;
 mod obligations;
 pub mod oms;
 mod own_assets;
+pub mod record;
 mod register;
 mod rules;
 mod subject;
 mod tags;
+mod text;
 mod users_register;
 mod verify;
+pub mod views;
 mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 
 use crate::decision::{Decision, Part, Rule, Verdict};
@@ -19,7 +19,7 @@ use crate::subject::{ModelEvidence, Subject, read_head};
 use crate::tags::{is_tag, licence_of_tag, name_on_cards};
 
 /// One thing that licences ask for. At least one of the last two says who does it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obligation {
     pub name: String,
     pub means: String,
@@ -54,7 +54,8 @@ pub enum CopySource {
 }
 
 /// What a student's card says of its licence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CardLicence {
     pub license: String,
     /// With `license: other` only.
