@@ -31,6 +31,9 @@ pub(super) struct Variant {
     pub(super) sums: Option<Form>,
     /// Starts from the student of this variant and the first seed, under every seed; else from random weights.
     pub(super) start: Option<String>,
+    /// Learns from the student of this variant and the first seed, under every seed; else from the description's teacher,
+    /// or from none with a recipe of its own.
+    pub(super) teacher: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,8 +115,9 @@ impl Description {
         let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
         let description: Description = toml::from_str(&text).map_err(|e| bad(&e))?;
         for (name, variant) in &description.variants {
-            if let Some(start) = variant.start.as_ref().filter(|v| !description.variants.contains_key(*v)) {
-                return Err(bad(&format!("`{name}` starts from `{start}`, which is no variant")));
+            let of = variant.start.iter().chain(&variant.teacher);
+            if let Some(absent) = of.into_iter().find(|v| !description.variants.contains_key(*v)) {
+                return Err(bad(&format!("`{name}` wants the student of `{absent}`, which is no variant")));
             }
         }
         for (name, experiment) in &description.experiments {

@@ -195,6 +195,7 @@ impl Place {
         let text = fs::read_to_string(&recipe).map_err(|e| format!("{}: {e}", recipe.display()))?;
         let mut made_from = vec![serde_json::json!(text), serde_json::json!(variant.set)];
         made_from.extend(variant.start.as_ref().map(|start| serde_json::json!(start)));
+        made_from.extend(variant.teacher.as_ref().map(|teacher| serde_json::json!({ "teacher": teacher })));
         made_from.extend(variant.sums.map(|form| serde_json::json!(form)));
         let made_from = Value::Array(made_from);
         let kept = self.weights(name, seed).with_extension("json");
@@ -209,11 +210,13 @@ impl Place {
         set.push(format!("train.seed={seed}"));
         set.extend(self.given(name, variant)?);
         if let Some(start) = &variant.start {
-            let first = description.seeds.first().ok_or("there are no seeds")?;
-            self.outcome(description, start, &description.variants[start], *first)?;
-            let path = self.weights(start, *first);
+            let path = self.first_student(description, start)?;
             let path = path.display();
             set.push(format!("student={{ kind = \"pretrained\", path = \"{path}\", model = \"us:start\" }}"));
+        }
+        if let Some(teacher) = &variant.teacher {
+            let path = self.first_student(description, teacher)?;
+            set.push(format!("teacher.path={}", path.display()));
         }
         let began = Instant::now();
         self.stillroom("evaluate", &recipe, &output, &set)?;
@@ -223,6 +226,13 @@ impl Place {
         let json = serde_json::to_vec(&outcome).expect("an outcome is plain data");
         fs::write(&kept, json).map_err(|e| format!("{}: {e}", kept.display()))?;
         Ok(outcome)
+    }
+
+    /// The student of a variant and the first seed, trained first where it is not there yet.
+    fn first_student(&self, description: &Description, variant: &str) -> Result<PathBuf, String> {
+        let first = description.seeds.first().ok_or("there are no seeds")?;
+        self.outcome(description, variant, &description.variants[variant], *first)?;
+        Ok(self.weights(variant, *first))
     }
 
     /// Copies the student's weights, which the next seed replaces.
@@ -270,7 +280,10 @@ fn collect(output: &Path, variant: &str, seed: u64, made_from: Value) -> Result<
         wall_s: training["wall_s"].as_f64().ok_or_else(|| missing("time"))?,
         cache: serde_json::from_value(report["cache"].clone()).ok(),
         teacher_losses: if taught { documents(&teacher["losses"])? } else { Vec::new() },
-        parameters: [number(&student, "parameters")?, teacher["parameters"].as_u64().unwrap_or(0)],
+        parameters: [
+            number(&student["parameters"], "value")?,
+            teacher["parameters"]["value"].as_u64().unwrap_or(0),
+        ],
     })
 }
 

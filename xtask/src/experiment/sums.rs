@@ -1,4 +1,4 @@
-//! Sums of two numbers of three digits, as prompts with worked targets, for experiment E5.
+//! Sums of two numbers of three digits, as prompts with worked targets, for experiments E5 and E6.
 
 use std::fmt::Write;
 use std::fs;
@@ -22,6 +22,9 @@ pub(super) enum Form {
     Reversed,
     /// `5+8=13,4+7+1=12,3+6+1=10:1023`
     Trace,
+    /// Each problem in one of four ways: the answer only, a trace, a trace with the numbers exchanged, by places. Of
+    /// problems that stand in no other form's data, since it is a teacher that learns them.
+    Mixed,
 }
 
 /// Writes `train.jsonl` and `test.jsonl`, in which no problem stands twice.
@@ -30,20 +33,31 @@ pub(super) fn write(folder: &Path, form: Form) -> Result<(), String> {
     // All ordered pairs, in an order of their own.
     let mut all: Vec<u32> = (0..900 * 900).collect();
     CounterRng::new(&[SEED]).shuffle(&mut all);
-    for (file, problems) in [("train.jsonl", &all[..TRAIN]), ("test.jsonl", &all[TRAIN..TRAIN + HELD_OUT])] {
-        let rows: String = problems.iter().map(|&i| row(100 + i / 900, 100 + i % 900, form)).collect();
+    let (own, others) = all.split_at(TRAIN + HELD_OUT);
+    let train = if form == Form::Mixed { &others[..TRAIN] } else { &own[..TRAIN] };
+    for (file, problems) in [("train.jsonl", train), ("test.jsonl", &own[TRAIN..])] {
+        let rows: String =
+            problems.iter().enumerate().map(|(n, &i)| row(100 + i / 900, 100 + i % 900, form, n)).collect();
         let path = folder.join(file);
         fs::write(&path, rows).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
 }
 
-fn row(a: u32, b: u32, form: Form) -> String {
+/// `n` is its place among the rows.
+fn row(a: u32, b: u32, form: Form, n: usize) -> String {
     let reversed = |n: u32| n.to_string().chars().rev().collect::<String>();
+    let worked = |trace: String| (format!("{trace}:{}", a + b), (a + b).to_string());
     let (completion, answer) = match form {
+        Form::Mixed => match n % 4 {
+            0 => ((a + b).to_string(), (a + b).to_string()),
+            1 => worked(trace(a, b)),
+            2 => worked(trace(b, a)),
+            _ => worked(by_places(a, b)),
+        },
         Form::AnswerOnly => ((a + b).to_string(), (a + b).to_string()),
         Form::Reversed => (reversed(a + b), reversed(a + b)),
-        Form::Trace => (format!("{}:{}", trace(a, b), a + b), (a + b).to_string()),
+        Form::Trace => worked(trace(a, b)),
     };
     let row = serde_json::json!({
         "id": format!("{a}+{b}"), "prompt": format!("{a}+{b}="), "completion": completion, "answer": answer,
@@ -65,13 +79,22 @@ fn trace(mut a: u32, mut b: u32) -> String {
     text
 }
 
+/// `300+600=900,40+70=110,5+8=13`
+fn by_places(a: u32, b: u32) -> String {
+    let sum = |place: u32| {
+        let (x, y) = (a / place % 10 * place, b / place % 10 * place);
+        format!("{x}+{y}={}", x + y)
+    };
+    [100, 10, 1].map(sum).join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_sum_is_written_in_each_form() {
-        let of = |form| serde_json::from_str::<serde_json::Value>(&row(345, 678, form)).unwrap();
+        let of = |form| serde_json::from_str::<serde_json::Value>(&row(345, 678, form, 0)).unwrap();
         assert_eq!(of(Form::AnswerOnly)["completion"], "1023");
         assert_eq!(
             (&of(Form::Reversed)["completion"], &of(Form::Reversed)["answer"]),
@@ -83,5 +106,16 @@ mod tests {
             (&"345+678=".into(), &"1023".into())
         );
         assert_eq!(trace(120, 203), "0+3=3,2+0=2,1+2=3");
+        let mixed = [0, 1, 2, 3].map(|n| {
+            let row = row(345, 678, Form::Mixed, n);
+            serde_json::from_str::<serde_json::Value>(&row).unwrap()["completion"].clone()
+        });
+        let four = [
+            "1023",
+            "5+8=13,4+7+1=12,3+6+1=10:1023",
+            "8+5=13,7+4+1=12,6+3+1=10:1023",
+            "300+600=900,40+70=110,5+8=13:1023",
+        ];
+        assert_eq!(mixed, four);
     }
 }
