@@ -431,21 +431,27 @@ pub(crate) enum Use {
 
 #[derive(Debug, Args)]
 pub(crate) struct LicenceCheck {
-    /// A hub name, `service:model`, or a local model directory
-    #[arg(long, value_name = "ID")]
-    pub(crate) teacher: String,
+    /// A hub name, `service:model`, or a local model directory; judges and rewriters are teachers too
+    #[arg(long, value_name = "ID", required = true)]
+    pub(crate) teacher: Vec<String>,
     /// The same, for the model that the student starts from
     #[arg(long, value_name = "ID")]
     pub(crate) student: Option<String>,
-    /// A data set
+    /// What wrote the data: the same again
     #[arg(long, value_name = "ID")]
     pub(crate) data: Vec<String>,
+    /// The name under which the student is to be released; some licences prescribe how it begins
+    #[arg(long, value_name = "NAME")]
+    pub(crate) student_name: Option<String>,
     /// What is taken from the teacher
     #[arg(long = "use", value_name = "USE", default_value = "outputs")]
     pub(crate) usage: Use,
     /// Accept a condition that the verdict names
     #[arg(long, value_name = "CONDITION")]
     pub(crate) accept: Vec<String>,
+    /// A table of your own beside the register, with the same columns
+    #[arg(long, value_name = "FILE")]
+    pub(crate) register: Option<PathBuf>,
     /// Print the verdict as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -453,6 +459,12 @@ pub(crate) struct LicenceCheck {
 
 #[derive(Debug, Args)]
 pub(crate) struct LicenceList {
+    /// A table of your own beside the register, with the same columns
+    #[arg(long, value_name = "FILE")]
+    pub(crate) register: Option<PathBuf>,
+    /// Print the register as CSV, the form of a table of your own
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) csv: bool,
     /// Print the register as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -462,6 +474,9 @@ pub(crate) struct LicenceList {
 pub(crate) struct LicenceShow {
     /// A hub name, `service:model`, or a local model directory
     pub(crate) id: String,
+    /// A table of your own beside the register, with the same columns
+    #[arg(long, value_name = "FILE")]
+    pub(crate) register: Option<PathBuf>,
     /// Print the entries as JSON
     #[arg(long)]
     pub(crate) json: bool,

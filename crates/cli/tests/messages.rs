@@ -75,10 +75,39 @@ fn help_of_every_verb() {
         ("help-bench-decode", &["bench", "decode", "--help"]),
         ("help-licence", &["licence", "--help"]),
         ("help-licence-check", &["license", "check", "--help"]),
+        ("help-licence-list", &["licence", "list", "--help"]),
+        ("help-licence-show", &["licence", "show", "--help"]),
     ];
     let cases: Vec<Case> =
         VERBS.iter().map(|&(name, args)| Case { name, args, recipe: None, exit: 0 }).collect();
     check(&cases);
+}
+
+#[test]
+fn verdicts_say_why_and_what_to_do() {
+    let case = |name, args, exit| Case { name, args, recipe: None, exit };
+    check(&[
+        case(
+            "licence-allow",
+            &["licence", "check", "--teacher", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"],
+            0,
+        ),
+        case(
+            "licence-conditional",
+            &[
+                "licence",
+                "check",
+                "--teacher",
+                "meta-llama/Llama-3.1-8B-Instruct",
+                "--student-name",
+                "Llama-tiny",
+            ],
+            77,
+        ),
+        case("licence-unknown", &["licence", "check", "--teacher", "acme/mystery-7b"], 77),
+        case("licence-deny", &["licence", "check", "--teacher", "openai:gpt-4o"], 77),
+        case("licence-show", &["licence", "show", "Qwen/Qwen2.5-3B-Instruct"], 0),
+    ]);
 }
 
 const SMALL: &str = r#"

@@ -183,6 +183,9 @@ pub struct LicenceDecision {
     /// Conditions that the recipe accepts.
     #[serde(default)]
     pub accepted: Vec<String>,
+    /// The reason for which a closed gate was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<String>,
     /// `local`, `listed` or `any`.
     #[serde(default)]
     pub egress: Option<String>,

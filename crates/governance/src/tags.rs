@@ -41,7 +41,8 @@ pub(crate) fn name_on_cards(licence: &str) -> String {
     let known = TAGS.iter().find(|(_, known)| *known == licence).map(|(tag, _)| (*tag).to_owned());
     known.unwrap_or_else(|| {
         let plain = licence.trim_start_matches("LicenseRef-").trim_start_matches("scancode-");
-        plain.to_lowercase()
+        // One tag for the terms of every date.
+        if plain.starts_with("gemma-tou") { "gemma".to_owned() } else { plain.to_lowercase() }
     })
 }
 
@@ -62,6 +63,7 @@ mod tests {
             assert_eq!(name_on_cards(licence), tag);
         }
         assert!(is_tag("llama3.1") && !is_tag("qwen") && !is_tag("other"));
+        assert_eq!(name_on_cards("LicenseRef-scancode-gemma-tou-2024-04-01"), "gemma");
         assert_eq!(name_on_cards("LicenseRef-scancode-falcon-2-11b-1.0"), "falcon-2-11b-1.0");
     }
 }

@@ -92,7 +92,8 @@ impl Grant {
 
 /// One statement: whose, what it answers, under which licence and clause, and where that was read.
 pub(crate) fn render_rule(text: &mut String, rule: &Rule) {
-    wrap(text, "  ", &format!("{}: {} ({})", rule.role.title(), rule.id, rule.release));
+    let release = if rule.release == rule.id { String::new() } else { format!(" ({})", rule.release) };
+    wrap(text, "  ", &format!("{}: {}{release}", rule.role.title(), rule.id));
     let licence = if rule.licence.is_empty() { "not known" } else { &rule.licence };
     wrap(text, "    ", &format!("{}, licence {licence}", rule.verdict.as_str()));
     if !rule.clause.is_empty() {
@@ -126,7 +127,8 @@ pub(crate) fn wrap(text: &mut String, indent: &str, foreign: &str) {
     let mut column = indent.chars().count();
     text.push_str(indent);
     let mut at_start = true;
-    for word in printable(foreign).split_whitespace() {
+    for word in unbroken_keys(&printable(foreign)).split(' ').filter(|word| !word.is_empty()) {
+        let word = word.replace(UNBROKEN, " ");
         let width = word.chars().count();
         if !at_start && column + 1 + width > COLUMNS_MAX {
             let _ = write!(text, "\n{indent}  ");
@@ -135,11 +137,23 @@ pub(crate) fn wrap(text: &mut String, indent: &str, foreign: &str) {
             text.push(' ');
             column += 1;
         }
-        text.push_str(word);
+        text.push_str(&word);
         column += width;
         at_start = false;
     }
     text.push('\n');
+}
+
+/// Stands for a blank at which no line is broken; foreign text has none left.
+const UNBROKEN: char = '\u{1}';
+
+/// Keys of a recipe that are to be copied, `key = value` between backticks, in one piece.
+fn unbroken_keys(text: &str) -> String {
+    let pieces = text.split('`').enumerate().map(|(i, piece)| match i % 2 {
+        1 if piece.contains(" = ") => piece.replace(' ', &UNBROKEN.to_string()),
+        _ => piece.to_owned(),
+    });
+    pieces.collect::<Vec<_>>().join("`")
 }
 
 /// Text from files and recipes without control characters.

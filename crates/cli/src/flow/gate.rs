@@ -1,19 +1,48 @@
 //! The licence gate: before anything is sent, spent or written.
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use stillroom_core::{Cleared, Reach};
 use stillroom_governance::{
-    Decision, Declaration, Egress, GovernanceError, Question, Subject, Use, Verdict, decide,
-    digest_of_weights,
+    Decision, Declaration, Egress, GovernanceError, Question, REGISTER_BYTES_MAX, Register, Subject, Use,
+    Verdict, decide_by, digest_of_weights,
 };
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, Wire};
+use crate::terminal;
+
+/// What the gate says about a recipe, by its register.
+pub(crate) fn decision(recipe: &Recipe, source: &Source) -> Result<Decision> {
+    let path = recipe.policy.register.as_deref().map(|path| source.resolve_path(path));
+    let register =
+        register(path.as_deref()).map_err(|failure| failure.at(source.place(&["policy", "register"])))?;
+    register.check_condition_names(&recipe.policy.accept)?;
+    Ok(decide_by(&register, &question(recipe, source)?))
+}
+
+/// The register, with a table of the user's own beside it.
+pub(crate) fn register(users: Option<&Path>) -> Result<Cow<'static, Register>> {
+    let Some(path) = users else { return Ok(Cow::Borrowed(Register::builtin())) };
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| Failure::io("open", path, &e))?;
+    let read = file.take(REGISTER_BYTES_MAX as u64 + 1).read_to_string(&mut text);
+    read.map_err(|e| Failure::io("read", path, &e))?;
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let with_users = Register::builtin().with_users(&text, &name).map_err(|error| {
+        Failure::new(Exit::BadData, format!("`{}`: {error}", path.display()))
+            .code("register")
+            .fix("it has the columns of `stillroom licence list --csv`; docs/licences.md explains them")
+    })?;
+    Ok(Cow::Owned(with_users))
+}
 
 /// What the gate is asked about a recipe.
-pub(crate) fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
+fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
     let mut teachers = Vec::new();
     if let Some(teacher) = &recipe.teacher {
         teachers.push(subject(recipe, source, &teacher.model, teacher.path.as_deref())?);
@@ -79,7 +108,7 @@ fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Re
 
 /// Decides on a recipe; a refusal writes `licence.json` and nothing else.
 pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<Decision> {
-    let decision = decide(&question(recipe, source)?);
+    let decision = decision(recipe, source)?;
     if let Err(refused) = decision.enforce() {
         create_dir_durable(output)?;
         let mut text = serde_json::to_vec_pretty(&decision).expect("a decision is plain data");
@@ -87,7 +116,15 @@ pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<De
         atomic_write(&output.join("licence.json"), &text)?;
         return Err(refusal(&refused, &decision).next(check_command(recipe)));
     }
+    warn_of_override(&decision);
     Ok(decision)
+}
+
+/// An override is said on the terminal whatever else is silent.
+pub(crate) fn warn_of_override(decision: &Decision) {
+    if let Some(reason) = &decision.override_reason {
+        terminal::note(&format!("warning[licence]: {}", decision.override_in_words(reason)));
+    }
 }
 
 /// The rules that closed the gate, clause by clause.

@@ -24,6 +24,7 @@ mod logits;
 mod logprobs;
 mod measure;
 mod memory;
+mod obligations;
 mod own_text;
 mod prompt_pii;
 mod prune;

@@ -13,7 +13,7 @@ use stillroom_store::atomic_dir;
 
 use crate::failure::{Failure, Result};
 use crate::flow::train::{ADAPTER, weights_of};
-use crate::flow::{Flow, data, report};
+use crate::flow::{Flow, data, obligations, report};
 use crate::models::with_adapter;
 use crate::recipe::{Base, Student, Teacher, WeightType};
 
@@ -22,7 +22,7 @@ const FOLDER: &str = "release";
 
 impl Flow {
     pub(crate) fn release(&mut self, decision: &Decision, report: &Report) -> Result<()> {
-        let settings = json!([1, self.recipe.release, self.trial, decision]);
+        let settings = json!([2, self.recipe.release, self.trial, decision]);
         self.stage(STAGE, &settings, &["train", report::STAGE], &[FOLDER], |flow| {
             let files = ModelFiles::open(&flow.run.path(&weights_of(Contender::Student))?)?;
             let device = std::sync::Arc::clone(&flow.device);
@@ -35,7 +35,8 @@ impl Flow {
             flow.seal_log()?;
             atomic_dir(&flow.run.release(), |dir| {
                 flow.copy_log(dir)?;
-                flow.write_release(dir, &decoder, &card)
+                flow.write_release(dir, &decoder, &card, decision)?;
+                obligations::write(dir, decision, &flow.recipe.release.name)
             })?;
             let record = flow.run_record(decision)?;
             Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
@@ -43,15 +44,16 @@ impl Flow {
         })
     }
 
-    fn write_release(&self, dir: &Path, decoder: &Decoder, card: &str) -> Result<()> {
+    fn write_release(&self, dir: &Path, decoder: &Decoder, card: &str, decision: &Decision) -> Result<()> {
         let tokenizer = self.student_tokenizer()?;
         let release = &self.recipe.release;
         let config = decoder.config();
         write_hf_dir(dir, config, &mut decoder.tensors(), encoding(release.dtype), Some(&tokenizer))?;
         self.write_adapter(&dir.join(ADAPTER), decoder, encoding(release.dtype))?;
+        let licence = decision.card_licence(release.licence.as_deref());
         let metadata = [
             ("general.name".to_owned(), release.name.clone()),
-            ("general.license".to_owned(), self.release_licence().to_lowercase()),
+            ("general.license".to_owned(), licence.license_name.unwrap_or(licence.license)),
         ];
         let gguf = dir.join("model.gguf");
         write_gguf(&gguf, config, &mut decoder.tensors(), encoding(release.gguf), &tokenizer, &metadata)?;
@@ -59,15 +61,11 @@ impl Flow {
         std::fs::write(&path, card).map_err(|e| Failure::io("write", &path, &e))
     }
 
-    fn release_licence(&self) -> String {
-        self.recipe.release.licence.clone().unwrap_or_else(|| "other".to_owned())
-    }
-
     /// The model card: front matter that hubs read, then what was measured.
     fn card(&self, decision: &Decision, report: &Report) -> String {
         let release = &self.recipe.release;
         let mut card = String::from("---\n");
-        let _ = writeln!(card, "license: {}", self.release_licence().to_lowercase());
+        card.push_str(&obligations::front_matter(&decision.card_licence(release.licence.as_deref())));
         let base = self.recipe.student.base();
         let teacher = self.recipe.teacher.as_ref().map(|teacher| teacher.model.as_str());
         let of_teacher = teacher.filter(|_| base.is_some_and(|base| base.path.is_none()));
@@ -99,14 +97,7 @@ impl Flow {
             }
         }
         card.push_str(&table(report));
-        let _ = writeln!(card, "\nLicence verdict on the way it was made: {}.", decision.verdict.as_str());
-        for rule in &decision.rules {
-            let _ = writeln!(card, "- {} ({}): {}", rule.release, rule.licence, rule.says);
-        }
-        for name in &decision.obliges {
-            let meaning = decision.meanings.get(name).map_or("", String::as_str);
-            let _ = writeln!(card, "- to be kept, `{name}`: {meaning}");
-        }
+        card.push_str(&obligations::chapter(decision));
         if self.recipe.train.lora.is_some() {
             let _ = writeln!(
                 card,

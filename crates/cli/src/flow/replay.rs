@@ -8,7 +8,6 @@ use serde_json::Value;
 use stillroom_core::CounterRng;
 use stillroom_distill::{Again, DistillError, TrainEvent, kept_steps, replay};
 use stillroom_evaluate::Contender;
-use stillroom_governance::decide;
 use stillroom_store::{EventReader, RunDir};
 
 use crate::args::Machine;
@@ -94,7 +93,7 @@ fn open(asked: &Replay<'_>) -> Result<Flow> {
         )
     })?;
     refuse_endpoints(&recipe, &source)?;
-    let decision = decide(&gate::question(&recipe, &source)?);
+    let decision = gate::decision(&recipe, &source)?;
     let judge = verifiers::verifier(&recipe, &source, false)?;
     let run = RunDir::open(asked.run)?;
     let events = run.events()?;

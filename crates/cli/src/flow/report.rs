@@ -227,6 +227,7 @@ impl Flow {
             verdict: decision.verdict.as_str().to_owned(),
             rules: rules.collect(),
             accepted: decision.accepted.clone(),
+            overridden: decision.override_reason.clone(),
             egress: serde_json::to_value(self.recipe.policy.egress)
                 .ok()
                 .and_then(|v| v.as_str().map(str::to_owned)),

@@ -49,6 +49,9 @@ pub(crate) struct Policy {
     /// The reason for which a closed gate is opened; it stays in the record.
     #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
     pub(crate) override_reason: Option<String>,
+    /// A table of the user's own beside the licence register.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) register: Option<String>,
     #[serde(skip_serializing_if = "PromptPii::is_block")]
     pub(crate) prompt_pii: PromptPii,
     /// Where data of each class may go.
@@ -142,6 +145,7 @@ pub(super) fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
         listed: raw.listed.unwrap_or_default(),
         accept: raw.accept.unwrap_or_default(),
         override_reason: raw.override_reason.filter(|reason| !reason.trim().is_empty()),
+        register: raw.register,
         prompt_pii,
         data_classes: raw.data_classes.unwrap_or_default().into_iter().map(class).collect(),
         declare,

@@ -324,6 +324,7 @@ pub(super) struct RawPolicy {
     #[serde(rename = "override")]
     pub(super) override_reason: Option<String>,
     pub(super) declare: Option<BTreeMap<String, RawDeclaration>>,
+    pub(super) register: Option<String>,
     pub(super) data_classes: Option<BTreeMap<String, RawDataClass>>,
     pub(super) prompt_pii: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use serde_json::json;
-use stillroom_governance::{Decision, decide};
+use stillroom_governance::Decision;
 
 use crate::args::Plan;
 use crate::failure::{Exit, Result};
@@ -16,7 +16,7 @@ use crate::{models, terminal};
 
 pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
     let (recipe, source) = Recipe::load(&args.recipe.recipe, &args.recipe.overrides)?;
-    let decision = decide(&gate::question(&recipe, &source)?);
+    let decision = gate::decision(&recipe, &source)?;
     if !decision.passes {
         if args.json {
             terminal::print_json(&json!({ "licence": decision, "estimate": null }))?;
@@ -25,6 +25,7 @@ pub(super) fn plan(args: &Plan) -> Result<ExitCode> {
         }
         return Ok(ExitCode::from(Exit::Policy as u8));
     }
+    gate::warn_of_override(&decision);
     gate::egress(&recipe, &source)?;
     hidden::aligned_layers(&recipe, &source)?;
     teachers::check_tokenizers(&recipe, &source)?;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use crate::desk::{Desk, tell};
 use crate::fake::{FakeTeacher, Options};
@@ -99,6 +100,33 @@ fn under_listed_nothing_is_asked_that_is_not_on_the_list() {
         assert!(lines.is_empty(), "{policy}: {lines:?}");
     }
     assert_eq!((server.stats().requests, other.stats().connections), (8, 0));
+}
+
+#[test]
+fn a_teacher_that_may_not_teach_is_refused_within_a_second_and_without_a_socket() {
+    let Some(watched) = Watched::new() else { return };
+    let verdicts = [
+        ("https://api.openai.com/v1", "deny"),
+        ("https://api.anthropic.com/v1", "deny"),
+        ("https://api.groq.com/v1", "unknown"),
+    ];
+    for (url, verdict) in verdicts {
+        let mut shortest = Duration::MAX;
+        // The machine may be busy once.
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let (output, lines) = watched.run("curate", url, "egress = \"any\"");
+            shortest = shortest.min(begun.elapsed());
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(77), "{url}: {said}");
+            assert!(said.contains("error[licence]") && said.contains(verdict), "{said}");
+            assert!(lines.is_empty(), "{url}: {lines:?}");
+            let left: Vec<_> =
+                std::fs::read_dir(watched.desk.path("out")).expect("a folder").flatten().collect();
+            assert!(left.len() == 1 && left[0].file_name() == "licence.json", "{url}: {left:?}");
+        }
+        assert!(shortest < Duration::from_secs(1), "{url}: {shortest:?}");
+    }
 }
 
 /// The watch sees what it is there for.

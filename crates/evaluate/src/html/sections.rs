@@ -583,6 +583,14 @@ fn decision_of(section: &mut Markup, decision: &LicenceDecision) {
             p.text(format_args!("  accepted: {}", decision.accepted.join(", ")));
         }
     });
+    if let Some(reason) = &decision.overridden {
+        section.nest("div", &[("class", &"banner")], |banner| {
+            banner.nest("p", &[], |p| {
+                p.element("b", &[], "The licence gate was closed, and the recipe opened it.");
+                p.text(format_args!(" Its reason: {reason}"));
+            });
+        });
+    }
     for rule in decision.rules.iter().take(ROWS_MAX) {
         section.nest("div", &[("class", &"rule")], |block| {
             block.nest("p", &[], |p| {

@@ -207,6 +207,7 @@ fn licence() -> LicenceDecision {
             obliges: vec!["Keep the notice file with the released weights.".into()],
         }],
         accepted: vec![],
+        overridden: None,
         egress: Some("local".into()),
     }
 }
