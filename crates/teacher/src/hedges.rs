@@ -210,6 +210,16 @@ mod tests {
         schedule.ended(first, at, &Ended { usd: 0.6, tokens: 10, how: How::Answered }, 10);
         assert_eq!(schedule.next(5_000), Next::Wait(None), "two more at that price would be too much");
         assert_eq!(schedule.stopped(), None, "what is on its way is waited for");
+
+        let mut timed = self::schedule(&[1, 1], Budget { seconds: Some(1.0), ..Budget::default() });
+        timed.push(0, 0, 1);
+        send(&mut timed, 0);
+        assert_eq!(timed.next(10), Next::Wait(Some(1_000)));
+        assert_eq!(
+            timed.next(1_000),
+            Next::Wait(None),
+            "there is no time any more, and none to look again at"
+        );
     }
 
     proptest! {

@@ -236,11 +236,10 @@ impl<T: Clone> Schedule<T> {
     fn hedge(&mut self, now_ms: u64) -> Next<T> {
         let mut next = self.due.peek().map(|Reverse((at, _))| *at);
         let mut sooner = |at: u64| next = Some(next.map_or(at, |next| next.min(at)));
-        if let Some(mut hedges) = self.hedges.take() {
-            let affordable = self.over_budget(now_ms).is_none() && !self.would_exceed_budget();
-            let due = if affordable { hedges.due(now_ms) } else { Vec::new() };
+        let affordable = self.over_budget(now_ms).is_none() && !self.would_exceed_budget();
+        if let Some(mut hedges) = self.hedges.take_if(|_| affordable) {
             let mut found = None;
-            for (index, tokens, at) in due {
+            for (index, tokens, at) in hedges.due(now_ms) {
                 match self.choose(tokens, Some(at), now_ms) {
                     Ok(endpoint) => {
                         found = Some((hedges.hedge(index, endpoint), endpoint));
