@@ -14,7 +14,6 @@
 //!
 //! A log shows what is in it, in an order that cannot be changed later. It does not show that nothing was left out.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -23,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Digester};
 use stillroom_store::StoreError;
 
-use crate::error::{GovernanceError, LogFault, Result};
+use crate::dsse::Envelope;
+use crate::error::{EnvelopeFault, GovernanceError, LogFault, Result};
+use crate::keys::{PublicKey, Signer};
 use crate::merkle::{Frontier, consistency_proof, inclusion_proof, is_included, leaf_hash};
 
 /// Bytes of a record.
@@ -186,14 +187,81 @@ pub struct Head {
     pub unix_s: u64,
 }
 
+/// What the payload of a signed head is.
+pub const HEAD_TYPE: &str = "application/vnd.stillroom.log-head.v1+json";
+
+/// A head as it was written: one line of JSON, the head itself or an envelope (DSSE) of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadLine {
+    pub head: Head,
+    /// Its bytes, without the line's end.
+    pub line: Vec<u8>,
+    envelope: Option<Envelope>,
+}
+
+impl HeadLine {
+    /// Writes a head, signed where there is somebody to sign.
+    pub fn new(head: Head, signer: Option<&Signer>) -> Result<HeadLine> {
+        let json = serde_json::to_vec(&head).map_err(|e| GovernanceError::from(malformed_head(&e)))?;
+        let Some(signer) = signer else { return Ok(HeadLine { head, line: json, envelope: None }) };
+        let envelope = Envelope::sign(HEAD_TYPE, &json, signer)?;
+        Ok(HeadLine { head, line: envelope.to_bytes()?, envelope: Some(envelope) })
+    }
+
+    /// Reads a line that nobody vouches for yet.
+    pub fn read(line: &[u8]) -> Result<HeadLine> {
+        let line = line.to_vec();
+        if let Ok(head) = serde_json::from_slice(&line) {
+            return Ok(HeadLine { head, line, envelope: None });
+        }
+        let envelope = Envelope::from_bytes(&line)?;
+        let payload = envelope.unverified_payload()?;
+        let head = serde_json::from_slice(&payload).map_err(|e| GovernanceError::from(malformed_head(&e)))?;
+        Ok(HeadLine { head, line, envelope: Some(envelope) })
+    }
+
+    /// Whether it is signed at all.
+    pub fn is_signed(&self) -> bool {
+        self.envelope.is_some()
+    }
+
+    /// Whether it is signed by this key, as a head.
+    pub fn is_by(&self, key: &PublicKey) -> bool {
+        self.envelope
+            .as_ref()
+            .is_some_and(|envelope| envelope.payload_type() == HEAD_TYPE && envelope.verify(key).is_ok())
+    }
+}
+
+fn malformed_head(error: &serde_json::Error) -> EnvelopeFault {
+    EnvelopeFault::Malformed { cause: error.to_string() }
+}
+
+/// Records one behind the other whose numbers count up: rows come in runs, so that a million of them need no memory.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    kind: Kind,
+    /// Of its first record.
+    number: u64,
+    position: u64,
+    length: u64,
+}
+
+impl Run {
+    fn position_of(&self, kind: Kind, number: u64) -> Option<u64> {
+        let behind =
+            number.checked_sub(self.number).filter(|&behind| behind < self.length && kind == self.kind)?;
+        Some(self.position + behind)
+    }
+}
+
 /// The writing end of a log.
 pub struct LogWriter {
     path: PathBuf,
     file: BufWriter<File>,
     secret: Secret,
     frontier: Frontier,
-    /// Where the newest record of each entry is.
-    newest: HashMap<(Kind, u64), u64>,
+    runs: Vec<Run>,
 }
 
 impl LogWriter {
@@ -208,7 +276,7 @@ impl LogWriter {
             .open(path)
             .map_err(io("open"))?;
         let length = file.metadata().map_err(io("read"))?.len();
-        let whole = length - length % RECORD_BYTES as u64;
+        let whole = whole_records(&mut file, length).map_err(io("read"))?;
         if whole != length {
             file.set_len(whole).map_err(io("truncate"))?;
         }
@@ -217,7 +285,7 @@ impl LogWriter {
             file: BufWriter::new(file.try_clone().map_err(io("open"))?),
             secret,
             frontier: Frontier::default(),
-            newest: HashMap::new(),
+            runs: Vec::new(),
         };
         each_record(path, &mut file, |record| {
             writer.remember(record);
@@ -234,7 +302,7 @@ impl LogWriter {
 
     /// The largest number of an entry of this kind.
     pub fn last_number(&self, kind: Kind) -> Option<u64> {
-        self.newest.keys().filter(|(of, _)| *of == kind).map(|&(_, number)| number).max()
+        self.runs.iter().filter(|run| run.kind == kind).map(|run| run.number + (run.length - 1)).max()
     }
 
     /// Appends an entry, unless its number is there already and stood for the same bytes when it was last appended. The
@@ -243,7 +311,7 @@ impl LogWriter {
         if bytes.len() > ENTRY_BYTES_MAX || self.size() >= RECORDS_MAX {
             return Err(self.fault(LogFault::TooLarge));
         }
-        if let Some(at) = self.newest.get(&(kind, number)).copied()
+        if let Some(at) = self.runs.iter().rev().find_map(|run| run.position_of(kind, number))
             && self.read(at)?.commitment == self.commitment(at, kind, number, bytes)
         {
             return Ok(at);
@@ -272,7 +340,13 @@ impl LogWriter {
     }
 
     fn remember(&mut self, record: Record) {
-        self.newest.insert((record.kind, record.number), self.size());
+        let Record { kind, number, .. } = record;
+        match self.runs.last_mut() {
+            Some(run) if run.kind == kind && run.number.checked_add(run.length) == Some(number) => {
+                run.length += 1
+            }
+            _ => self.runs.push(Run { kind, number, position: self.size(), length: 1 }),
+        }
         self.frontier.push(record.leaf());
     }
 
@@ -297,6 +371,21 @@ impl LogWriter {
     fn fault(&self, cause: LogFault) -> GovernanceError {
         GovernanceError::Log { path: self.path.clone(), cause }
     }
+}
+
+/// Bytes up to the end of the last record: a crash may leave half of one behind it, or zeros where bytes were to come.
+fn whole_records(file: &mut File, length: u64) -> std::io::Result<u64> {
+    let mut whole = length - length % RECORD_BYTES as u64;
+    let mut kind = [0];
+    while let Some(before) = whole.checked_sub(RECORD_BYTES as u64) {
+        file.seek(SeekFrom::Start(before))?;
+        file.read_exact(&mut kind)?;
+        if kind != [0] {
+            break;
+        }
+        whole = before;
+    }
+    Ok(whole)
 }
 
 fn each_record(path: &Path, file: &mut File, mut take: impl FnMut(Record) -> Result<()>) -> Result<()> {
@@ -376,13 +465,13 @@ impl Log {
         consistency_proof(&leaves(&self.records[..new as usize]), old as usize)
     }
 
-    /// That all heads are of this log, each after the one before it, and how many records the last does not cover. Their lines are
-    /// their bytes as they were written, of which their chain is made.
-    pub fn check_heads(&self, heads: &[(Head, Vec<u8>)]) -> std::result::Result<u64, LogFault> {
+    /// That all heads are of this log, each after the one before it, and how many records the last does not cover. Their chain is made
+    /// of their lines.
+    pub fn check_heads(&self, heads: &[HeadLine]) -> std::result::Result<u64, LogFault> {
         let mut frontier = Frontier::default();
         let mut records = self.records.iter();
         let mut previous: Option<Digest> = None;
-        for (number, (head, line)) in heads.iter().enumerate() {
+        for (number, HeadLine { head, line, .. }) in heads.iter().enumerate() {
             let wrong = |what| LogFault::Head { number, what };
             if head.previous != previous {
                 return Err(wrong("does not follow the one before it"));
@@ -449,16 +538,15 @@ mod tests {
     }
 
     /// A log of `n` entries with a head after each tenth and at the end.
-    fn written(path: &Path, n: u64) -> Vec<(Head, Vec<u8>)> {
+    fn written(path: &Path, n: u64) -> Vec<HeadLine> {
         let mut writer = LogWriter::open(path, secret()).unwrap();
-        let mut heads: Vec<(Head, Vec<u8>)> = Vec::new();
+        let mut heads: Vec<HeadLine> = Vec::new();
         for i in 0..n {
             let kind = if i % 3 == 0 { Kind::Call } else { Kind::Trace };
             assert_eq!(writer.append(kind, i, &entry(i)).unwrap(), i);
             if i % 10 == 9 || i + 1 == n {
-                let head = writer.head(heads.last().map(|(_, line)| &line[..]), i);
-                let line = serde_json::to_vec(&head).unwrap();
-                heads.push((head, line));
+                let head = writer.head(heads.last().map(|last| &last.line[..]), i);
+                heads.push(HeadLine::new(head, None).unwrap());
             }
         }
         writer.sync().unwrap();
@@ -493,8 +581,8 @@ mod tests {
         let heads = written(&path, 35);
         let log = Log::read(&path).unwrap();
         assert_eq!(log.check_heads(&heads), Ok(0));
-        let first = heads.iter().position(|(head, _)| head.size > 13).unwrap();
-        for (head, _) in &heads[first..] {
+        let first = heads.iter().position(|line| line.head.size > 13).unwrap();
+        for HeadLine { head, .. } in &heads[first..] {
             let opening = log.open(&secret(), Kind::Trace, 13, &entry(13), head).unwrap();
             assert!(opening.holds(head));
             let text = serde_json::to_string(&opening).unwrap();
@@ -509,11 +597,11 @@ mod tests {
             assert!(!Opening { position: 12, ..opening.clone() }.holds(head));
             assert!(!Opening { number: 12, ..opening }.holds(head));
         }
-        assert!(log.open(&secret(), Kind::Trace, 13, b"forged", &heads[3].0).is_none());
-        assert!(log.open(&Secret::new([8; 32]), Kind::Trace, 13, &entry(13), &heads[3].0).is_none());
-        assert!(log.open(&secret(), Kind::Trace, 99, &entry(99), &heads[3].0).is_none());
+        assert!(log.open(&secret(), Kind::Trace, 13, b"forged", &heads[3].head).is_none());
+        assert!(log.open(&Secret::new([8; 32]), Kind::Trace, 13, &entry(13), &heads[3].head).is_none());
+        assert!(log.open(&secret(), Kind::Trace, 99, &entry(99), &heads[3].head).is_none());
         for pair in heads.windows(2) {
-            let (old, new) = (&pair[0].0, &pair[1].0);
+            let (old, new) = (&pair[0].head, &pair[1].head);
             let proof = log.consistency(old.size, new.size);
             assert!(is_consistent(old.size, &old.root, new.size, &new.root, &proof));
         }
@@ -539,8 +627,11 @@ mod tests {
         let path = temp.path().join("records");
         written(&path, 12);
         let whole = std::fs::read(&path).unwrap();
-        // A crash in the middle of a record.
-        std::fs::write(&path, [&whole[..], b"torn"].concat()).unwrap();
+        // A crash in the middle of a record, or before the bytes of some had come.
+        for tail in [&[0; 4 * RECORD_BYTES + 3][..], b"torn"] {
+            std::fs::write(&path, [&whole[..], tail].concat()).unwrap();
+            assert_eq!(LogWriter::open(&path, secret()).unwrap().size(), 12);
+        }
         let mut writer = LogWriter::open(&path, secret()).unwrap();
         assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), 4);
         assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), 12);
@@ -580,6 +671,33 @@ mod tests {
             let mut again = heads.clone();
             again.insert(i, heads[i].clone());
             assert!(log.check_heads(&again).is_err(), "head {i} used again");
+        }
+    }
+
+    #[test]
+    fn a_signed_head_is_its_signers_and_no_other_paper_passes_for_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let signer = Signer::create(&temp.path().join("key"), None).unwrap();
+        let other = Signer::create(&temp.path().join("other"), None).unwrap();
+        let mut writer = LogWriter::open(&temp.path().join("records"), secret()).unwrap();
+        writer.append(Kind::Call, 1, b"{}").unwrap();
+        let head = writer.head(None, 7);
+        let plain = HeadLine::new(head.clone(), None).unwrap();
+        let signed = HeadLine::new(head.clone(), Some(&signer)).unwrap();
+        assert!(!plain.is_signed() && !plain.is_by(signer.public_key()));
+        let read = HeadLine::read(&signed.line).unwrap();
+        assert_eq!((&read, &read.head), (&signed, &head));
+        assert!(read.is_by(signer.public_key()) && !read.is_by(other.public_key()));
+        let json = serde_json::to_vec(&head).unwrap();
+        let paper = Envelope::sign("application/vnd.in-toto+json", &json, &signer).unwrap();
+        assert!(!HeadLine::read(&paper.to_bytes().unwrap()).unwrap().is_by(signer.public_key()));
+        let text = String::from_utf8(signed.line.clone()).unwrap();
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            let forged =
+                HeadLine::read(&bytes).is_ok_and(|line| line.head != head && line.is_by(signer.public_key()));
+            assert!(!forged, "byte {at}");
         }
     }
 

@@ -43,14 +43,19 @@ impl EventLog {
 
     /// Appends one event, which must serialise as a JSON object. Whole or not at all.
     pub fn append<T: Serialize + ?Sized>(&mut self, event: &T) -> Result<()> {
-        let refused = |reason: String| StoreError::Unrecordable { path: self.path.clone(), reason };
-        let mut line = serde_json::to_vec(event).map_err(|e| refused(e.to_string()))?;
+        let line = serde_json::to_vec(event).map_err(|e| self.refused(e.to_string()))?;
+        self.append_line(&line)
+    }
+
+    /// Appends a JSON object that is written already, in one line without its end. Whole or not at all.
+    pub fn append_line(&mut self, line: &[u8]) -> Result<()> {
+        let mut line = line.to_vec();
         line.push(b'\n');
         if line.first() != Some(&b'{') {
-            return Err(refused("not a JSON object".into()));
+            return Err(self.refused("not a JSON object".into()));
         }
         if line.len() > EVENT_BYTES_MAX {
-            return Err(refused(format!("{} bytes, at most {EVENT_BYTES_MAX} fit", line.len())));
+            return Err(self.refused(format!("{} bytes, at most {EVENT_BYTES_MAX} fit", line.len())));
         }
         if let Err(source) = self.file.write_all(&line) {
             let _ = self.file.set_len(self.len);
@@ -58,6 +63,10 @@ impl EventLog {
         }
         self.len += line.len() as u64;
         Ok(())
+    }
+
+    fn refused(&self, reason: String) -> StoreError {
+        StoreError::Unrecordable { path: self.path.clone(), reason }
     }
 
     /// Makes everything appended so far durable.

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Trace};
 use stillroom_formats::parquet_rows;
 use stillroom_governance::LogFault;
-use stillroom_governance::log::{Head, Kind, Log, LogWriter, Opening, Secret};
+use stillroom_governance::keys::{PublicKey, Signer};
+use stillroom_governance::log::{Head, HeadLine, Kind, Log, LogWriter, Opening, Secret};
 use stillroom_store::{EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
@@ -37,14 +38,14 @@ const HEADS_MAX: usize = 1 << 20;
 pub(crate) struct Logbook {
     writer: LogWriter,
     heads: EventLog,
-    /// The last head and its line.
-    last: Option<(Head, Vec<u8>)>,
+    last: Option<HeadLine>,
+    signer: Option<Signer>,
     /// The newest call of the ledger that is in the log.
     calls: u64,
 }
 
 impl Logbook {
-    pub(super) fn open(run: &RunDir) -> Result<Logbook> {
+    pub(super) fn open(run: &RunDir, signer: Option<Signer>) -> Result<Logbook> {
         let folder = run.dir(FOLDER)?;
         let secret = match read_secret(&folder)? {
             Some(secret) => secret,
@@ -53,7 +54,7 @@ impl Logbook {
         let writer = LogWriter::open(&folder.join(RECORDS), secret)?;
         let heads = EventLog::open(&folder.join(HEADS))?;
         let last = heads_in(&folder)?.pop();
-        if last.as_ref().is_some_and(|(head, _)| head.size > writer.size()) {
+        if last.as_ref().is_some_and(|last| last.head.size > writer.size()) {
             let cause = "the run's log has fewer records than one of its heads says";
             return Err(Failure::new(Exit::BadData, cause)
                 .code("log")
@@ -61,7 +62,7 @@ impl Logbook {
                 .fix("take `log/` from a copy of the run, or begin the run in another `--output`"));
         }
         let calls = writer.last_number(Kind::Call).unwrap_or(0);
-        Ok(Logbook { writer, heads, last, calls })
+        Ok(Logbook { writer, heads, last, signer, calls })
     }
 
     pub(super) fn append(&mut self, kind: Kind, number: u64, entry: &[u8]) -> Result<()> {
@@ -71,15 +72,15 @@ impl Logbook {
 
     /// Makes the log durable, and says what it is at this moment, if anything has come to it.
     pub(super) fn seal(&mut self) -> Result<()> {
-        if self.last.as_ref().is_some_and(|(head, _)| head.size == self.writer.size()) {
+        if self.last.as_ref().is_some_and(|last| last.head.size == self.writer.size()) {
             return Ok(());
         }
         self.writer.sync()?;
-        let head = self.writer.head(self.last.as_ref().map(|(_, line)| &line[..]), unix_s());
-        self.heads.append(&head)?;
+        let head = self.writer.head(self.last.as_ref().map(|last| &last.line[..]), unix_s());
+        let head = HeadLine::new(head, self.signer.as_ref())?;
+        self.heads.append_line(&head.line)?;
         self.heads.sync()?;
-        let line = serde_json::to_vec(&head).map_err(|e| super::unwritable(HEADS, &e))?;
-        self.last = Some((head, line));
+        self.last = Some(head);
         Ok(())
     }
 }
@@ -128,8 +129,8 @@ pub(crate) fn read_secret(folder: &Path) -> Result<Option<Secret>> {
     }
 }
 
-/// The heads in a folder, in order, with their lines; none where there are none.
-pub(crate) fn heads_in(folder: &Path) -> Result<Vec<(Head, Vec<u8>)>> {
+/// The heads in a folder, in order; none where there are none.
+fn heads_in(folder: &Path) -> Result<Vec<HeadLine>> {
     let path = folder.join(HEADS);
     let file = match File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -138,13 +139,12 @@ pub(crate) fn heads_in(folder: &Path) -> Result<Vec<(Head, Vec<u8>)>> {
     let mut heads = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(|e| Failure::io("read", &path, &e))?;
-        let head = serde_json::from_slice(&line).ok().filter(|_| heads.len() < HEADS_MAX);
-        let Some(head) = head else {
+        let Some(head) = HeadLine::read(&line).ok().filter(|_| heads.len() < HEADS_MAX) else {
             return Err(Failure::new(Exit::BadData, format!("line {} is no head of a log", heads.len() + 1))
                 .code("log")
                 .at(path.display().to_string()));
         };
-        heads.push((head, line));
+        heads.push(head);
     }
     Ok(heads)
 }
@@ -275,17 +275,19 @@ pub(crate) struct CheckedLog {
     pub(crate) unsealed: u64,
     /// Of the last head.
     pub(crate) root: Option<Digest>,
+    /// Whether all heads are signed, by whomever.
+    pub(crate) signed: bool,
     /// When the first and the last head were made, by the clock of the machine: seconds since 1970-01-01 UTC.
     pub(crate) first_unix_s: Option<u64>,
     pub(crate) last_unix_s: Option<u64>,
 }
 
-/// Checks the log of a run or of a release on its own; none where it has none.
-pub(crate) fn check(dir: &Path) -> Result<Option<CheckedLog>> {
+/// Checks the log of a run or of a release on its own, its heads by `key` if there is one; none where it has none.
+pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<CheckedLog>> {
     let released = released_log(dir);
     let of_run = dir.join(FOLDER);
     let checked = match released.exists() {
-        true => Some(check_in(&released)?),
+        true => Some(check_in(&released, key)?),
         false => None,
     };
     if let Some(CheckedLog { unsealed: 1.., .. }) = checked {
@@ -294,7 +296,7 @@ pub(crate) fn check(dir: &Path) -> Result<Option<CheckedLog>> {
     if !of_run.exists() {
         return Ok(checked);
     }
-    let whole = check_in(&of_run)?;
+    let whole = check_in(&of_run, key)?;
     let (begun, all) = (heads_in(&released)?, heads_in(&of_run)?);
     match all.starts_with(&begun) {
         true => Ok(Some(whole)),
@@ -302,15 +304,19 @@ pub(crate) fn check(dir: &Path) -> Result<Option<CheckedLog>> {
     }
 }
 
-fn check_in(folder: &Path) -> Result<CheckedLog> {
+fn check_in(folder: &Path, key: Option<&PublicKey>) -> Result<CheckedLog> {
     let (log, heads) = (Log::read(&folder.join(RECORDS))?, heads_in(folder)?);
     let unsealed = log.check_heads(&heads).map_err(|fault| damaged(folder, fault.to_string()))?;
-    let time = |head: Option<&(Head, Vec<u8>)>| head.map(|(head, _)| head.unix_s);
+    let time = |line: Option<&HeadLine>| line.map(|line| line.head.unix_s);
+    if let Some(number) = key.and_then(|key| heads.iter().position(|head| !head.is_by(key))) {
+        return Err(damaged(folder, format!("head {number} of the log is not signed by this key")));
+    }
     Ok(CheckedLog {
         records: log.records.len() as u64,
         heads: heads.len(),
         unsealed,
-        root: heads.last().map(|(head, _)| head.root),
+        root: heads.last().map(|last| last.head.root),
+        signed: !heads.is_empty() && heads.iter().all(HeadLine::is_signed),
         first_unix_s: time(heads.first()),
         last_unix_s: time(heads.last()),
     })
@@ -344,7 +350,9 @@ pub(crate) fn open_entry(run: &Path, kind: Kind, number: u64, stage: Option<&str
     let heads = heads_in(if released.exists() { &released } else { &folder })?;
     let missing =
         |cause: String| Failure::new(Exit::BadData, cause).code("no-entry").at(folder.display().to_string());
-    let Some((head, _)) = heads.last() else { return Err(missing("the run has no log".to_owned())) };
+    let Some(HeadLine { head, .. }) = heads.last() else {
+        return Err(missing("the run has no log".to_owned()));
+    };
     let Some(secret) = read_secret(&folder)? else {
         return Err(missing(
             "the log's secret is not here: only the run that wrote it can open it".to_owned(),
@@ -367,7 +375,7 @@ pub(crate) fn open_entry(run: &Path, kind: Kind, number: u64, stage: Option<&str
 pub(crate) fn check_opening(dir: &Path, shown: &Shown) -> Result<()> {
     let (released, of_run) = (released_log(dir), dir.join(FOLDER));
     let heads = heads_in(if released.exists() { &released } else { &of_run })?;
-    let cause = if !heads.iter().any(|(head, _)| *head == shown.head) {
+    let cause = if !heads.iter().any(|line| line.head == shown.head) {
         "the head that this entry is opened under is not one of this release"
     } else if !shown.opening.holds(&shown.head) {
         "the entry is not in the log where it says, or it is not this entry"

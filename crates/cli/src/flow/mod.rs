@@ -157,7 +157,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
     }
     let run = RunDir::open(&output)?;
-    let (events, logbook) = (run.events()?, Logbook::open(&run)?);
+    let (events, logbook) = (run.events()?, Logbook::open(&run, None)?);
     let mut flow = Flow {
         recipe,
         source,

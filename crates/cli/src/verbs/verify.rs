@@ -15,7 +15,7 @@ use crate::terminal;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let report = stillroom_governance::verify(&args.directory, None)?;
-    let log = if report.intact { logbook::check(&args.directory)? } else { None };
+    let log = if report.intact { logbook::check(&args.directory, None)? } else { None };
     if report.intact {
         args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
     }
