@@ -92,6 +92,20 @@ pub(crate) fn markdown(text: &str) -> String {
     }
 }
 
+/// Prose in Markdown whose names in backticks stay code: words of this program, with foreign names among them.
+pub(crate) fn prose(text: &str) -> String {
+    let parts: Vec<&str> = text.split('`').collect();
+    if parts.len() % 2 == 0 {
+        return markdown(text);
+    }
+    let escaped = |(n, part): (usize, &&str)| match (n % 2, part.is_empty()) {
+        (_, true) => String::new(),
+        (1, false) => code(part),
+        (_, false) => markdown(part),
+    };
+    parts.iter().enumerate().map(escaped).collect()
+}
+
 /// A name as code in Markdown, in a table's cell too. What ends code, a cell or begins HTML is shown by what looks like it.
 pub(crate) fn code(text: &str) -> String {
     let inner: String = plain(text)
@@ -157,6 +171,9 @@ mod tests {
         assert_eq!(code("a`b|c\n"), "`aˋb¦c`");
         assert_eq!(code("``"), "`ˋˋ`");
         assert_eq!(code(""), "–");
+        assert_eq!(prose("a_b is `c_d`, not `e`"), "a\\_b is `c_d`, not `e`");
+        assert_eq!(prose("a ` b_"), "a \\` b\\_");
+        assert_eq!(prose("`` <b> `|`"), " &lt;b&gt; `¦`");
     }
 
     #[test]
@@ -181,10 +198,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_foreign_text_ends_its_line(text in "\\PC*|(?s:.*)") {
-            for shown in [markdown(&text), code(&text), plain(&text), yaml(&text)] {
+            for shown in [markdown(&text), prose(&text), code(&text), plain(&text), yaml(&text)] {
                 prop_assert!(!shown.chars().any(is_active), "{shown:?}");
             }
-            prop_assert!(!markdown(&text).contains(['<', '>']) && !code(&text).contains(['<', '>']));
+            for shown in [markdown(&text), prose(&text), code(&text)] {
+                prop_assert!(!shown.contains(['<', '>']), "{shown:?}");
+            }
             prop_assert!(percent(&text).is_ascii());
             prop_assert_eq!(serde_json::from_str::<String>(&json_line(&text)).unwrap(), text);
         }

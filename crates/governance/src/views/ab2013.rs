@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::card;
 use crate::record::{DataFacts, DataKind, Licences, ProvenanceRecord};
-use crate::text::{code, markdown};
+use crate::text::{code, markdown, prose};
 
 const TO_FILL: &str = "*to be filled in by the developer*";
 
@@ -71,7 +71,7 @@ fn data_set(draft: &mut String, record: &ProvenanceRecord, data: &DataFacts) {
     let personal = format!("{}; whether any is left: {TO_FILL}", markdown(&data.personal_data));
     let cleaning = cleaning(data);
     let rows = format!("{}; text", card::rows(&data.counts));
-    let purpose = format!("{} It is what the model learns from or is measured on.", markdown(&data.about));
+    let purpose = format!("{} It is what the model learns from or is measured on.", prose(&data.about));
     let items = [
         ("sources or owners", owner),
         ("how it furthers the purpose of the model", purpose),

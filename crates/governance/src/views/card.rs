@@ -9,7 +9,7 @@ use crate::identity::ID_BYTES_MAX;
 use crate::record::{
     Counts, DataFacts, Figure, Licences, ModelFacts, ModelResult, PairedResult, ProvenanceRecord, Start,
 };
-use crate::text::{code, markdown, plain, yaml};
+use crate::text::{code, markdown, plain, prose, yaml};
 
 /// Characters of a digest that a table shows.
 const DIGEST_CHARS: usize = 16;
@@ -26,7 +26,7 @@ pub(super) fn card(record: &ProvenanceRecord) -> String {
     licence(&mut card, record);
     card.push_str("## Limits\n\n");
     for limit in limits(record) {
-        let _ = writeln!(card, "- {}", markdown(&limit));
+        let _ = writeln!(card, "- {}", prose(&limit));
     }
     costs(&mut card, record);
     open_level(&mut card, record);
@@ -184,7 +184,7 @@ fn evaluation(card: &mut String, record: &ProvenanceRecord) {
         "## Evaluation\n\n{} held-out examples of {}. {}\n",
         evaluation.heldout_examples,
         code(&evaluation.task),
-        markdown(&evaluation.description)
+        prose(&evaluation.description)
     );
     let _ = writeln!(card, "Losses are of {}.\n", markdown(&evaluation.heldout_text));
     card.push_str("| model | parameters | accuracy (95 % interval) | nats per token | KL to the teacher |\n|---|---|---|---|---|\n");
@@ -277,7 +277,7 @@ fn data(card: &mut String, record: &ProvenanceRecord) {
 }
 
 fn data_item(card: &mut String, data: &DataFacts) {
-    let _ = writeln!(card, "### {}\n\n{}\n", code(&data.id), markdown(&data.about));
+    let _ = writeln!(card, "### {}\n\n{}\n", code(&data.id), prose(&data.about));
     if !data.made_by.is_empty() {
         let writers: Vec<String> = data.made_by.iter().map(|id| code(id)).collect();
         let _ = writeln!(card, "- Written by {}.", writers.join(", "));
@@ -339,7 +339,7 @@ fn licence(card: &mut String, record: &ProvenanceRecord) {
         } else {
             format!(", clause {}", markdown(&rule.clause))
         };
-        let _ = writeln!(card, "- {} ({licence}{clause}): {}", code(&rule.release), markdown(&rule.says));
+        let _ = writeln!(card, "- {} ({licence}{clause}): {}", code(&rule.release), prose(&rule.says));
     }
     for name in &gate.accepted {
         let _ = writeln!(card, "- accepted: {}", code(name));
@@ -353,12 +353,12 @@ fn obligations(card: &mut String, record: &ProvenanceRecord) {
         card.push_str("\nWhat these licences ask for:\n\n");
     }
     for obligation in &gate.obligations {
-        let _ = writeln!(card, "- {}: {}", code(&obligation.name), markdown(&obligation.means));
+        let _ = writeln!(card, "- {}: {}", code(&obligation.name), prose(&obligation.means));
         if let Some(done) = &obligation.carried_out {
-            let _ = writeln!(card, "  - carried out: {}", markdown(done));
+            let _ = writeln!(card, "  - carried out: {}", prose(done));
         }
         if let Some(left) = &obligation.yours_to_do {
-            let _ = writeln!(card, "  - yours to do: {}", markdown(left));
+            let _ = writeln!(card, "  - yours to do: {}", prose(left));
         }
     }
     let papers = record.files.iter().any(|file| file.path == "NOTICE");
@@ -432,10 +432,7 @@ fn open_level(card: &mut String, record: &ProvenanceRecord) {
             Ok(place) => ("yes", place),
             Err(reason) => ("no", reason),
         };
-        // Own words with names of files in them.
-        let why =
-            why.split('`').enumerate().map(|(n, part)| if n % 2 == 1 { code(part) } else { markdown(part) });
-        let _ = writeln!(card, "| {} | {carried} | {} |", component.name, why.collect::<String>());
+        let _ = writeln!(card, "| {} | {carried} | {} |", component.name, prose(why));
     }
 }
 

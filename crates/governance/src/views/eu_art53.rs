@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::card;
 use crate::record::{DataFacts, DataKind, ModelFacts, ProvenanceRecord, Start};
-use crate::text::{code, markdown};
+use crate::text::{code, markdown, prose};
 
 const TO_FILL: &str = "*to be filled in by the provider*";
 
@@ -93,7 +93,7 @@ fn synthetic(draft: &mut String, record: &ProvenanceRecord) {
             draft,
             "- {}: {} Rows: {}.",
             code(&data.id),
-            markdown(&data.about),
+            prose(&data.about),
             card::rows(&data.counts)
         );
     }
@@ -117,7 +117,7 @@ fn synthetic(draft: &mut String, record: &ProvenanceRecord) {
             draft,
             "- {}: {} Rows: {}.",
             code(&data.id),
-            markdown(&data.about),
+            prose(&data.about),
             card::rows(&data.counts)
         );
     }
