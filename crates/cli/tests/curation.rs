@@ -85,7 +85,7 @@ fn rows() -> Vec<(&'static str, String, String, Value)> {
         [("v1", "otter"), ("v2", "heron"), ("v3", "badger"), ("v4", "lynx"), ("v5", "stork"), ("v6", "adder")]
     {
         let question = format!("Does the {animal} of {id} swim? Answer with one word.");
-        rows.push((id, question, "Certainly".into(), json!({"answer": "Certainly"})));
+        rows.push((id, question, "Certainly".into(), json!({"answer": "Certainly", "group": 7})));
     }
     rows
 }
@@ -106,7 +106,10 @@ fn lines(rows: impl IntoIterator<Item = Value>) -> String {
 }
 
 fn shop(teacher: &FakeTeacher) -> Shop {
-    let shop = Shop::with_recipes(&[("steps.toml", &RECIPE.replace("ADDRESS", &teacher.base_url()))]);
+    let steps = RECIPE.replace("ADDRESS", &teacher.base_url());
+    let by_class = "max_share_per_class = 0.6\nclass_field = \"group\"";
+    let classes = steps.replace("max_share_per_answer = 0.6", by_class);
+    let shop = Shop::with_recipes(&[("steps.toml", &steps), ("classes.toml", &classes)]);
     std::fs::create_dir(shop.path("rows")).expect("a folder");
     let train = rows().into_iter().map(|(id, question, _, mut row)| {
         row["id"] = json!(id);
@@ -179,6 +182,21 @@ fn each_step_drops_its_own_and_says_why() {
         let of = |output: &str| shop.bytes(&format!("{output}/corpus/{file}"));
         assert!(of("out") == of("again"), "{file} differs");
     }
+}
+
+#[test]
+fn classes_that_rows_name_have_their_share() {
+    let teacher = teacher();
+    let shop = shop(&teacher);
+    shop.succeed(&["curate", "classes.toml", "--output", "out", "--quiet"]);
+    assert_eq!(dropped(&shop, "out")["balance"], ["v4", "v6"]);
+    let of_step = shop.json_lines("out/corpus/dropped.jsonl");
+    let reasons: Vec<&Value> =
+        of_step.iter().filter(|drop| drop["step"] == "balance").map(|drop| &drop["reason"]).collect();
+    assert_eq!(reasons, [&json!("6 traces have this class, 4 may"); 2]);
+    let rows = shop.json_lines("out/corpus/prompts/train.jsonl");
+    let classed: Vec<&Value> = rows.iter().filter(|row| row["class"] == "7").map(|row| &row["id"]).collect();
+    assert_eq!(classed.len(), 6, "{classed:?}");
 }
 
 #[test]

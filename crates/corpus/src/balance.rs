@@ -1,24 +1,51 @@
-//! No answer more than its share.
+//! No answer, or class of rows, more than its share.
 
 use std::collections::HashMap;
 
 use crate::CorpusError;
 
-/// Counts traces by answer, in their order; then says which of them stay.
+/// What traces are counted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    #[default]
+    Answer,
+    /// What a field of the row says.
+    Class,
+}
+
+impl By {
+    fn as_str(self) -> &'static str {
+        match self {
+            By::Answer => "answer",
+            By::Class => "class",
+        }
+    }
+}
+
+/// Counts traces by answer or class, in their order; then says which of them stay.
 #[derive(Default)]
-pub struct Answers {
+pub struct Balance {
+    by: By,
     classes: HashMap<String, u32>,
     counts: Vec<u64>,
-    /// The class of each trace; `None` for one without an answer.
+    /// Which of them each trace has, if any.
     of_traces: Vec<Option<u32>>,
 }
 
-impl Answers {
-    /// Counts the next trace. One without an answer always stays.
-    pub fn count(&mut self, answer: Option<&str>) {
-        let class = answer.map(|answer| {
+impl Balance {
+    pub fn new(by: By) -> Balance {
+        Balance { by, ..Balance::default() }
+    }
+
+    pub fn by(&self) -> By {
+        self.by
+    }
+
+    /// Counts the next trace. One without an answer, or a class, always stays.
+    pub fn count(&mut self, name: Option<&str>) {
+        let class = name.map(|name| {
             let next = self.classes.len() as u32;
-            let class = *self.classes.entry(answer.trim().to_owned()).or_insert(next);
+            let class = *self.classes.entry(name.trim().to_owned()).or_insert(next);
             if class == next {
                 self.counts.push(0);
             }
@@ -28,26 +55,26 @@ impl Answers {
         self.of_traces.push(class);
     }
 
-    /// For each trace, in order, why it goes, or `None` where it stays: of each answer the first ones stay, as many as
-    /// leave no answer more than `share` of all that stay.
+    /// For each trace, in order, why it goes, or `None` where it stays: of each class the first ones stay, as many as
+    /// leave no class more than `share` of all that stay.
     ///
     /// # Errors
-    /// Two different answers cannot each have at most a third.
+    /// Two classes cannot each have at most a third.
     pub fn chosen(&self, share: f64) -> Result<impl Iterator<Item = Option<String>> + '_, CorpusError> {
         let most = self.most_of_each(share);
         if most == 0 && !self.counts.is_empty() {
-            return Err(CorpusError::Unbalanced { answers: self.counts.len(), share });
+            return Err(CorpusError::Unbalanced { n: self.counts.len(), by: self.by.as_str(), share });
         }
         let mut kept = vec![0u64; self.counts.len()];
         Ok(self.of_traces.iter().map(move |class| {
             let class = (*class)? as usize;
             kept[class] += 1;
             let total = self.counts[class];
-            (kept[class] > most).then(|| format!("{total} traces have this answer, {most} may"))
+            (kept[class] > most).then(|| format!("{total} traces have this {}, {most} may", self.by.as_str()))
         }))
     }
 
-    /// The greatest c with c ≤ share · (others + Σ min(n, c)) over the counts n of all answers. The right side is concave in
+    /// The greatest c with c ≤ share · (others + Σ min(n, c)) over the counts n of all classes. The right side is concave in
     /// c and not negative at 0, so all smaller c fulfil it too.
     fn most_of_each(&self, share: f64) -> u64 {
         let others = self.of_traces.iter().filter(|class| class.is_none()).count() as u64;
@@ -72,8 +99,8 @@ mod tests {
 
     use super::*;
 
-    fn counted(answers: &[&str]) -> Answers {
-        let mut counted = Answers::default();
+    fn counted(answers: &[&str]) -> Balance {
+        let mut counted = Balance::default();
         answers.iter().for_each(|answer| counted.count(Some(answer).filter(|a| !a.is_empty()).copied()));
         counted
     }
@@ -99,12 +126,16 @@ mod tests {
     fn a_share_that_no_choice_has_is_refused() {
         assert!(counted(&["a", "b", "b"]).chosen(0.4).is_err());
         assert!(counted(&["a"]).chosen(0.9).is_err());
+        let mut classes = Balance::new(By::Class);
+        ["a", "b"].iter().for_each(|class| classes.count(Some(class)));
+        let error = classes.chosen(0.4).err().expect("a half each");
+        assert_eq!(error.to_string(), "with 2 of them, no class can have at most 0.4 of the traces");
     }
 
     proptest! {
         #[test]
         fn no_answer_has_more_than_its_share(answers in prop::collection::vec(0u8..6, 1..80), share in 0.05f64..1.0) {
-            let mut counted = Answers::default();
+            let mut counted = Balance::new(By::Class);
             // Of six kinds, one stands for no answer.
             let name = |a: u8| (a > 0).then(|| a.to_string());
             answers.iter().for_each(|&a| counted.count(name(a).as_deref()));

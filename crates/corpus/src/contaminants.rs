@@ -320,22 +320,16 @@ fn densest(entry: &Entry, text_runs: &[u64]) -> Stretch {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stillroom_core::{FinishReason, Message, Role};
+    use stillroom_core::{Message, Role};
 
     use super::*;
+    use crate::made_up;
 
     fn trace(question: &str, reasoning: Option<&str>, content: &str) -> Trace {
         Trace {
-            id: "p".into(),
-            sample: 0,
             messages: vec![Message::new(Role::User, question)],
             reasoning_content: reasoning.map(Into::into),
-            content: content.into(),
-            finish_reason: FinishReason::Stop,
-            prompt_tokens: 1,
-            completion_tokens: 1,
-            teacher: "t".into(),
-            usd: 0.0,
+            ..made_up::trace("p", 0, content)
         }
     }
 

@@ -50,7 +50,7 @@ pub enum Step {
     Contaminated,
     /// It says nearly the same as one before; see [`near_duplicates`](crate::near_duplicates).
     NearDuplicate,
-    /// Its answer has its share already; see [`balance`](crate::balance).
+    /// Its answer, or its row's class, has its share already; see [`balance`](crate::balance).
     Balance,
 }
 
@@ -201,6 +201,22 @@ fn digest(trace: &Trace) -> Digest {
     Digest::of(&serde_json::to_vec(&words).expect("text is always JSON"))
 }
 
+/// Traces that `keeps` says `Ok` of, and the others with their reason.
+pub(crate) fn part(
+    traces: Vec<Trace>,
+    step: Step,
+    keeps: impl Fn(usize, &Trace) -> Result<(), String>,
+) -> (Vec<Trace>, Vec<Dropped>) {
+    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+    for (i, trace) in traces.into_iter().enumerate() {
+        match keeps(i, &trace) {
+            Ok(()) => kept.push(trace),
+            Err(reason) => dropped.push(Dropped { id: trace.id, sample: trace.sample, step, reason }),
+        }
+    }
+    (kept, dropped)
+}
+
 /// What curation left.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Curated {
@@ -237,21 +253,14 @@ mod tests {
 
     use super::*;
     use crate::word_problems::{WordProblem, WordProblems};
-    use crate::{Split, word_problems};
+    use crate::{Split, made_up, word_problems};
 
     fn trace(problem: &WordProblem, sample: u32) -> Trace {
         let worked = problem.worked();
         Trace {
-            id: problem.id.clone(),
-            sample,
             messages: problem.prompt().messages,
             reasoning_content: worked.reasoning_content,
-            content: worked.content,
-            finish_reason: FinishReason::Stop,
-            prompt_tokens: 1,
-            completion_tokens: 1,
-            teacher: "test".into(),
-            usd: 0.0,
+            ..made_up::trace(&problem.id, sample, &worked.content)
         }
     }
 

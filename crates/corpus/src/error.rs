@@ -24,8 +24,8 @@ pub enum CorpusError {
     SplitsOverlap { id: String, first: Split, second: Split },
     #[error("trace {sample} of `{id}` belongs to no prompt")]
     UnknownPrompt { id: String, sample: u32 },
-    #[error("{answers} different answers cannot each have at most {share} of the traces")]
-    Unbalanced { answers: usize, share: f64 },
+    #[error("with {n} of them, no {by} can have at most {share} of the traces")]
+    Unbalanced { n: usize, by: &'static str, share: f64 },
 }
 
 /// What is wrong with one line of a data file.
@@ -83,7 +83,7 @@ impl CorpusError {
             CorpusError::UnknownPrompt { .. } => {
                 "curate the traces with the prompts that they were written for"
             }
-            CorpusError::Unbalanced { .. } => "raise `curate.max_share_per_answer`, or remove it",
+            CorpusError::Unbalanced { .. } => "raise that share under `[curate]`, or remove it",
         };
         Some(fix.into())
     }

@@ -188,22 +188,17 @@ fn scripts(text: &str) -> impl Iterator<Item = Script> {
 
 #[cfg(test)]
 mod tests {
-    use stillroom_core::{FinishReason, Message, Role};
+    use stillroom_core::{Message, Role};
 
     use super::*;
+    use crate::made_up;
 
     fn trace(question: &str, reasoning: &str, content: &str) -> Trace {
         Trace {
-            id: "p".into(),
-            sample: 0,
             messages: vec![Message::new(Role::User, question)],
             reasoning_content: Some(reasoning.into()),
-            content: content.into(),
-            finish_reason: FinishReason::Stop,
-            prompt_tokens: 1,
             completion_tokens: 7,
-            teacher: "t".into(),
-            usd: 0.0,
+            ..made_up::trace("p", 0, content)
         }
     }
 

@@ -8,7 +8,7 @@
 //! - [`filters`]: what a trace may look like; its [`language`], whether it goes round ([`repetition`]),
 //!   refuses or speaks of itself ([`phrases`]).
 //! - [`near_duplicates`]: texts that say nearly the same as one before, by their [`shingles`].
-//! - [`balance`]: no answer more than its share.
+//! - [`balance`]: no answer, or class of rows, more than its share.
 //! - [`selection`]: which of several traces for one prompt.
 //! - [`pass_rate`]: prompts neither too easy nor too hard, and which of their right samples.
 //! - [`decontamination`]: what training and held-out texts share.
@@ -22,6 +22,8 @@ pub mod decontamination;
 mod error;
 pub mod filters;
 pub mod language;
+#[cfg(test)]
+mod made_up;
 pub mod near_duplicates;
 pub mod pass_rate;
 pub mod phrases;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::{FinishReason, Prompt, Trace};
 
 use crate::Verifier;
-use crate::curation::{Dropped, Step};
+use crate::curation::{Dropped, Step, part};
 
 /// Which prompts are kept, by the share of their samples that is right; both ends count as within.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,9 +69,9 @@ pub fn within(
         let rate = rates.entry(trace.id.clone()).or_default();
         *rate = (rate.0 + u32::from(right), rate.1 + 1);
     }
-    part(traces, |trace| {
-        let (right, of) = rates.get(&trace.id)?;
-        window.refuse(*right, *of)
+    part(traces, Step::PassRate, |_, trace| {
+        let refused = rates.get(&trace.id).and_then(|(right, of)| window.refuse(*right, *of));
+        refused.map_or(Ok(()), Err)
     })
 }
 
@@ -86,45 +86,21 @@ pub fn keep(traces: Vec<Trace>, rule: Keep) -> (Vec<Trace>, Vec<Dropped>) {
             *held = (rank, trace.sample);
         }
     }
-    part(traces, |trace| {
-        let (_, kept) = best.get(&trace.id).filter(|_| !rule.is_all())?;
-        (*kept != trace.sample).then(|| format!("sample {kept} is kept"))
+    part(traces, Step::PassRate, |_, trace| match best.get(&trace.id) {
+        Some((_, kept)) if !rule.is_all() && *kept != trace.sample => Err(format!("sample {kept} is kept")),
+        _ => Ok(()),
     })
-}
-
-fn part(traces: Vec<Trace>, refuse: impl Fn(&Trace) -> Option<String>) -> (Vec<Trace>, Vec<Dropped>) {
-    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
-    for trace in traces {
-        match refuse(&trace) {
-            None => kept.push(trace),
-            Some(reason) => {
-                dropped.push(Dropped { id: trace.id, sample: trace.sample, step: Step::PassRate, reason });
-            }
-        }
-    }
-    (kept, dropped)
 }
 
 #[cfg(test)]
 mod tests {
-    use stillroom_core::{Message, Role};
-
     use super::*;
+    use crate::made_up;
     use crate::verify::numeric_answer::NumericAnswer;
 
+    /// The longer the answer, the more tokens it has.
     fn trace(id: &str, sample: u32, content: &str) -> Trace {
-        Trace {
-            id: id.into(),
-            sample,
-            messages: vec![Message::new(Role::User, "q")],
-            reasoning_content: None,
-            content: content.into(),
-            finish_reason: FinishReason::Stop,
-            prompt_tokens: 1,
-            completion_tokens: 10 + content.len() as u32,
-            teacher: "t".into(),
-            usd: 0.0,
-        }
+        Trace { completion_tokens: 10 + content.len() as u32, ..made_up::trace(id, sample, content) }
     }
 
     fn prompt(id: &str) -> Prompt {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use stillroom_core::{FinishReason, Trace};
 
 use crate::Verifier;
-use crate::curation::{Dropped, Step};
+use crate::curation::{Dropped, Step, part};
 
 /// Keeps of each prompt's traces those whose answer more traces have than any other answer.
 ///
@@ -83,41 +83,11 @@ pub fn revised(traces: Vec<Trace>, revisions: &HashMap<(String, u32), Trace>) ->
     (replaced.collect(), dropped)
 }
 
-/// Traces that `keeps` says `Ok` of, and the others with their reason.
-fn part(
-    traces: Vec<Trace>,
-    step: Step,
-    keeps: impl Fn(usize, &Trace) -> Result<(), String>,
-) -> (Vec<Trace>, Vec<Dropped>) {
-    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
-    for (i, trace) in traces.into_iter().enumerate() {
-        match keeps(i, &trace) {
-            Ok(()) => kept.push(trace),
-            Err(reason) => dropped.push(Dropped { id: trace.id, sample: trace.sample, step, reason }),
-        }
-    }
-    (kept, dropped)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::made_up::trace;
     use crate::verify::numeric_answer::NumericAnswer;
-
-    fn trace(id: &str, sample: u32, content: &str) -> Trace {
-        Trace {
-            id: id.into(),
-            sample,
-            messages: vec![],
-            reasoning_content: None,
-            content: content.into(),
-            finish_reason: FinishReason::Stop,
-            prompt_tokens: 1,
-            completion_tokens: 1,
-            teacher: "t".into(),
-            usd: 0.0,
-        }
-    }
 
     fn names(traces: &[Trace]) -> Vec<(&str, u32)> {
         traces.iter().map(|trace| (trace.id.as_str(), trace.sample)).collect()

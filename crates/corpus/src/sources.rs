@@ -20,13 +20,15 @@ use serde_json::{Map, Value};
 /// Longest name of a source or licence that is shown.
 const NAME_CHARS_MAX: usize = 80;
 
-/// What a row says about where it comes from.
+/// What a row says about where it comes from, and of which class it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
     pub source: Option<String>,
     pub licence: Option<String>,
     /// The field that opts out, as it stands in the row.
     pub opt_out: Option<String>,
+    /// The value of the field that was asked for as class; see [`Files::class_field`](crate::prompts::Files).
+    pub class: Option<String>,
 }
 
 impl Origin {
@@ -46,6 +48,7 @@ impl Origin {
             source: text("source").map(str::to_owned),
             licence: licence.map(str::to_owned),
             opt_out: robots.map(|directives| format!("robots: {directives}")).or(reserved),
+            class: None,
         }
     }
 }

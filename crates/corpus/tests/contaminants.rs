@@ -85,7 +85,9 @@ fn planted_items_are_found_and_clean_rows_stay() {
         clean.push(trace(&problem.id, &problem.prompt().messages[0].content, &problem.worked().content));
     }
     assert_eq!(clean.len(), 10_000);
+    let mut said = vec![format!("clean rows: {}", clean.len())];
     let dropped: Vec<&Trace> = clean.iter().filter(|row| contaminated(row)).collect();
+    said.push(format!("of these dropped: {}", dropped.len()));
     assert!(dropped.len() <= 5, "{} clean rows", dropped.len());
 
     let mut random = CounterRng::new(&[7]);
@@ -100,6 +102,7 @@ fn planted_items_are_found_and_clean_rows_stay() {
     assert_eq!(found(&exact), 100);
     let edited: Vec<String> = questions[100..200].iter().map(|q| paraphrased(q, &mut random)).collect();
     let n_edited = found(&edited);
+    said.push(format!("edited items found: {n_edited} of 100"));
     assert!(n_edited >= 97, "{n_edited} of 100");
     let templates: Vec<String> = questions[200..]
         .iter()
@@ -107,5 +110,10 @@ fn planted_items_are_found_and_clean_rows_stay() {
         .map(|q| other_numbers(q))
         .collect();
     let n_templates = found(&templates);
+    said.push(format!("items with other numbers dropped: {n_templates} of {}", templates.len()));
+    #[expect(clippy::print_stderr, reason = "`--nocapture` shows the figures")]
+    {
+        eprintln!("{}", said.join("\n"));
+    }
     assert!(n_templates * 10 < templates.len(), "{n_templates} of {}", templates.len());
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use stillroom_corpus::CorpusError;
 use stillroom_corpus::prompts::{Choice, DataSet, Files, Item, Rows, for_each};
+use stillroom_corpus::sources::Origin;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hub").join(name)
@@ -36,6 +37,35 @@ fn a_data_set_of_the_hub_is_its_rows_as_json_lines() {
     assert_eq!((data.train.len() + data.validation.len(), data.held_out.len()), (9, 3), "`test` is held out");
     let files = Files::of(&golden("chat"), &Choice::default()).expect("files");
     assert_eq!((files.train.len(), files.validation.len(), files.held_out.len()), (2, 0, 1));
+}
+
+#[test]
+fn a_field_that_is_asked_for_is_read_as_the_class() {
+    let classes = |path: &Path, field: Option<&str>| {
+        let files = Files::of(path, &Choice::default()).expect("files");
+        let files = Files { class_field: field.map(str::to_owned), ..files };
+        let mut classes = Vec::new();
+        let mut allowed = |_: &Item, origin: &Origin, _: &str| {
+            classes.push(origin.class.clone());
+            true
+        };
+        for_each(&files, &mut allowed, |_, _| Ok::<(), CorpusError>(())).expect("a data set");
+        classes
+    };
+    let licences = [None, Some("MIT".to_owned())];
+    let expected: Vec<_> = licences.into_iter().cycle().take(12).collect();
+    for path in ["chat", "chat.jsonl", "rows.jsonl.gz"] {
+        assert_eq!(classes(&golden(path), Some("licence")), expected, "{path}");
+        assert_eq!(classes(&golden(path), None), vec![None; 12], "{path}");
+    }
+    let numbers: Vec<_> = (0..8).map(|i| Some(i.to_string())).collect();
+    assert_eq!(classes(&golden("math"), Some("id")), numbers);
+    let vectors = vec![Some("[0.5,0.5,0.5,0.5]".to_owned()); 8];
+    assert_eq!(
+        classes(&golden("math"), Some("embedding")),
+        vectors,
+        "a column that is read for nothing else"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stillroom_core::{Message, Prompt, Trace};
-use stillroom_corpus::balance::Answers;
+use stillroom_corpus::balance::{Balance, By};
 use stillroom_corpus::contaminants::{Contaminants, EvaluationItem, Finding, Held};
 use stillroom_corpus::curation::{Curator, Dropped, Step};
 use stillroom_corpus::decontamination::{self, Contamination, Overlap};
@@ -115,8 +115,12 @@ impl Flow {
             items: self.evaluation_items(held_out.iter().map(EvaluationItem::of_prompt))?,
             n_held_out: held_out.len(),
             near: self.recipe.curate.near.map(Seen::new),
-            answers: self.recipe.curate.max_share_per_answer.map(|_| Answers::default()),
-            known_answers: known_answers(&train),
+            balance: self.recipe.curate.balance().map(|(by, _)| Balance::new(by)),
+            known: match self.recipe.curate.balance() {
+                None => HashMap::new(),
+                Some((By::Answer, _)) => known_answers(&train),
+                Some((By::Class, _)) => self.classes()?,
+            },
             outvoted: Vec::new(),
             worse: Vec::new(),
             late: Vec::new(),
@@ -137,8 +141,8 @@ impl Flow {
 
     fn finish_curation(&self, mut choice: Choice<'_>, train: Written, validation: Written) -> Result<()> {
         let mut train = train;
-        if let (Some(answers), Some(share)) = (&choice.answers, self.recipe.curate.max_share_per_answer) {
-            train = train.balanced(answers, share, &mut choice.late)?;
+        if let (Some(balance), Some((_, share))) = (&choice.balance, self.recipe.curate.balance()) {
+            train = train.balanced(balance, share, &mut choice.late)?;
         }
         let (mut summary, mut dropped) = (choice.summary, self.refused()?);
         dropped.extend(choice.outvoted);
@@ -158,6 +162,17 @@ impl Flow {
             self.run.write(file, &traces.finish()?)?;
         }
         self.write_json(SUMMARY, &summary)
+    }
+
+    /// The class of each training prompt that has one.
+    fn classes(&self) -> Result<HashMap<String, String>> {
+        #[derive(Deserialize)]
+        struct Classed {
+            id: String,
+            class: Option<String>,
+        }
+        let rows = self.lines_of::<Classed>(&format!("{}/{}.jsonl", data::FOLDER, Split::Train))?;
+        rows.filter_map(|row| row.map(|row| Some((row.id, row.class?))).transpose()).collect()
     }
 
     /// Problems of a task are disjoint by construction and were checked; other data is compared.
@@ -246,8 +261,9 @@ struct Choice<'a> {
     /// The first items are the held-out set's.
     n_held_out: usize,
     near: Option<Seen>,
-    answers: Option<Answers>,
-    known_answers: HashMap<&'a str, &'a str>,
+    balance: Option<Balance>,
+    /// Answers of prompts, or their classes, by what is to be balanced.
+    known: HashMap<String, String>,
     outvoted: Vec<Dropped>,
     worse: Vec<Dropped>,
     late: Vec<Dropped>,
@@ -329,12 +345,13 @@ impl Choice<'_> {
             self.drop(trace, Step::NearDuplicate, reason);
             return false;
         }
-        if let Some(answers) = self.answers.as_mut().filter(|_| !self.validation.contains(trace.id.as_str()))
+        if let Some(balance) = self.balance.as_mut().filter(|_| !self.validation.contains(trace.id.as_str()))
         {
-            let found = || self.verifier.and_then(|verifier| verifier.answer(&trace.reply()));
-            match self.known_answers.get(trace.id.as_str()) {
-                Some(answer) => answers.count(Some(answer)),
-                None => answers.count(found().as_deref()),
+            let verifier = self.verifier.filter(|_| balance.by() == By::Answer);
+            let found = || verifier.and_then(|verifier| verifier.answer(&trace.reply()));
+            match self.known.get(&trace.id) {
+                Some(known) => balance.count(Some(known)),
+                None => balance.count(found().as_deref()),
             }
         }
         true
@@ -435,11 +452,11 @@ impl Written {
         Ok(self.writer.finish()?)
     }
 
-    /// Without what is more than an answer's share.
-    fn balanced(self, answers: &Answers, share: f64, dropped: &mut Vec<Dropped>) -> Result<Written> {
+    /// Without what is more than an answer's or a class's share.
+    fn balanced(self, balance: &Balance, share: f64, dropped: &mut Vec<Dropped>) -> Result<Written> {
         let mut balanced = Written::new()?;
         let traces = parquet_rows::read_traces(self.finish()?)?;
-        for (trace, reason) in traces.into_iter().zip(answers.chosen(share)?) {
+        for (trace, reason) in traces.into_iter().zip(balance.chosen(share)?) {
             match reason {
                 None => balanced.push(trace)?,
                 Some(reason) => {
@@ -456,8 +473,8 @@ fn by_id<'a>(train: &'a [Prompt], validation: &'a [Prompt]) -> HashMap<&'a str, 
     train.iter().chain(validation).map(|prompt| (prompt.id.as_str(), prompt)).collect()
 }
 
-fn known_answers(prompts: &[Prompt]) -> HashMap<&str, &str> {
-    prompts.iter().filter_map(|prompt| Some((prompt.id.as_str(), prompt.answer.as_deref()?))).collect()
+fn known_answers(prompts: &[Prompt]) -> HashMap<String, String> {
+    prompts.iter().filter_map(|prompt| Some((prompt.id.clone(), prompt.answer.clone()?))).collect()
 }
 
 fn last_turn(prompt: &Prompt) -> &str {

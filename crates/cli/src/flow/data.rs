@@ -1,5 +1,6 @@
 //! Stage `prompts`: what is asked, in three parts that share nothing.
 
+use std::cell::Cell;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::flow::spool::{Note, Spool};
 use crate::recipe::{PromptSource, Recipe, ToolCalls};
 
 pub(crate) const STAGE: &str = "prompts";
-const FOLDER: &str = "corpus/prompts";
+pub(super) const FOLDER: &str = "corpus/prompts";
 /// Held-out items are taken in one order under every seed, so that runs can be compared.
 const HELD_OUT_ORDER: u64 = 0;
 
@@ -59,6 +60,9 @@ impl Flow {
         }
         if !recipe.curate.sources.allow_all() {
             settings.push(json!(recipe.curate.sources));
+        }
+        if let Some(field) = recipe.curate.class_field() {
+            settings.push(json!({ "class": field }));
         }
         settings.extend(self.rows_settings()?);
         self.stage(STAGE, &settings, &[], &[FOLDER], |flow| {
@@ -177,6 +181,8 @@ impl Flow {
         let (mut refused, mut with_tools) = (Vec::new(), [const { Vec::new() }; 3]);
         let mut templates: [Option<Prompt>; 3] = Default::default();
         let keeps_tools = self.keeps_tools();
+        // Of the row that was looked at last.
+        let class = Cell::new(None);
         let each = |split: Split, item: Item| -> Result<()> {
             let i = split as usize;
             if let Some((prompt, reason)) =
@@ -189,13 +195,17 @@ impl Flow {
                 }
                 templates[i].get_or_insert_with(|| prompt.clone());
             }
-            let note = gathered.spool.push(item)?;
+            let note = gathered.spool.push(item, class.take())?;
             gathered.parts[i].push(note);
             Ok(())
         };
-        let mut allowed = self.allowed(&mut refused);
+        let mut passes = self.allowed(&mut refused);
+        let mut allowed = |item: &Item, origin: &Origin, file: &str| {
+            class.set(origin.class.clone());
+            passes(item, origin, file)
+        };
         each_row(&self.recipe, &root, &mut allowed, each)?;
-        drop(allowed);
+        drop(passes);
         templates.iter().flatten().try_for_each(|prompt| self.check_template(prompt))?;
         refused.extend(with_tools.into_iter().flatten());
         if !self.recipe.student.is_nobody() {
@@ -265,7 +275,8 @@ pub(super) fn each_row(
     allowed: &mut Allowed<'_>,
     mut each: impl FnMut(Split, Item) -> Result<()>,
 ) -> Result<()> {
-    let files = Files::of(root, &recipe.prompts.choice)?;
+    let class_field = recipe.curate.class_field().map(str::to_owned);
+    let files = Files { class_field, ..Files::of(root, &recipe.prompts.choice)? };
     match recipe.student.is_nobody() {
         true => rows_of(&files, Split::Train, allowed, |item| each(Split::Train, item)),
         false => for_each(&files, allowed, each),

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use stillroom_core::Prompt;
 use stillroom_corpus::prompts::Item;
 
@@ -18,6 +19,15 @@ pub(super) struct Note {
     offset: u64,
     length: u32,
     pub(super) is_text: bool,
+}
+
+/// A prompt with its row's class, where one was asked for.
+#[derive(Serialize)]
+struct Classed {
+    #[serde(flatten)]
+    prompt: Prompt,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<String>,
 }
 
 /// A file of rows that nobody else sees: it has no name once it is open.
@@ -44,10 +54,10 @@ impl Spool {
         Failure::io("write and read", &self.path, error)
     }
 
-    pub(super) fn push(&mut self, item: Item) -> Result<Note> {
+    pub(super) fn push(&mut self, item: Item, class: Option<String>) -> Result<Note> {
         let is_text = matches!(item, Item::Text { .. });
         let json = match item {
-            Item::Prompt(prompt) => serde_json::to_vec(&prompt),
+            Item::Prompt(prompt) => serde_json::to_vec(&Classed { prompt, class }),
             Item::Text { id, text } => serde_json::to_vec(&Document { id, text }),
         };
         let json =
@@ -100,7 +110,9 @@ mod tests {
                 target: None,
             }),
         };
-        let notes: Vec<Note> = (0..100).map(|i| spool.push(item(i)).expect("written")).collect();
+        let notes: Vec<Note> = (0..100)
+            .map(|i| spool.push(item(i), Some("c".into()).filter(|_| i % 3 == 0)).expect("written"))
+            .collect();
         for i in (0..100).rev() {
             assert_eq!(spool.item(notes[i]).expect("read"), item(i));
         }

@@ -1,6 +1,7 @@
 //! `[curate]`: which traces a student may learn from.
 
 use serde::Serialize;
+use stillroom_corpus::balance::By;
 use stillroom_corpus::contaminants;
 use stillroom_corpus::filters::Filters;
 use stillroom_corpus::language;
@@ -163,7 +164,31 @@ pub(crate) struct Curate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_share_per_answer: Option<f64>,
     #[serde(flatten)]
+    pub(crate) classes: Option<Classes>,
+    #[serde(flatten)]
     pub(crate) sources: SourceRules,
+}
+
+/// Most that the rows of one class may have of the traces that are kept.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Classes {
+    #[serde(rename = "max_share_per_class")]
+    pub(crate) share: f64,
+    /// The rows' field that says which class they are of.
+    #[serde(rename = "class_field")]
+    pub(crate) field: String,
+}
+
+impl Curate {
+    /// What is to be balanced, and the most that one of it may have.
+    pub(crate) fn balance(&self) -> Option<(By, f64)> {
+        let answers = self.max_share_per_answer.map(|share| (By::Answer, share));
+        answers.or(self.classes.as_ref().map(|classes| (By::Class, classes.share)))
+    }
+
+    pub(crate) fn class_field(&self) -> Option<&str> {
+        self.classes.as_ref().map(|classes| classes.field.as_str())
+    }
 }
 
 pub(super) fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
@@ -189,9 +214,33 @@ pub(super) fn curate(at: &Checker<'_>, raw: RawCurate) -> Result<Curate> {
         near: near(at, &raw)?,
         decontamination: decontamination(at, &raw)?,
         max_share_per_answer: share(at, "max_share_per_answer", raw.max_share_per_answer, 0.001)?,
+        classes: classes(at, &raw)?,
         sources: sources(at, &raw)?,
         filters: filters(at, raw)?,
     })
+}
+
+fn classes(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Classes>> {
+    let share = share(at, "max_share_per_class", raw.max_share_per_class, 0.001)?;
+    let (share, field) = match (share, &raw.class_field) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
+            return Err(at.missing(&key("max_share_per_class"), "say how much one class may have"));
+        }
+        (Some(_), None) => {
+            return Err(at.missing(&key("class_field"), "name the field of the rows that holds their class"));
+        }
+        (Some(share), Some(field)) => (share, field.clone()),
+    };
+    if raw.max_share_per_answer.is_some() {
+        return Err(at
+            .bad(
+                &key("max_share_per_class"),
+                "balance by class would undo the one by answer, or the other way round",
+            )
+            .fix("keep one of `max_share_per_class` and `max_share_per_answer`"));
+    }
+    Ok(Some(Classes { share, field }))
 }
 
 fn pass_rate(at: &Checker<'_>, raw: &RawCurate) -> Result<Option<Window>> {
@@ -376,6 +425,7 @@ pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
         ("no_refusals", filters.no_refusals),
         ("no_self_identification", filters.no_self_identification),
         ("max_share_per_answer", curate.max_share_per_answer.is_some()),
+        ("max_share_per_class", curate.classes.is_some()),
         ("pass_rate_min", curate.pass_rate.is_some()),
         ("keep", !curate.keep.is_all()),
         ("pii", curate.pii.is_some()),
@@ -396,6 +446,7 @@ pub(super) fn check_use(source: &Source, recipe: &Recipe) -> Result<()> {
     let of_rows = [
         ("allowed_licences", !curate.sources.allowed_licences.is_empty()),
         ("respect_opt_outs", curate.sources.respect_opt_outs),
+        ("max_share_per_class", curate.classes.is_some()),
         ("near_duplicates", curate.near.is_some() && !recipe.asks_for_traces()),
         ("decontaminate_against", curate.decontamination.is_some() && !recipe.asks_for_traces()),
     ];
@@ -454,6 +505,16 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_classes_reads_back_as_itself() {
+        let keys = "max_share_per_class = 0.25\nclass_field = \"topic\"\n";
+        let recipe = loaded(&format!("{ROWS}[curate]\n{keys}"), &[]);
+        assert_eq!(
+            (recipe.curate.balance(), recipe.curate.class_field()),
+            (Some((By::Class, 0.25)), Some("topic"))
+        );
+    }
+
+    #[test]
     fn what_says_nothing_or_too_much_is_refused() {
         for keys in [
             "near_duplicates = 0.1",
@@ -472,6 +533,9 @@ mod tests {
             "pii = \"drop\"\npii_classes = [\"name\"]",
             "keep = \"best\"",
             "max_share_per_answer = 0.0",
+            "max_share_per_class = 0.5",
+            "class_field = \"topic\"",
+            "max_share_per_class = 0.5\nclass_field = \"topic\"\nmax_share_per_answer = 0.5",
             "sources = { x = { opt_out = true } }",
             "allowed_licences = []\nallowed_licenses = []",
         ] {
@@ -490,6 +554,7 @@ mod tests {
             ("max_completion_tokens = 9", false, true),
             ("no_code_blocks = true", false, true),
             ("max_share_per_answer = 0.5", false, true),
+            ("max_share_per_class = 0.5\nclass_field = \"topic\"", false, false),
             ("near_duplicates = 0.8", true, true),
             ("decontaminate_against = [\"b.jsonl\"]", true, true),
             ("respect_opt_outs = true", true, false),

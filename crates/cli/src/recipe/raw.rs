@@ -186,6 +186,8 @@ pub(super) struct RawCurate {
     pub(super) decontaminate_against: Option<Vec<String>>,
     pub(super) decontaminate_overlap: Option<f64>,
     pub(super) max_share_per_answer: Option<f64>,
+    pub(super) max_share_per_class: Option<f64>,
+    pub(super) class_field: Option<String>,
     pub(super) allowed_licences: Option<Vec<String>>,
     pub(super) allowed_licenses: Option<Vec<String>>,
     pub(super) respect_opt_outs: Option<bool>,

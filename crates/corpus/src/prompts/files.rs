@@ -53,6 +53,8 @@ pub struct Choice {
 pub struct Files {
     /// The card that named them, if one did.
     pub card: Option<PathBuf>,
+    /// The field of a row that is read as its class; none, unless somebody sets it.
+    pub class_field: Option<String>,
     pub train: Vec<PathBuf>,
     /// Where there are none, and the same below, the content's hash parts the training files.
     pub validation: Vec<PathBuf>,

@@ -170,7 +170,7 @@ pub fn rows_of<E: From<CorpusError>>(
     for path in files.part(split) {
         let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let stem = stems.remove(path.as_path()).unwrap_or_default();
-        let mut rows = Rows::open_after(path, stem, ids)?;
+        let mut rows = Rows::open_after(path, stem, ids, files.class_field.as_deref())?;
         while let Some(item) = rows.next() {
             let item = item?;
             if allowed(&item, rows.origin(), &file) {

@@ -31,6 +31,7 @@ pub struct Rows {
     /// The row or line that was read last, from 1.
     number: u64,
     ids: Ids,
+    class_field: Option<String>,
     origin: Origin,
     done: bool,
 }
@@ -53,11 +54,17 @@ impl Rows {
     /// # Errors
     /// Where the file cannot be opened or its ending is none of `.jsonl`, `.ndjson`, `.parquet` and `.txt`, all but `.parquet` perhaps with `.gz` or `.zst` behind it.
     pub fn open(path: &Path) -> Result<Rows, CorpusError> {
-        Rows::open_after(path, files::stem(path), Ids::default())
+        Rows::open_after(path, files::stem(path), Ids::default(), None)
     }
 
-    /// The same, with what begins the ids of rows that have none, and ids that rows of other files have.
-    pub(super) fn open_after(path: &Path, stem: String, ids: Ids) -> Result<Rows, CorpusError> {
+    /// The same, with what begins the ids of rows that have none, ids that rows of other files have, and the field that says of
+    /// which class a row is.
+    pub(super) fn open_after(
+        path: &Path,
+        stem: String,
+        ids: Ids,
+        class_field: Option<&str>,
+    ) -> Result<Rows, CorpusError> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let (inner, packing) = Packing::of(&name);
         let ending = inner.rsplit_once('.').map_or("", |(_, ending)| ending);
@@ -65,7 +72,8 @@ impl Rows {
             "jsonl" | "ndjson" => Of::Json(Lines::open(path, packing)?),
             "txt" => Of::Text(Lines::open(path, packing)?),
             "parquet" if inner == name => {
-                let rows = ForeignRows::open(path, &row::FIELDS, LINE_BYTES_MAX);
+                let wanted: Vec<&str> = row::FIELDS.into_iter().chain(class_field).collect();
+                let rows = ForeignRows::open(path, &wanted, LINE_BYTES_MAX);
                 Of::Table(rows.map_err(|source| CorpusError::BadTable { path: path.into(), source })?)
             }
             _ => {
@@ -75,7 +83,8 @@ impl Rows {
                 });
             }
         };
-        Ok(Rows { path: path.into(), stem, of, number: 0, ids, origin: Origin::default(), done: false })
+        let (class_field, origin) = (class_field.map(str::to_owned), Origin::default());
+        Ok(Rows { path: path.into(), stem, of, number: 0, ids, class_field, origin, done: false })
     }
 
     pub(super) fn into_ids(self) -> Ids {
@@ -88,8 +97,9 @@ impl Rows {
     }
 
     fn next_item(&mut self) -> Result<Option<Item>, Failure> {
+        let class_field = self.class_field.as_deref();
         let read = match &mut self.of {
-            Of::Json(lines) => next_row(lines, &self.stem),
+            Of::Json(lines) => next_row(lines, &self.stem, class_field),
             Of::Text(lines) => next_document(lines, &self.stem),
             Of::Table(rows) => match rows.next().transpose().map_err(Failure::Table)? {
                 None => Ok(None),
@@ -98,7 +108,7 @@ impl Rows {
                     let id = || format!("{}-{number:06}", self.stem);
                     // The row is named by its number where it is bad.
                     self.number = number;
-                    row::of_fields(fields, id)
+                    row::of_fields(fields, class_field, id)
                         .map(|(item, origin)| Some((item, origin, number)))
                         .map_err(Failure::Row)
                 }
@@ -150,13 +160,13 @@ impl Iterator for Rows {
 /// An item, what it says of its source, and its line.
 type Found = Result<Option<(Item, Origin, u64)>, Failure>;
 
-fn next_row(lines: &mut Lines, stem: &str) -> Found {
+fn next_row(lines: &mut Lines, stem: &str, class_field: Option<&str>) -> Found {
     while let Some(line) = lines.next_line()? {
         if line.trim().is_empty() {
             continue;
         }
         let number = lines.line;
-        let (item, origin) = row::read(&line, || format!("{stem}-{number:06}"))?;
+        let (item, origin) = row::read(&line, class_field, || format!("{stem}-{number:06}"))?;
         return Ok(Some((item, origin, number)));
     }
     Ok(None)

@@ -23,19 +23,25 @@ pub const ID_BYTES_MAX: usize = 256;
 /// Most turns of one conversation.
 const MESSAGES_MAX: usize = 1024;
 
-pub(super) fn read(line: &str, default_id: impl FnOnce() -> String) -> Result<(Item, Origin), RowProblem> {
+pub(super) fn read(
+    line: &str,
+    class_field: Option<&str>,
+    default_id: impl FnOnce() -> String,
+) -> Result<(Item, Origin), RowProblem> {
     let Value::Object(row) = serde_json::from_str(line)? else {
         return Err(RowProblem::NotAnObject);
     };
-    of_fields(row, default_id)
+    of_fields(row, class_field, default_id)
 }
 
 /// The same of a row that has been parted into its fields.
 pub(super) fn of_fields(
     row: Map<String, Value>,
+    class_field: Option<&str>,
     default_id: impl FnOnce() -> String,
 ) -> Result<(Item, Origin), RowProblem> {
-    let origin = Origin::of(&row);
+    let class = class_field.and_then(|field| class(row.get(field)?));
+    let origin = Origin { class, ..Origin::of(&row) };
     Ok((item(row, default_id)?, origin))
 }
 
@@ -58,6 +64,16 @@ pub(super) const FIELDS: [&str; 16] = [
     "tdm_reservation",
     "tdm-reservation",
 ];
+
+/// A value as the name of a class; nothing, and an empty text, is none.
+fn class(value: &Value) -> Option<String> {
+    let name = match value {
+        Value::Null => return None,
+        Value::String(text) => text.trim().to_owned(),
+        other => other.to_string(),
+    };
+    (!name.is_empty()).then_some(name)
+}
 
 fn item(mut row: Map<String, Value>, default_id: impl FnOnce() -> String) -> Result<Item, RowProblem> {
     let id = read_id(&row)?.unwrap_or_else(default_id);
