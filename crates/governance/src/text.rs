@@ -87,7 +87,7 @@ pub(crate) fn markdown(text: &str) -> String {
     }
     // What would begin a list, a heading's underline or a quote begins none.
     match escaped.trim_start().chars().next() {
-        Some(c) if matches!(c, '-' | '+' | '=') => format!("\\{}", escaped.trim_start()),
+        Some('-' | '+' | '=') => format!("\\{}", escaped.trim_start()),
         _ => escaped,
     }
 }
@@ -95,7 +95,7 @@ pub(crate) fn markdown(text: &str) -> String {
 /// Prose in Markdown whose names in backticks stay code: words of this program, with foreign names among them.
 pub(crate) fn prose(text: &str) -> String {
     let parts: Vec<&str> = text.split('`').collect();
-    if parts.len() % 2 == 0 {
+    if parts.len().is_multiple_of(2) {
         return markdown(text);
     }
     let escaped = |(n, part): (usize, &&str)| match (n % 2, part.is_empty()) {
