@@ -51,6 +51,9 @@ pub(crate) enum Verb {
     Verify(Verify),
     /// Show one entry of a run's log, with the proof that it is in there, and no other
     Open(Open),
+    /// Make a key that signs releases
+    #[command(subcommand)]
+    Key(Key),
     /// Time the engine on this machine, on random tokens
     #[command(subcommand)]
     Bench(Bench),
@@ -270,6 +273,9 @@ pub(crate) struct Convert {
 pub(crate) struct Verify {
     /// A run directory or a release directory
     pub(crate) directory: PathBuf,
+    /// The public key that has to have signed it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key: Option<PathBuf>,
     /// Do this many segments of the student's training again, drawn from all on record, and compare bit for bit
     #[arg(long, value_name = "K")]
     pub(crate) replay: Option<std::num::NonZeroUsize>,
@@ -299,6 +305,24 @@ pub(crate) struct Open {
     /// Its number, from 0 (calls, batches and checkpoints: as the run counts them); of a stage its name
     #[arg(default_value = "0")]
     pub(crate) entry: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a new key (ECDSA, P-256): FILE for you alone, FILE.pub for everybody
+    New(KeyNew),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyNew {
+    /// Where to write the private key; nothing is overwritten
+    pub(crate) file: PathBuf,
+    /// The environment variable with a passphrase to keep it under
+    #[arg(long, value_name = "NAME")]
+    pub(crate) passphrase_env: Option<String>,
+    /// Print the key's names as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@ mod failure;
 mod flow;
 mod footprint;
 mod models;
+mod process;
 mod recipe;
 mod terminal;
 mod verbs;

@@ -69,6 +69,8 @@ fn help_of_every_verb() {
         ("help-pull", &["pull", "--help"]),
         ("help-convert", &["convert", "--help"]),
         ("help-verify", &["verify", "--help"]),
+        ("help-key", &["key", "--help"]),
+        ("help-key-new", &["key", "new", "--help"]),
         ("help-bench", &["bench", "--help"]),
         ("help-bench-train", &["bench", "train", "--help"]),
         ("help-bench-score", &["bench", "score", "--help"]),

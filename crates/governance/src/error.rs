@@ -49,6 +49,9 @@ pub enum GovernanceError {
         "the {bytes} bytes that the signing command wrote are no signature (DER, ECDSA P-256, SHA-256) by the public key"
     )]
     ForeignSignature { bytes: usize },
+    /// What keeps the key outside made no signature.
+    #[error("the signing command {cause}")]
+    SigningCommand { cause: String },
     /// A signature of a directory that does not say what it should.
     #[error("{path}: {cause}", path = path.display())]
     Signature { path: PathBuf, cause: SignatureFault },
@@ -198,6 +201,7 @@ impl GovernanceError {
             | GovernanceError::ForeignSignature { .. }
             | GovernanceError::Signature { .. }
             | GovernanceError::Envelope(_) => ErrorKind::BadData,
+            GovernanceError::SigningCommand { .. } => ErrorKind::Failed,
             GovernanceError::Io { .. } => ErrorKind::Io,
             GovernanceError::Store(error) => error.kind(),
         }
@@ -235,7 +239,7 @@ impl GovernanceError {
                 Some("run the same command again, so that the gate reads it anew".to_owned())
             }
             GovernanceError::Key { path, cause } => cause.fix(&path.display().to_string()),
-            GovernanceError::ForeignSignature { .. } => Some(
+            GovernanceError::ForeignSignature { .. } | GovernanceError::SigningCommand { .. } => Some(
                 "let it read the bytes from its standard input and write the signature and nothing else, as \
                  `openssl dgst -sha256 -sign KEY` does; check that `public_key` is its key"
                     .to_owned(),

@@ -34,6 +34,7 @@ mod report;
 mod revisions;
 mod rows;
 mod scoring;
+pub(crate) mod signing;
 mod spool;
 pub(crate) mod start;
 pub(crate) mod steps;
@@ -61,6 +62,7 @@ use stillroom_corpus::Verifier;
 use stillroom_evaluate::{Contender, Report};
 use stillroom_formats::ModelFiles;
 use stillroom_governance::Decision;
+use stillroom_governance::keys::Signer;
 use stillroom_kernels::Device;
 use stillroom_store::{Check, EventLog, Freshness, PlannedStage, RunDir, digest_file};
 
@@ -115,6 +117,8 @@ pub(crate) struct Flow {
     pub(crate) times: Vec<Timed>,
     /// What judges replies, where the recipe has it.
     judge: Option<Arc<dyn Verifier>>,
+    /// Who signs what the run says, where the recipe has it.
+    signer: Option<Arc<Signer>>,
     decision: Decision,
     events: EventLog,
     /// None where nothing new happens.
@@ -152,6 +156,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
     teachers::check_tokenizers(&recipe, &source)?;
     start::shared_ids(&recipe, &source)?;
     let judge = verifiers::verifier(&recipe, &source, request.recipe.allow_commands)?;
+    let signer = signing::signer(&recipe, &source, request.recipe.allow_commands)?.map(Arc::new);
     let device = models::device(request.machine);
     if let Some(time) = request.trial {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
@@ -167,6 +172,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         trial: request.trial.is_some(),
         times: Vec::new(),
         judge,
+        signer,
         decision: decision.clone(),
         events,
         logbook: Some(logbook),

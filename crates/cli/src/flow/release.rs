@@ -22,7 +22,8 @@ const FOLDER: &str = "release";
 
 impl Flow {
     pub(crate) fn release(&mut self, decision: &Decision, report: &Report) -> Result<()> {
-        let settings = json!([2, self.recipe.release, self.trial, decision]);
+        let signer = self.signer.as_ref().map(|signer| signer.public_key().fingerprint());
+        let settings = json!([3, self.recipe.release, self.trial, decision, signer]);
         self.stage(STAGE, &settings, &["train", report::STAGE], &[FOLDER], |flow| {
             let files = ModelFiles::open(&flow.run.path(&weights_of(Contender::Student))?)?;
             let device = std::sync::Arc::clone(&flow.device);
@@ -40,7 +41,7 @@ impl Flow {
             })?;
             let record = flow.run_record(decision)?;
             Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
-            Ok(())
+            flow.sign_release()
         })
     }
 

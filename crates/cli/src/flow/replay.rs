@@ -106,6 +106,7 @@ fn open(asked: &Replay<'_>) -> Result<Flow> {
         trial: false,
         times: Vec::new(),
         judge,
+        signer: None,
         decision,
         events,
         logbook: None,

@@ -15,6 +15,7 @@ mod policy;
 mod raw;
 mod resolve;
 mod scoring;
+mod signing;
 mod source;
 mod student;
 mod verifier;
@@ -37,9 +38,10 @@ pub(crate) use lora::{Lora, open as open_adapter};
 pub(crate) use on_policy::Rollouts;
 pub(crate) use policy::{Egress, Policy, PromptPii, is_this_machine};
 pub(crate) use scoring::{Scores, TOKENIZER};
+pub(crate) use signing::Signing;
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
-pub(crate) use verifier::{Program, VerifierChoice};
+pub(crate) use verifier::VerifierChoice;
 pub(crate) use wire::{Api, Endpoint, Wire, variable_of};
 
 use crate::failure::Result;
@@ -375,6 +377,9 @@ pub(crate) struct Release {
     pub(crate) dtype: WeightType,
     /// Of `model.gguf`.
     pub(crate) gguf: WeightType,
+    /// What signs it, and the heads of the run's log.
+    #[serde(flatten)]
+    pub(crate) signing: Option<Signing>,
 }
 
 impl Recipe {
@@ -424,8 +429,8 @@ impl Recipe {
             for unused in ["student", "train", "evaluate"] {
                 table.remove(unused);
             }
-            // The text has a licence, too.
-            if self.release.licence.is_none() {
+            // The text has a licence, too, and its log is signed.
+            if self.release.licence.is_none() && self.release.signing.is_none() {
                 table.remove("release");
             }
         }

@@ -355,4 +355,9 @@ pub(super) struct RawRelease {
     pub(super) gguf: Option<String>,
     pub(super) licence: Option<String>,
     pub(super) license: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) key_passphrase: Option<String>,
+    pub(super) sign_command: Option<Vec<String>>,
+    pub(super) public_key: Option<String>,
+    pub(super) sign_timeout_s: Option<f64>,
 }

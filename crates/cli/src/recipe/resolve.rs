@@ -598,7 +598,8 @@ fn own_text_examples(
     Ok(n)
 }
 
-fn release(at: &Checker<'_>, raw: RawRelease, recipe_name: &str) -> Result<Release> {
+fn release(at: &Checker<'_>, mut raw: RawRelease, recipe_name: &str) -> Result<Release> {
+    let signing = signing::signing(at, &mut raw)?;
     let name = raw.name.unwrap_or_else(|| format!("{recipe_name}-student"));
     at.name(&["release", "name"], &name)?;
     let plain = [("f32", WeightType::F32), ("f16", WeightType::F16), ("bf16", WeightType::Bf16)];
@@ -609,6 +610,7 @@ fn release(at: &Checker<'_>, raw: RawRelease, recipe_name: &str) -> Result<Relea
         licence: raw.licence.or(raw.license),
         dtype: at.choose(&["release", "dtype"], raw.dtype.as_deref().unwrap_or("f32"), &plain)?,
         gguf: at.choose(&["release", "gguf"], raw.gguf.as_deref().unwrap_or("f32"), &any)?,
+        signing,
     })
 }
 

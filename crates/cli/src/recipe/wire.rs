@@ -137,7 +137,7 @@ pub(crate) struct Price {
 
 /// What the keys say, where the kind has endpoints; other kinds have none of them.
 pub(super) fn wire(at: &Checker<'_>, kind: TeacherKind, raw: &mut RawTeacher) -> Result<Option<Wire>> {
-    secret(at, &["teacher", "api_key"], raw.api_key.as_deref())?;
+    secret(at, &["teacher", "api_key"], raw.api_key.as_deref(), "TEACHER_KEY")?;
     let batch = batch::batch(at, kind, raw)?;
     if !matches!(kind, TeacherKind::Openai | TeacherKind::Cache | TeacherKind::Batch) {
         return no_keys(at, raw).map(|()| None);
@@ -244,7 +244,7 @@ fn endpoints(at: &Checker<'_>, raw: Option<Vec<RawEndpoint>>, in_flight: usize) 
     for raw in raw {
         let base_url = at.need(&ENDPOINTS, raw.base_url, "give each endpoint a `base_url`")?;
         at.no_environment(&ENDPOINTS, &base_url)?;
-        secret(at, &ENDPOINTS, raw.api_key.as_deref())?;
+        secret(at, &ENDPOINTS, raw.api_key.as_deref(), "TEACHER_KEY")?;
         let rate = |rate: Option<f64>| rate.map(|rate| at.number(&ENDPOINTS, rate, RATES)).transpose();
         all.push(Endpoint {
             base_url: base_url.trim_end_matches('/').to_owned(),
@@ -326,15 +326,15 @@ fn extra_body(at: &Checker<'_>, given: Option<Map<String, Value>>) -> Result<Map
     }
 }
 
-/// An API key is the name of an environment variable, never the key itself.
-pub(super) fn secret(at: &Checker<'_>, keys: &[&str], text: Option<&str>) -> Result<()> {
+/// A secret is the name of an environment variable, `example` for one, never the secret itself.
+pub(super) fn secret(at: &Checker<'_>, keys: &[&str], text: Option<&str>, example: &str) -> Result<()> {
     if text.is_none_or(|text| variable_of(text).is_some()) {
         return Ok(());
     }
-    Err(at
-        .bad(keys, "a secret does not belong in a recipe")
-        .code("secret-in-recipe")
-        .fix("put it in the environment and write `api_key = \"${TEACHER_KEY}\"`"))
+    Err(at.bad(keys, "a secret does not belong in a recipe").code("secret-in-recipe").fix(format!(
+        "put it in the environment and write `{} = \"${{{example}}}\"`",
+        keys.last().unwrap_or(&"")
+    )))
 }
 
 /// The name in `${NAME}`.

@@ -5,6 +5,7 @@ mod convert;
 mod curate;
 mod doctor;
 mod generate;
+mod key;
 mod licence;
 mod new;
 mod open;
@@ -46,6 +47,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Convert(args) => convert::convert(&args),
         Verb::Open(args) => open::open(&args),
         Verb::Verify(args) => verify::verify(&args),
+        Verb::Key(verb) => key::key(&verb),
         Verb::Bench(work) => bench::bench(&work),
         Verb::Licence(verb) => licence::licence(&verb),
     }

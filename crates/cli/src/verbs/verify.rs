@@ -1,10 +1,11 @@
-//! `stillroom verify`: does a run or release still hold what its manifest names, and does its training come out again?
+//! `stillroom verify`: does a run or release still hold what its manifest names, who signed it, and does its training come out again?
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
-use stillroom_governance::VerifyReport;
+use stillroom_governance::keys::PublicKey;
+use stillroom_governance::{SignatureState, VerifyReport};
 
 use crate::args::Verify;
 use crate::failure::{Exit, Failure, Result};
@@ -14,7 +15,9 @@ use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
-    let report = stillroom_governance::verify(&args.directory, None)?;
+    let key = args.public_key.as_deref().map(PublicKey::open).transpose()?;
+    let report = stillroom_governance::verify(&args.directory, key.as_ref())?;
+    // Heads that are not signed one by one are covered by the release's signature with all of the log.
     let log = if report.intact { logbook::check(&args.directory, None)? } else { None };
     if report.intact {
         args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
@@ -35,6 +38,7 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     }
     if !args.json {
         terminal::print_line(&intact(&report))?;
+        terminal::print_line(&signed(&report))?;
         log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
     }
     let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
@@ -72,6 +76,22 @@ fn intact(report: &VerifyReport) -> String {
         text.push_str(&format!(" {n} files of the run are not in this directory."));
     }
     text
+}
+
+/// What is known of who made it.
+fn signed(report: &VerifyReport) -> String {
+    let files = report.signature.files;
+    match (report.signature.state, &report.signature.key) {
+        (SignatureState::Valid, Some(key)) => {
+            format!("Signed by the key {key}: all {files} files of the release.")
+        }
+        (SignatureState::None, _) => {
+            "Not signed: whoever can write these files can also write a manifest of them.".to_owned()
+        }
+        _ => format!(
+            "Signed, {files} files of the release, but by whom was not checked: give the signer's key with `--public-key`."
+        ),
+    }
 }
 
 fn check_opening(directory: &Path, path: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stillroom_core::{Digest, Message, Prompt};
 use stillroom_corpus::{Verdict, Verifier};
 
-use super::process::{End, Outcome, first_line, run};
+use crate::process::{End, Outcome, first_line, run};
 
 /// Sets the sandbox up, as the namespace's root: a file system of what a program needs to run, read-only, in memory that goes
 /// with it. Then gives up every right that it has over the namespace, and takes the limits. `/proc` is there only as long as

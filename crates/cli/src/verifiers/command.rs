@@ -1,14 +1,13 @@
 //! The verifier `command`: a program of the user's says whether a reply is right.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 use stillroom_core::{Message, Prompt};
 use stillroom_corpus::{Verdict, Verifier};
 
-use super::process::{End, first_line, run};
+use crate::process::{End, bare, first_line, run};
 
 /// Runs a program for each reply. It reads `{"prompt": …, "reply": …}` and ends with 0 for a right reply, with 1 for a wrong one;
 /// its first line of output is the reason. Its environment has `PATH` and nothing else, so no keys.
@@ -24,9 +23,7 @@ impl Verifier for CommandVerifier {
     }
 
     fn verify(&self, prompt: &Prompt, reply: &Message) -> Verdict {
-        let mut command = Command::new(&self.program);
-        command.args(&self.words).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let command = bare(&self.program, &self.words);
         let input = json!({"prompt": prompt, "reply": reply}).to_string().into_bytes();
         let outcome = match run(command, input, self.time) {
             Ok(outcome) => outcome,

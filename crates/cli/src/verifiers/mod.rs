@@ -5,10 +5,8 @@
 
 mod code;
 mod command;
-mod process;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +15,8 @@ use stillroom_corpus::{Verdict, Verifier, verify};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::digest_of;
-use crate::recipe::{Program, Recipe, Source};
+use crate::process;
+use crate::recipe::{Recipe, Source};
 
 /// The verifier of a recipe, if it has one; `consent` says whether its command may run.
 ///
@@ -48,14 +47,10 @@ pub(crate) fn verifier(recipe: &Recipe, source: &Source, consent: bool) -> Resul
         return Ok(Some(Arc::new(verifier)));
     }
     if !consent {
-        let shown = program.command.join(" ");
-        return Err(Failure::new(Exit::Policy, "the recipe asks to run a command on this machine")
-            .code("command-not-allowed")
-            .at(place())
-            .detail(format!("it would run `{shown}` for each reply"))
-            .fix("look at what it runs; if it may, say `--allow-commands`"));
+        return Err(process::not_allowed(&program.command, place(), "for each reply"));
     }
-    Ok(Some(Arc::new(of_command(program, source, time))))
+    let (program, words) = process::located(source, &program.command);
+    Ok(Some(Arc::new(command::CommandVerifier { program, words, time })))
 }
 
 /// A verifier that remembers what it said: several steps ask for the same reply, and a program may take seconds or judge
@@ -90,14 +85,4 @@ impl Verifier for Remembering<'_> {
     fn answer(&self, reply: &Message) -> Option<String> {
         self.verifier.answer(reply)
     }
-}
-
-/// A path is looked for beside the recipe, a bare name in `PATH`.
-fn of_command(program: &Program, source: &Source, time: Duration) -> command::CommandVerifier {
-    let (first, words) =
-        program.command.split_first().map_or(("", &[][..]), |(first, words)| (first.as_str(), words));
-    let path = if first.contains('/') { source.resolve_path(first) } else { PathBuf::from(first) };
-    let program =
-        if path.components().count() > 1 { std::path::absolute(&path).unwrap_or(path) } else { path };
-    command::CommandVerifier { program, words: words.to_vec(), time }
 }

@@ -2,12 +2,16 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+
+use crate::failure::{Exit, Failure};
+use crate::recipe::Source;
 
 /// Of what a program says, so much of its beginning and of its end is kept; the rest is read and dropped, so that it does not
 /// wait for a reader.
@@ -20,20 +24,20 @@ const LOOK: Duration = Duration::from_millis(3);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How a program ended.
-pub(super) enum End {
+pub(crate) enum End {
     Exited(ExitStatus),
     TimedOut,
     Flooded,
 }
 
-pub(super) struct Outcome {
-    pub(super) end: End,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+pub(crate) struct Outcome {
+    pub(crate) end: End,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 /// Runs a program in a group of its own and ends all of the group at the limit.
-pub(super) fn run(mut command: Command, input: Vec<u8>, time: Duration) -> std::io::Result<Outcome> {
+pub(crate) fn run(mut command: Command, input: Vec<u8>, time: Duration) -> std::io::Result<Outcome> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let started = Instant::now();
@@ -102,8 +106,34 @@ fn kept(mut pipe: impl Read + Send + 'static) -> Said {
     Said { kept, flooded }
 }
 
+/// The program of a recipe's command, and its words. A path is looked for beside the recipe, a bare name in `PATH`.
+pub(crate) fn located(source: &Source, command: &[String]) -> (PathBuf, Vec<String>) {
+    let (first, words) =
+        command.split_first().map_or(("", &[][..]), |(first, words)| (first.as_str(), words));
+    let path = if first.contains('/') { source.resolve_path(first) } else { PathBuf::from(first) };
+    let program =
+        if path.components().count() > 1 { std::path::absolute(&path).unwrap_or(path) } else { path };
+    (program, words.to_vec())
+}
+
+/// A command whose environment has `PATH` and nothing else, so no keys.
+pub(crate) fn bare(program: &Path, words: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+/// Nobody who started this program said that the recipe's command may run.
+pub(crate) fn not_allowed(words: &[String], place: String, when: &str) -> Failure {
+    Failure::new(Exit::Policy, "the recipe asks to run a command on this machine")
+        .code("command-not-allowed")
+        .at(place)
+        .detail(format!("it would run `{}` {when}", words.join(" ")))
+        .fix("look at what it runs; if it may, say `--allow-commands`")
+}
+
 /// The first line of what was said, harmless and short.
-pub(super) fn first_line(said: &[u8]) -> String {
+pub(crate) fn first_line(said: &[u8]) -> String {
     const CHARS_MAX: usize = 160;
     let text = String::from_utf8_lossy(said);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("");
