@@ -78,7 +78,7 @@ pub(crate) struct RecipeArgs {
     /// Change a key of the recipe for this run, for example `--set train.max_steps=200`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Let the recipe's verifier run its command on this machine
+    /// Let the recipe run its commands on this machine: the verifier's, and the one that signs
     #[arg(long)]
     pub(crate) allow_commands: bool,
 }
