@@ -199,7 +199,6 @@ impl Flow {
             left_out.push(endpoint);
         };
         let finished = session.answer_all(cleared, &ledger, asks, &mut deliver, &mut heard)?;
-        drop(shown);
         self.record_left_out(stage, &left_out)?;
         Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out })
     }
