@@ -8,7 +8,7 @@ use super::{Flow, curate};
 use crate::failure::Result;
 
 pub(crate) const STAGE: &str = "describe";
-const FILE: &str = "corpus/croissant.json";
+pub(super) const FILE: &str = "corpus/croissant.json";
 
 impl Flow {
     /// Writes `corpus/croissant.json` beside the traces that curation kept.

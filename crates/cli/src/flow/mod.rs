@@ -14,6 +14,7 @@ mod curate;
 mod data;
 mod describe;
 mod divergence;
+mod documents;
 pub(crate) mod estimate;
 pub(crate) mod explain;
 mod feedback;

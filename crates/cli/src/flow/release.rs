@@ -37,7 +37,8 @@ impl Flow {
             atomic_dir(&flow.run.release(), |dir| {
                 flow.copy_log(dir)?;
                 flow.write_release(dir, &decoder, &card, decision)?;
-                obligations::write(dir, decision, &flow.recipe.release.name)
+                obligations::write(dir, decision, &flow.recipe.release.name)?;
+                flow.write_documents(dir, decision, report)
             })?;
             let record = flow.run_record(decision)?;
             Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
@@ -160,7 +161,7 @@ impl Flow {
         })
     }
 
-    fn data_id(&self) -> String {
+    pub(super) fn data_id(&self) -> String {
         use crate::recipe::PromptSource;
         match &self.recipe.prompts.source {
             PromptSource::Task { .. } => "stillroom:procedural-tasks".to_owned(),
