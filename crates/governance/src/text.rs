@@ -124,7 +124,13 @@ pub(crate) fn code(text: &str) -> String {
 
 /// A scalar of YAML: as it is where it can only be a string, in double quotes else.
 pub(crate) fn yaml(text: &str) -> String {
-    let plain_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/' | ':');
+    // Of a colon and a blank, YAML makes a key.
+    let plain_char = |c: char| {
+        c.is_ascii_alphanumeric()
+            || ".-_/".contains(c)
+            || c == ':' && !text.contains(' ')
+            || c == ' ' && !text.ends_with(' ')
+    };
     let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(plain_char)
         && !text.ends_with(':')
@@ -178,10 +184,10 @@ mod tests {
 
     #[test]
     fn yaml_is_quoted_where_it_could_be_something_else() {
-        for word in ["apache-2.0", "stillroom:quickstart-teacher", "Qwen/Qwen2.5-3B"] {
+        for word in ["apache-2.0", "stillroom:quickstart-teacher", "Qwen/Qwen2.5-3B", "mit and gemma"] {
             assert_eq!(yaml(word), word);
         }
-        for other in ["no", "1.5", "a: b", "a #b", "- a", "", "a:", "x\ny: z", "*a", "{a}"] {
+        for other in ["no", "1.5", "a: b", "a ", "a #b", "- a", "", "a:", "x\ny: z", "*a", "{a}"] {
             assert!(yaml(other).starts_with('"') && yaml(other).ends_with('"'), "{other}: {}", yaml(other));
         }
         assert_eq!(yaml("<b>"), "\"\\u003cb\\u003e\"");

@@ -11,9 +11,9 @@ use serde_json::Value;
 use stillroom_core::Digest;
 use stillroom_governance::dsse::{Envelope, IN_TOTO};
 use stillroom_governance::keys::Signer;
-use stillroom_governance::record::{ProvenanceRecord, RECORD_BYTES_MAX, Role, Start};
+use stillroom_governance::record::{GateFacts, ProvenanceRecord, RECORD_BYTES_MAX, Role, Start};
 use stillroom_governance::views::{self, Level, View};
-use stillroom_governance::{ManifestFault, Verdict};
+use stillroom_governance::{Decision, ManifestFault, NOT_ADVICE, Question, Subject, Verdict, decide};
 
 fn views_of(record: &ProvenanceRecord) -> Vec<View> {
     views::all(record, None).expect("nothing is signed")
@@ -497,6 +497,68 @@ fn a_teacher_that_only_thinks_is_still_named() {
     check_agreement(&record);
     let (_, bom) = by_cyclonedx(&record);
     assert_eq!(bom["dependencies"][0]["dependsOn"][1], "model:deepseek:deepseek-reasoner");
+}
+
+fn about(teacher: &str, base: Option<&str>, student: &str) -> Decision {
+    let question = Question {
+        student_base: base.map(Subject::id),
+        student_name: Some(student.to_owned()),
+        ..Question::about(Subject::id(teacher))
+    };
+    let accepted = decide(&question).conditions;
+    decide(&Question { accepted, ..question })
+}
+
+fn card_of(decision: &Decision, own: Option<&str>) -> String {
+    let mut record = of_outputs();
+    record.gate = GateFacts::new(decision, record.gate.decided.clone());
+    record.release.licence = own.map(str::to_owned);
+    record.release.card = decision.card_licence(own);
+    view(&record, "README.md")
+}
+
+/// The licence lines of a card's front matter.
+fn front_matter(card: &str) -> String {
+    let lines = card.lines().skip(1).take_while(|line| line.starts_with("license"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+#[test]
+fn the_card_names_the_licences_that_a_student_comes_under() {
+    let lines = |teacher: &str, base: Option<&str>, student: &str, own: Option<&str>| {
+        front_matter(&card_of(&about(teacher, base, student), own))
+    };
+    let (r1, llama, gemma) = ("deepseek-ai/DeepSeek-R1", "meta-llama/Llama-3.1-8B", "google/gemma-2-9b-it");
+    assert_eq!(lines(r1, None, "x", Some("Apache-2.0")), "license: apache-2.0\n");
+    assert_eq!(lines(r1, Some(llama), "Llama-x", None), "license: llama3.1\n");
+    assert_eq!(
+        lines(r1, Some(llama), "Llama-x", Some("MIT")),
+        "license: other\nlicense_name: mit and llama3.1\nlicense_link: NOTICE\n"
+    );
+    assert_eq!(lines(gemma, None, "x", None), "license: gemma\n");
+    assert_eq!(
+        lines(gemma, None, "x", Some("MIT")),
+        "license: other\nlicense_name: mit and gemma\nlicense_link: NOTICE\n"
+    );
+    let none = lines(r1, None, "x", None);
+    assert_eq!(none, "license: other\nlicense_name: not-stated\nlicense_link: NOTICE\n");
+    assert!(lines(r1, None, "x", Some("a: \"b\"\n- c")).contains(r#"license_name: "a: \"b\"\n- c""#));
+}
+
+#[test]
+fn prescribed_words_and_who_does_what_stand_on_the_card() {
+    let decision = about("meta-llama/Llama-3.1-8B-Instruct", None, "Llama-tiny");
+    let card = card_of(&decision, None);
+    for part in [
+        "**Built with Llama**",
+        "**Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta",
+        "clause 1.b.i",
+        "carried out: the student is called `Llama-tiny`",
+        "yours to do: put a copy of LicenseRef-scancode-llama-3.1-license-2024",
+    ] {
+        assert!(card.contains(part), "{part} in\n{card}");
+    }
+    assert_eq!(card.matches(NOT_ADVICE).count(), 1);
 }
 
 /// Golden documents, byte for byte; `STILLROOM_BLESS=1` writes them anew.

@@ -9,10 +9,12 @@ use crate::identity::ID_BYTES_MAX;
 use crate::record::{
     Counts, DataFacts, Figure, Licences, ModelFacts, ModelResult, PairedResult, ProvenanceRecord, Start,
 };
-use crate::text::{code, markdown, plain, prose, yaml};
+use crate::text::{code, markdown, prose, yaml};
 
 /// Characters of a digest that a table shows.
 const DIGEST_CHARS: usize = 16;
+/// Characters of a licence's name in the front matter.
+const NAME_CHARS_MAX: usize = 200;
 
 pub(super) fn card(record: &ProvenanceRecord) -> String {
     let mut card = front_matter(record);
@@ -44,7 +46,9 @@ fn front_matter(record: &ProvenanceRecord) -> String {
         ("license_link", licence.license_link.as_ref()),
     ];
     for (key, value) in lines {
-        front.extend(value.map(|value| format!("{key}: {}\n", yaml(&plain(value)))));
+        front.extend(value.map(|value| {
+            format!("{key}: {}\n", yaml(&value.chars().take(NAME_CHARS_MAX).collect::<String>()))
+        }));
     }
     let named: Vec<&ModelFacts> = record.student.ancestors.iter().filter(|model| has_name(model)).collect();
     match named.as_slice() {
@@ -70,7 +74,8 @@ fn front_matter(record: &ProvenanceRecord) -> String {
 
 /// Whether a model has a name that others can look up: no path of a machine, and nothing that only looks like one.
 fn has_name(model: &ModelFacts) -> bool {
-    !model.id_is_path && model.id.len() <= ID_BYTES_MAX && yaml(&model.id) == model.id
+    let is_word = yaml(&model.id) == model.id && !model.id.contains(' ');
+    !model.id_is_path && model.id.len() <= ID_BYTES_MAX && is_word
 }
 
 fn how_it_was_made(card: &mut String, record: &ProvenanceRecord) {
