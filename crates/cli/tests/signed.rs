@@ -61,6 +61,11 @@ fn a_release_is_signed_and_checked() {
     for place in ["run", "run/release"] {
         let said = shop.succeed(&["verify", place, "--public-key", "a.key.pub"]);
         assert!(said.contains("Signed by the key ") && said.contains(" files of the release."), "{said}");
+        let log: Value =
+            serde_json::from_str(&shop.succeed(&["verify", place, "--public-key", "a.key.pub", "--json"]))
+                .expect("JSON");
+        let log = &log["log"];
+        assert!(log["heads"].as_u64() > Some(5) && log["signed_heads"] == log["heads"], "{log}");
         let said = shop.succeed(&["verify", place]);
         assert!(
             said.contains("by whom was not checked: give the signer's key with `--public-key`"),
@@ -195,6 +200,10 @@ fn a_command_signs_where_it_may() {
     failed(&wrong, 65, "are no signature (DER, ECDSA P-256, SHA-256) by the public key");
     let done = release("tiny.toml", &["--allow-commands"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
+    // A command is asked for the decision's head and the release's, and not for each of the others.
+    let log = shop.succeed(&["verify", "run/release", "--public-key", "a.key.pub", "--json"]);
+    let log: Value = serde_json::from_str(&log).expect("JSON");
+    assert_eq!(log["log"]["signed_heads"], 2, "{log}");
     shop.succeed(&["verify", "run/release", "--public-key", "a.key.pub"]);
     failed(&shop.run(&["verify", "run/release", "--public-key", "b.key.pub"]), 65, "by another key");
 }

@@ -171,6 +171,11 @@ impl Signer {
         }
     }
 
+    /// Whether a program of the user's makes the signatures: perhaps with somebody's finger on a button.
+    pub fn is_external(&self) -> bool {
+        matches!(self.secret, Secret::External(_))
+    }
+
     /// What others check its signatures with.
     pub fn public_key(&self) -> &PublicKey {
         &self.public

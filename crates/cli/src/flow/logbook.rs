@@ -12,6 +12,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Trace};
@@ -34,18 +35,27 @@ const IN_RELEASE: &str = "provenance/log";
 /// Heads that are read at most.
 const HEADS_MAX: usize = 1 << 20;
 
+/// What a head is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// The licence decision, before anything else; the release.
+    Grave,
+    /// Any other stage, and each checkpoint.
+    Passing,
+}
+
 /// The writing end.
 pub(crate) struct Logbook {
     writer: LogWriter,
     heads: EventLog,
     last: Option<HeadLine>,
-    signer: Option<Signer>,
+    signer: Option<Arc<Signer>>,
     /// The newest call of the ledger that is in the log.
     calls: u64,
 }
 
 impl Logbook {
-    pub(super) fn open(run: &RunDir, signer: Option<Signer>) -> Result<Logbook> {
+    pub(super) fn open(run: &RunDir, signer: Option<Arc<Signer>>) -> Result<Logbook> {
         let folder = run.dir(FOLDER)?;
         let secret = match read_secret(&folder)? {
             Some(secret) => secret,
@@ -70,14 +80,18 @@ impl Logbook {
         Ok(())
     }
 
-    /// Makes the log durable, and says what it is at this moment, if anything has come to it.
-    pub(super) fn seal(&mut self) -> Result<()> {
-        if self.last.as_ref().is_some_and(|last| last.head.size == self.writer.size()) {
+    /// Makes the log durable, and says what it is at this moment, if anything has come to it. A key in a file signs each head;
+    /// a command of the user's only those of moments that it is wanted for.
+    fn seal(&mut self, moment: Moment) -> Result<()> {
+        let signs = |signer: &&Arc<Signer>| moment == Moment::Grave || !signer.is_external();
+        let signer = self.signer.clone().filter(|signer| signs(&signer));
+        let last = self.last.as_ref().filter(|last| last.head.size == self.writer.size());
+        if last.is_some_and(|last| last.is_signed() || signer.is_none()) {
             return Ok(());
         }
         self.writer.sync()?;
         let head = self.writer.head(self.last.as_ref().map(|last| &last.line[..]), unix_s());
-        let head = HeadLine::new(head, self.signer.as_ref())?;
+        let head = HeadLine::new(head, signer.as_deref())?;
         self.heads.append_line(&head.line)?;
         self.heads.sync()?;
         self.last = Some(head);
@@ -154,7 +168,7 @@ impl Flow {
     pub(super) fn log_decision(&mut self) -> Result<()> {
         let path = self.run.path("licence.json")?;
         self.log_file(Kind::Decision, 0, &path)?;
-        self.seal_log()
+        self.seal_log(Moment::Grave)
     }
 
     /// What a stage has made, row by row, before the stage is recorded as done.
@@ -200,7 +214,7 @@ impl Flow {
     pub(super) fn log_stage(&mut self, record: &StageRecord) -> Result<()> {
         let path = self.run.path(&stage_file(&record.stage))?;
         self.log_file(Kind::Stage, number_of_stage(&record.stage), &path)?;
-        self.seal_log()
+        self.seal_log(Moment::Passing)
     }
 
     /// A step of the student's training; behind a checkpoint the log is sealed.
@@ -208,12 +222,12 @@ impl Flow {
         let Some(book) = &mut self.logbook else { return Ok(()) };
         let Some((kind, number)) = step.in_log() else { return Ok(()) };
         book.append(kind, number, &step.to_bytes().map_err(|e| super::unwritable(steps::PATH, &e))?)?;
-        if kind == Kind::Checkpoint { book.seal() } else { Ok(()) }
+        if kind == Kind::Checkpoint { book.seal(Moment::Passing) } else { Ok(()) }
     }
 
     /// Says what the log is now.
-    pub(super) fn seal_log(&mut self) -> Result<()> {
-        self.logbook.as_mut().map_or(Ok(()), Logbook::seal)
+    pub(super) fn seal_log(&mut self, moment: Moment) -> Result<()> {
+        self.logbook.as_mut().map_or(Ok(()), |book| book.seal(moment))
     }
 
     fn log_file(&mut self, kind: Kind, number: u64, path: &Path) -> Result<()> {
@@ -275,14 +289,16 @@ pub(crate) struct CheckedLog {
     pub(crate) unsealed: u64,
     /// Of the last head.
     pub(crate) root: Option<Digest>,
-    /// Whether all heads are signed, by whomever.
-    pub(crate) signed: bool,
+    /// Heads that are signed: by the key that was given, else by whomever.
+    pub(crate) signed_heads: usize,
+    pub(crate) last_is_signed: bool,
     /// When the first and the last head were made, by the clock of the machine: seconds since 1970-01-01 UTC.
     pub(crate) first_unix_s: Option<u64>,
     pub(crate) last_unix_s: Option<u64>,
 }
 
-/// Checks the log of a run or of a release on its own, its heads by `key` if there is one; none where it has none.
+/// Checks the log of a run or of a release on its own; none where it has none. With a `key`, a release's last head must be
+/// signed by it: that one stands for all before it, whoever signed those.
 pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<CheckedLog>> {
     let released = released_log(dir);
     let of_run = dir.join(FOLDER);
@@ -290,8 +306,14 @@ pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<Checke
         true => Some(check_in(&released, key)?),
         false => None,
     };
-    if let Some(CheckedLog { unsealed: 1.., .. }) = checked {
-        return Err(damaged(&released, LogFault::Beyond.to_string()));
+    match checked {
+        Some(CheckedLog { unsealed: 1.., .. }) => {
+            return Err(damaged(&released, LogFault::Beyond.to_string()));
+        }
+        Some(CheckedLog { last_is_signed: false, .. }) if key.is_some() => {
+            return Err(damaged(&released, "the last head of the log is not signed by this key".to_owned()));
+        }
+        _ => {}
     }
     if !of_run.exists() {
         return Ok(checked);
@@ -308,15 +330,14 @@ fn check_in(folder: &Path, key: Option<&PublicKey>) -> Result<CheckedLog> {
     let (log, heads) = (Log::read(&folder.join(RECORDS))?, heads_in(folder)?);
     let unsealed = log.check_heads(&heads).map_err(|fault| damaged(folder, fault.to_string()))?;
     let time = |line: Option<&HeadLine>| line.map(|line| line.head.unix_s);
-    if let Some(number) = key.and_then(|key| heads.iter().position(|head| !head.is_by(key))) {
-        return Err(damaged(folder, format!("head {number} of the log is not signed by this key")));
-    }
+    let signed = |head: &HeadLine| key.map_or(head.is_signed(), |key| head.is_by(key));
     Ok(CheckedLog {
         records: log.records.len() as u64,
         heads: heads.len(),
         unsealed,
         root: heads.last().map(|last| last.head.root),
-        signed: !heads.is_empty() && heads.iter().all(HeadLine::is_signed),
+        signed_heads: heads.iter().filter(|head| signed(head)).count(),
+        last_is_signed: heads.last().is_some_and(signed),
         first_unix_s: time(heads.first()),
         last_unix_s: time(heads.last()),
     })

@@ -163,7 +163,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
     }
     let run = RunDir::open(&output)?;
-    let (events, logbook) = (run.events()?, Logbook::open(&run, None)?);
+    let (events, logbook) = (run.events()?, Logbook::open(&run, signer.clone())?);
     let mut flow = Flow {
         recipe,
         source,

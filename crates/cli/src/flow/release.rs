@@ -1,6 +1,5 @@
 //! Stage `release`: the student as others use it, with its card and the manifest of what it was made from.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::json;
@@ -11,11 +10,12 @@ use stillroom_governance::{Decision, Manifest, ModelRecord, Part, Program, RunRe
 use stillroom_model::Decoder;
 use stillroom_store::atomic_dir;
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
+use crate::flow::logbook::Moment;
 use crate::flow::train::{ADAPTER, weights_of};
 use crate::flow::{Flow, data, obligations, report};
 use crate::models::with_adapter;
-use crate::recipe::{Base, Student, Teacher, WeightType};
+use crate::recipe::{Base, Student, WeightType};
 
 pub(crate) const STAGE: &str = "release";
 const FOLDER: &str = "release";
@@ -32,11 +32,10 @@ impl Flow {
                 // Beside weights that have it merged, to be written alone.
                 decoder = with_adapter(decoder, flow.trained_adapter()?)?;
             }
-            let card = flow.card(decision, report);
-            flow.seal_log()?;
+            flow.seal_log(Moment::Grave)?;
             atomic_dir(&flow.run.release(), |dir| {
                 flow.copy_log(dir)?;
-                flow.write_release(dir, &decoder, &card, decision)?;
+                flow.write_release(dir, &decoder, decision)?;
                 obligations::write(dir, decision, &flow.recipe.release.name)?;
                 flow.write_documents(dir, decision, report)
             })?;
@@ -46,7 +45,7 @@ impl Flow {
         })
     }
 
-    fn write_release(&self, dir: &Path, decoder: &Decoder, card: &str, decision: &Decision) -> Result<()> {
+    fn write_release(&self, dir: &Path, decoder: &Decoder, decision: &Decision) -> Result<()> {
         let tokenizer = self.student_tokenizer()?;
         let release = &self.recipe.release;
         let config = decoder.config();
@@ -59,57 +58,7 @@ impl Flow {
         ];
         let gguf = dir.join("model.gguf");
         write_gguf(&gguf, config, &mut decoder.tensors(), encoding(release.gguf), &tokenizer, &metadata)?;
-        let path = dir.join("README.md");
-        std::fs::write(&path, card).map_err(|e| Failure::io("write", &path, &e))
-    }
-
-    /// The model card: front matter that hubs read, then what was measured.
-    fn card(&self, decision: &Decision, report: &Report) -> String {
-        let release = &self.recipe.release;
-        let mut card = String::from("---\n");
-        card.push_str(&obligations::front_matter(&decision.card_licence(release.licence.as_deref())));
-        let base = self.recipe.student.base();
-        let teacher = self.recipe.teacher.as_ref().map(|teacher| teacher.model.as_str());
-        let of_teacher = teacher.filter(|_| base.is_some_and(|base| base.path.is_none()));
-        if let Some(name) = base.and_then(|base| base.model).or(of_teacher) {
-            let _ = writeln!(card, "base_model: {name}");
-        }
-        card.push_str(
-            "library_name: transformers\npipeline_tag: text-generation\ntags:\n- distillation\n---\n\n",
-        );
-        let _ = writeln!(card, "# {}\n", release.name);
-        if self.trial {
-            card.push_str("**A trial: cut short on purpose. Nothing here is a result.**\n\n");
-        }
-        match &self.recipe.teacher {
-            Some(teacher) => {
-                let _ = writeln!(
-                    card,
-                    "Distilled from {} by the recipe `{}`.\n",
-                    named(teacher),
-                    self.recipe.name
-                );
-            }
-            None => {
-                let start = match base.and_then(|base| base.model.or(base.path)) {
-                    Some(name) => format!("`{name}`"),
-                    None => "random weights".to_owned(),
-                };
-                let _ = writeln!(card, "Trained from {start} by the recipe `{}`.\n", self.recipe.name);
-            }
-        }
-        card.push_str(&table(report));
-        card.push_str(&obligations::chapter(decision));
-        if self.recipe.train.lora.is_some() {
-            let _ = writeln!(
-                card,
-                "\nThese weights have their LoRA adapter merged. `{ADAPTER}/` has it alone, as PEFT reads it:\n\
-                 `PeftModel.from_pretrained(base, \"{ADAPTER}\")`. `base` is what its `adapter_config.json` names."
-            );
-        }
-        card.push_str("\n`provenance/manifest.json` lists the SHA-256 of everything it was made from; ");
-        card.push_str("`stillroom verify` checks it.\n");
-        card
+        Ok(())
     }
 
     fn run_record(&self, decision: &Decision) -> Result<RunRecord> {
@@ -168,35 +117,6 @@ impl Flow {
             PromptSource::Chat { path } | PromptSource::Text { path } => path.clone(),
         }
     }
-}
-
-/// The teachers of a card: of several, each with its share.
-fn named(teacher: &Teacher) -> String {
-    if teacher.ensemble.is_empty() {
-        return format!("`{}`", teacher.model);
-    }
-    let with_share = |(model, share): (&str, f64)| format!("`{model}` ({:.1} %)", 100.0 * share);
-    let all: Vec<String> = teacher.models().zip(teacher.shares()).map(with_share).collect();
-    format!("a mixture of {}", all.join(", "))
-}
-
-/// What was measured, as a table.
-fn table(report: &Report) -> String {
-    let mut table = String::from("| model | parameters | accuracy | nats per token | KL to the teacher |\n");
-    table.push_str("|---|---|---|---|---|\n");
-    let number = |value: Option<&f64>| value.map_or("–".to_owned(), |v| format!("{v:.4}"));
-    for (contender, score) in &report.models {
-        let percent = score.accuracy.value().map_or("–".to_owned(), |v| format!("{:.1} %", 100.0 * v));
-        let _ = writeln!(
-            table,
-            "| {} | {} | {percent} | {} | {} |",
-            contender.label(),
-            score.parameters.value().map_or("–".to_owned(), u64::to_string),
-            number(score.nll_nats_per_token.value()),
-            number(score.kl_to_teacher.value()),
-        );
-    }
-    table
 }
 
 fn encoding(store: WeightType) -> Encoding {

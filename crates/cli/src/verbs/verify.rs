@@ -17,8 +17,7 @@ use crate::terminal;
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let key = args.public_key.as_deref().map(PublicKey::open).transpose()?;
     let report = stillroom_governance::verify(&args.directory, key.as_ref())?;
-    // Heads that are not signed one by one are covered by the release's signature with all of the log.
-    let log = if report.intact { logbook::check(&args.directory, None)? } else { None };
+    let log = if report.intact { logbook::check(&args.directory, key.as_ref())? } else { None };
     if report.intact {
         args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
     }
@@ -106,10 +105,10 @@ fn check_opening(directory: &Path, path: &Path) -> Result<()> {
 }
 
 fn logged(log: &CheckedLog) -> String {
-    let CheckedLog { records, heads, .. } = log;
+    let CheckedLog { records, heads, signed_heads, .. } = log;
     let time = |unix_s: Option<u64>| unix_s.map_or("never".to_owned(), rfc3339);
     format!(
-        "Log: {records} entries under {heads} heads, made between {} and {} by the clock of that machine.",
+        "Log: {records} entries under {heads} heads, {signed_heads} of them signed, made between {} and {} by the clock of that machine.",
         time(log.first_unix_s),
         time(log.last_unix_s)
     )
