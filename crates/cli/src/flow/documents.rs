@@ -36,7 +36,7 @@ impl Flow {
         }
         let record = self.provenance_record(dir, decision, report)?;
         put(dir, "provenance/record.json", &record.to_bytes())?;
-        for view in views::all(&record, None)? {
+        for view in views::all(&record, self.signer.as_deref())? {
             put(dir, view.path, view.text.as_bytes())?;
         }
         Ok(())
