@@ -72,12 +72,17 @@ pub(crate) fn plain(text: &str) -> String {
 
 /// Prose in Markdown, in a table's cell too: no markup, no HTML.
 pub(crate) fn markdown(text: &str) -> String {
+    let chars: Vec<char> = plain(text).chars().collect();
+    let is_word =
+        |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(char::is_ascii_alphanumeric);
     let mut escaped = String::new();
-    for c in plain(text).chars() {
+    for (n, &c) in chars.iter().enumerate() {
         match c {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),
+            // Within a word it emphasises nothing.
+            '_' if is_word(n.checked_sub(1)) && is_word(Some(n + 1)) => escaped.push(c),
             '\\' | '`' | '*' | '_' | '{' | '}' | '[' | ']' | '#' | '|' | '~' | '!' | '$' | '@' => {
                 escaped.push('\\');
                 escaped.push(c);
@@ -177,7 +182,8 @@ mod tests {
         assert_eq!(code("a`b|c\n"), "`aˋb¦c`");
         assert_eq!(code("``"), "`ˋˋ`");
         assert_eq!(code(""), "–");
-        assert_eq!(prose("a_b is `c_d`, not `e`"), "a\\_b is `c_d`, not `e`");
+        assert_eq!(markdown("a_b _c_ __d"), "a_b \\_c\\_ \\_\\_d");
+        assert_eq!(prose("_a is `c_d`, not `e`"), "\\_a is `c_d`, not `e`");
         assert_eq!(prose("a ` b_"), "a \\` b\\_");
         assert_eq!(prose("`` <b> `|`"), " &lt;b&gt; `¦`");
     }
