@@ -12,6 +12,7 @@ bindings of `spdx-python-model`, which are made from the same shapes, need neith
 """
 
 import argparse
+import base64
 import importlib.metadata
 import io
 import json
@@ -104,6 +105,15 @@ def spdx3_bindings(release):
             assert n == 1, (package.name, kind, n)
 
 
+def opened(line):
+    """The statement of a line, out of its envelope where it is signed."""
+    envelope = json.loads(line)
+    if "payload" not in envelope:
+        return line
+    assert envelope["payloadType"] == "application/vnd.in-toto+json" and envelope["signatures"]
+    return base64.b64decode(envelope["payload"], validate=True).decode()
+
+
 def in_toto(release):
     from google.protobuf import json_format
     from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
@@ -114,6 +124,7 @@ def in_toto(release):
     kinds = []
     for name in ["provenance.intoto.jsonl", "gate.intoto.jsonl"]:
         for line in (release / "provenance" / name).read_text().splitlines():
+            line = opened(line)
             message = json_format.Parse(line, Message())
             Statement.copy_from_pb(message).validate()
             kinds.append(message.predicate_type)
