@@ -17,24 +17,7 @@ path = "tuned"
 model = "acme/tuned"
 max_tokens = 96
 logits = { kind = "live" }
-[prompts]
-task = "word_problems"
-num_examples = 40
-num_validation = 6
-[curate]
-verify = false
-[train]
-learning_rate = 1e-2
-max_steps = 12
-per_device_train_batch_size = 2
-max_length = 256
-save_steps = 4
-eval_steps = 6
-logging_steps = 4
-loss_functions = [{ function = "forward_kl" }]
-[evaluate]
-num_examples = 10
-controls = []
+TWELVE_STEPS
 [release]
 name = "Llama-tiny"
 licence = "MIT"
@@ -43,18 +26,9 @@ licence = "MIT"
 /// A model of ours with an Apache licence, whose card says that it was built on Llama 3.1.
 fn shop() -> Shop {
     let shop = Shop::with_recipes(&[("named.toml", RECIPE)]);
-    let teacher = assets().join("quickstart-teacher");
-    std::fs::create_dir(shop.path("tuned")).expect("a folder");
-    let files = [
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "model.safetensors",
-    ];
-    for file in files {
-        std::fs::copy(teacher.join(file), shop.path("tuned").join(file)).expect("a file is copied");
-    }
+    let (teacher, weights) = (assets().join("quickstart-teacher"), "model.safetensors");
+    let tuned = shop.shape_of_the_teacher("tuned");
+    std::fs::copy(teacher.join(weights), tuned.join(weights)).expect("a file is copied");
     std::fs::copy(assets().join("licence_texts/Apache-2.0.txt"), shop.path("tuned/LICENSE"))
         .expect("a licence");
     let card = "---\nlicense: apache-2.0\nbase_model: meta-llama/Llama-3.1-8B\ndatasets:\n- acme/talk\n---\n";

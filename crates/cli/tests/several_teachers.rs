@@ -23,24 +23,7 @@ logits = { kind = "live" }
 [[teacher.ensemble]]
 path = "other"
 model = "us:other"
-[prompts]
-task = "word_problems"
-num_examples = 40
-num_validation = 6
-[curate]
-verify = false
-[train]
-learning_rate = 1e-2
-max_steps = 12
-per_device_train_batch_size = 2
-max_length = 256
-save_steps = 4
-eval_steps = 6
-logging_steps = 4
-loss_functions = [{ function = "forward_kl" }]
-[evaluate]
-num_examples = 10
-controls = []
+TWELVE_STEPS
 own_text_examples = 4
 [policy.declare."us:other"]
 owner = "us"
@@ -51,10 +34,7 @@ licence = "MIT"
 fn shop() -> Shop {
     let shop = Shop::with_recipes(&[("mixed.toml", RECIPE)]);
     let teacher = assets().join("quickstart-teacher");
-    std::fs::create_dir(shop.path("other")).expect("a folder");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
-        std::fs::copy(teacher.join(file), shop.path("other").join(file)).expect("a file is copied");
-    }
+    shop.shape_of_the_teacher("other");
     let mut bytes = std::fs::read(teacher.join("model.safetensors")).expect("weights");
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     bytes[header..].iter_mut().step_by(10).for_each(|low| *low ^= 0x40);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Tables that stand in many recipes, by the word that stands there in their place.
-const TABLES: [(&str, &str); 3] = [
+const TABLES: [(&str, &str); 4] = [
     (
         "TINY_STUDENT",
         "[student]\nkind = \"from_scratch\"\nhidden_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\n\
@@ -18,6 +18,27 @@ const TABLES: [(&str, &str); 3] = [
     (
         "QUICKSTART_TEACHER",
         "[teacher]\nkind = \"local\"\npath = \"ASSETS/quickstart-teacher\"\nmodel = \"stillroom:quickstart-teacher\"",
+    ),
+    (
+        "TWELVE_STEPS",
+        "[prompts]\n\
+         task = \"word_problems\"\n\
+         num_examples = 40\n\
+         num_validation = 6\n\
+         [curate]\n\
+         verify = false\n\
+         [train]\n\
+         learning_rate = 1e-2\n\
+         max_steps = 12\n\
+         per_device_train_batch_size = 2\n\
+         max_length = 256\n\
+         save_steps = 4\n\
+         eval_steps = 6\n\
+         logging_steps = 4\n\
+         loss_functions = [{ function = \"forward_kl\" }]\n\
+         [evaluate]\n\
+         num_examples = 10\n\
+         controls = []",
     ),
     ("OUR_TEACHER", "[policy.declare.\"us:teacher\"]\nowner = \"us\"\nlicence = \"Apache-2.0\""),
 ];
@@ -100,6 +121,16 @@ impl Shop {
             std::fs::write(dir.path().join(name), recipe(text)).expect("a recipe is written");
         }
         Shop { dir }
+    }
+
+    /// A folder with the quickstart teacher's own files, its weights aside.
+    pub(crate) fn shape_of_the_teacher(&self, folder: &str) -> PathBuf {
+        let (teacher, folder) = (assets().join("quickstart-teacher"), self.path(folder));
+        std::fs::create_dir(&folder).expect("a folder");
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            std::fs::copy(teacher.join(file), folder.join(file)).expect("a file is copied");
+        }
+        folder
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
