@@ -335,7 +335,7 @@ fn nobody_there_is_said_so() {
 fn replies_have_a_limit_announced_or_not() {
     let announced = Server::fixed(ok(&"x".repeat(1000)));
     let chunked = Server::fixed(format!(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n{}\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3e8\r\n{}\r\n0\r\n\r\n",
         "x".repeat(1000)
     ));
     for server in [announced, chunked] {
