@@ -33,12 +33,12 @@ pub use batch::{Batch, ForeignText, LiveTeacher, SparseBatch, Targets, tail_mode
 pub use decoder::{Decoder, WeightStorage};
 pub use ensemble::{Ensemble, WeightedTeacher};
 pub use error::ModelError;
-pub use generate::{Generation, GenerationRequest, SamplingParams};
+pub use generate::{Begin, Generation, GenerationRequest, OnToken, SamplingParams, Token, Writing};
 pub use hidden::{HiddenAlignment, LayerPair};
 pub use label_loss::{LabelLoss, WeightedLabelLoss};
 pub use prune::{Importance, Width};
 pub use sampling::Spacing;
-pub use score::TOKENS_PER_CHUNK;
+pub use score::{ScoredToken, TOKENS_PER_CHUNK};
 pub use train::{AdamW, StepReport, TrainState};
 
 pub use stillroom_kernels::divergence::TERMS_MAX;

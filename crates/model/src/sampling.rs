@@ -46,6 +46,23 @@ pub(crate) fn pick(z: &[f32], sampling: &SamplingParams, rng: &mut CounterRng) -
     (id, z[id as usize] - lse)
 }
 
+/// The `n` most probable ids and their log-probabilities at temperature 1, in falling order, lower ids first among equals.
+pub(crate) fn likeliest(z: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let lse = log_sum_exp(z);
+    let n = n.min(z.len());
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(n + 1);
+    for (id, &logit) in (0..).zip(z) {
+        if best.len() == n && best.last().is_none_or(|&(_, last)| logit <= last) {
+            continue;
+        }
+        let at = best.partition_point(|&(_, other)| other >= logit);
+        best.insert(at, (id, logit));
+        best.truncate(n);
+    }
+    best.iter_mut().for_each(|(_, logit)| *logit -= lse);
+    best
+}
+
 /// Finds ids by the running sum of their weights; targets come in ascending order.
 struct Walk<'a> {
     e: &'a [f32],
@@ -312,6 +329,15 @@ mod tests {
         assert_eq!(row.ids, [0, 2, 3]);
         assert!((f64::from(row.probs[0]) - p[0]).abs() < 1e-7);
         assert_eq!(top_k(&mut Z.to_vec(), 99, 1.0).ids.len(), 6);
+    }
+
+    #[test]
+    fn the_likeliest_ids_come_in_order_and_the_lower_of_equals_first() {
+        let top = likeliest(&Z, 4);
+        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 3, 0, 4]);
+        let p = probabilities(&Z, 1.0);
+        assert!(top.iter().all(|&(id, logprob)| (f64::from(logprob) - p[id as usize].ln()).abs() < 1e-6));
+        assert_eq!((likeliest(&Z, 0).len(), likeliest(&Z, 99).len()), (0, 6));
     }
 
     /// Rows of few different logits, so that ties are common, over more than one block.

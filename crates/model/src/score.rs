@@ -6,13 +6,13 @@
 use std::sync::OnceLock;
 
 use stillroom_core::SparseRow;
-use stillroom_kernels::{Buf, HeadLosses, HeadTargets, Term};
+use stillroom_kernels::{Buf, HeadLosses, HeadTargets, Term, log_sum_exp};
 
 use crate::backward::TOKENS_PER_GROUP;
 use crate::batch::{Batch, LiveTeacher, Read, Targets};
 use crate::decoder::Decoder;
 use crate::label_loss::{self, WeightedLabelLoss};
-use crate::sampling::Spacing;
+use crate::sampling::{Spacing, likeliest};
 
 /// Tokens of one forward pass that scores or prefills; a longer document has a pass of its own.
 pub const TOKENS_PER_CHUNK: usize = 2048;
@@ -26,7 +26,37 @@ pub(crate) struct Chunk {
     pub(crate) owners: Vec<(usize, usize)>,
 }
 
+/// How likely a token of a text is, and what else could have stood there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredToken {
+    /// log p in nats.
+    pub logprob: f32,
+    /// 1 for the most probable token; among equals lower ids come first.
+    pub rank: u32,
+    /// The most probable tokens and their log p, in falling order.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl ScoredToken {
+    fn of(id: u32, logits: &[f32], top: usize) -> ScoredToken {
+        let own = logits[id as usize];
+        let before = |(other, &logit): (u32, &f32)| logit > own || (logit == own && other < id);
+        let rank = (0..).zip(logits).filter(|&pair| before(pair)).count() as u32 + 1;
+        ScoredToken { logprob: own - log_sum_exp(logits), rank, top: likeliest(logits, top) }
+    }
+}
+
 impl Decoder {
+    /// Of each token of a text but its first: how likely it is behind those before it, with the `top` most probable ones.
+    ///
+    /// # Panics
+    /// Where an id is outside the vocabulary; see [`Decoder::check_ids`].
+    pub fn scored_tokens(&self, ids: &[u32], top: usize) -> Vec<ScoredToken> {
+        let wanted = (0..ids.len().saturating_sub(1) as u32).collect();
+        let scored = |_, t: usize, logits: &mut [f32]| ScoredToken::of(ids[t + 1], logits, top);
+        self.read_rows(&[ids], &[wanted], scored).swap_remove(0)
+    }
+
     /// log p(ids\[t\] | ids\[..t\]) in nats for t ≥ 1, one list per document.
     ///
     /// # Panics

@@ -4,13 +4,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::{bits, config, documents, lively, slices};
 use stillroom_core::{CounterRng, FinishReason, SparseRow, Tail};
 use stillroom_formats::Family;
 use stillroom_model::{
-    AdamW, Batch, Decoder, Divergence, Generation, GenerationRequest, HeadTerms, LiveTeacher, SamplingParams,
-    Spacing, SparseBatch, Targets, Term, TrainState,
+    AdamW, Batch, Begin, Decoder, Divergence, Generation, GenerationRequest, HeadTerms, LiveTeacher,
+    SamplingParams, Spacing, SparseBatch, Targets, Term, Token, TrainState, Writing,
 };
 
 const FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
@@ -348,4 +349,64 @@ fn a_choice_has_the_probability_that_its_text_has_among_all_choices() {
     let alone = decoder.choose(&[&prompts[2]], &[&[5], &[0], &[vocab - 1]]);
     assert_eq!(single[2], alone[0], "other prompts change nothing");
     assert!(single.iter().all(|row| (row.iter().sum::<f64>() - 1.0).abs() < 1e-12));
+}
+
+#[test]
+fn sequences_that_come_and_go_have_the_bits_that_they_have_alone() {
+    let decoder = lively(config(Family::Qwen3), 2, 21);
+    let prompts = documents(&[3, 40, 1, 17, 9, 28, 5, 2], 211, 22);
+    let sampling = |i: usize| SamplingParams {
+        max_tokens: 4 + 5 * i,
+        temperature: [0.0, 1.0, 0.6][i % 3],
+        top_p: if i.is_multiple_of(2) { 1.0 } else { 0.8 },
+        seed: i as u64,
+        stop_token_ids: vec![7],
+    };
+    let begin = |i: usize| Begin {
+        ticket: i as u64,
+        prompt_ids: &prompts[i],
+        key: 3,
+        sample: i as u32,
+        sampling: Arc::new(sampling(i)),
+        top: i % 4,
+    };
+    let mut tokens: BTreeMap<u64, Vec<Token>> = BTreeMap::new();
+    let mut on_token = |ticket, token: Result<Token, _>| tokens.entry(ticket).or_default().push(token.unwrap());
+    let mut writing = Writing::new(&decoder, 3, decoder.config().max_position_embeddings);
+    let (mut next, mut steps) = (0, 0);
+    while next < prompts.len() || !writing.is_idle() {
+        if next < prompts.len() && writing.n_free() > 0 && steps % 3 == 0 {
+            let waiting: Vec<_> = (next..prompts.len().min(next + 2)).map(begin).collect();
+            next += writing.admit(&waiting, &mut on_token);
+        }
+        writing.decode(&mut on_token);
+        steps += 1;
+        if steps == 7 {
+            writing.retain(|ticket| ticket != 1);
+        }
+    }
+    for (i, prompt) in prompts.iter().enumerate() {
+        let request = GenerationRequest { prompt_ids: prompt.clone(), key: 3, sample: i as u32 };
+        let mut alone = None;
+        decoder.generate(&[request], &sampling(i), 1, &mut |_, done| alone = Some(done)).unwrap();
+        let (alone, found) = (alone.unwrap(), &tokens[&(i as u64)]);
+        let ids: Vec<u32> = found.iter().map(|token| token.id).collect();
+        let given_up = i == 1;
+        assert_eq!(ids, alone.token_ids[..ids.len()], "{i}");
+        assert_eq!(found.last().unwrap().done.is_none(), given_up);
+        assert!(given_up || found.last().unwrap().done.as_ref() == Some(&alone));
+        for (n, token) in found.iter().enumerate() {
+            assert_eq!((token.logprob.to_bits(), token.top.len()), (alone.logprobs[n].to_bits(), i % 4));
+            let best = token.top.first();
+            assert!(best.is_none_or(|best| best.1 >= token.logprob), "{best:?}");
+            assert!(i % 3 != 0 || best.is_none_or(|best| best.0 == token.id), "greedy takes the likeliest");
+        }
+        let text: Vec<u32> = prompt.iter().chain(&ids).copied().collect();
+        let scored = decoder.scored_tokens(&text, 2);
+        assert_eq!(scored.len(), text.len() - 1);
+        for (token, scored) in found.iter().zip(&scored[prompt.len() - 1..]) {
+            assert_eq!(scored.logprob.to_bits(), token.logprob.to_bits());
+            assert_eq!(scored.rank == 1, scored.top[0].0 == token.id);
+        }
+    }
 }
