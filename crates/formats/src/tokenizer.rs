@@ -125,6 +125,12 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// A plain text's tokens as the tokenizer's own rules begin them: some put a token before every text.
+    pub fn begun(&self, ids: Vec<u32>) -> Vec<u32> {
+        let bos = self.bos_id().filter(|bos| self.adds_bos() && ids.first().is_some_and(|id| id != bos));
+        bos.into_iter().chain(ids).collect()
+    }
+
     /// Token ids of a text from outside: what looks like an added token is ordinary text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.encode_with(&AddedVocabulary::new(), text, OffsetType::None)?;
