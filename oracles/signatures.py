@@ -28,9 +28,9 @@ SIGNATURE = "model.sig"
 MUTATIONS = 60
 
 
-def new_key(folder):
+def new_key(folder, curve=ec.SECP256R1()):
     """A key in two files of the folder."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(curve)
     private, public = folder / "key", folder / "key.pub"
     pem = serialization.Encoding.PEM
     private.write_bytes(
@@ -67,18 +67,23 @@ def refusal_of_program(program, model, public):
 
 
 def golden(folder):
-    model = folder / "signed"
-    shutil.rmtree(model, ignore_errors=True)
-    (model / "sub").mkdir(parents=True)
     # By parts of paths `sub/b` comes before `sub.txt`, by characters it does not.
     files = {"config.json": "{}", "empty": "", "model.safetensors": "weights", "sub/b": "b", "sub.txt": "c", "é.txt": "d"}
-    for name, text in files.items():
-        (model / name).write_text(text, encoding="utf-8")
+    golden_by(folder, "signed", ec.SECP256R1(), files)
+    golden_by(folder, "signed-p384", ec.SECP384R1(), {"config.json": "{}"})
+
+
+def golden_by(folder, name, curve, files):
+    model = folder / name
+    shutil.rmtree(model, ignore_errors=True)
+    for path, text in files.items():
+        (model / path).parent.mkdir(parents=True, exist_ok=True)
+        (model / path).write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
-        private, public = new_key(pathlib.Path(scratch))
+        private, public = new_key(pathlib.Path(scratch), curve)
         sign(model, private)
-        shutil.copy(public, folder / "signed.pub")
-    assert refusal_of_tool(model, folder / "signed.pub") is None
+        shutil.copy(public, folder / f"{name}.pub")
+    assert refusal_of_tool(model, folder / f"{name}.pub") is None
 
 
 def files_of(model):

@@ -78,6 +78,14 @@ impl Envelope {
         Ok(self.payload()?)
     }
 
+    /// The bytes of its signature, where it has just one.
+    pub(crate) fn signature(&self) -> Option<Vec<u8>> {
+        match &self.signatures[..] {
+            [signature] if signature.sig.len() <= 2 * SIGNATURE_BYTES_MAX => decoded(&signature.sig),
+            _ => None,
+        }
+    }
+
     pub(crate) fn opened(&self, key: &PublicKey) -> Fault<Vec<u8>> {
         let payload = self.payload()?;
         if self.signatures.is_empty() || self.signatures.len() > SIGNATURES_MAX {

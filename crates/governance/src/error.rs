@@ -46,7 +46,7 @@ pub enum GovernanceError {
     Key { path: PathBuf, cause: KeyFault },
     /// What keeps the key outside returned something else than a signature by it.
     #[error(
-        "the {bytes} bytes that the signing command wrote are no signature (DER, ECDSA P-256, SHA-256) by the public key"
+        "the {bytes} bytes that the signing command wrote are no signature (DER, ECDSA; on P-256 of SHA-256, on P-384 of SHA-384) by the public key"
     )]
     ForeignSignature { bytes: usize },
     /// What keeps the key outside made no signature.
@@ -61,6 +61,9 @@ pub enum GovernanceError {
     /// The run directory's own errors.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file of certificates that timestamps are to be checked with.
+    #[error("{path}: {cause}", path = path.display())]
+    TimestampCertificate { path: PathBuf, cause: TimestampFault },
 }
 
 /// Why a log is refused.
@@ -149,6 +152,34 @@ pub enum SignatureFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeFault {
+    #[error("its timestamp: {0}")]
+    Timestamp(TimestampFault),
+}
+
+/// Why a timestamp is refused, or certificates to check it with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TimestampFault {
+    #[error("{bytes} bytes, more than {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("it is no timestamp: malformed {what}")]
+    Malformed { what: &'static str },
+    #[error("the time was not granted{}{words}", if words.is_empty() { "" } else { ": " })]
+    NotGranted { words: String },
+    #[error("it is the answer to another query")]
+    WrongNonce,
+    #[error("it is of other bytes")]
+    WrongImprint,
+    #[error("{what} is not known here")]
+    Unsupported { what: String },
+    #[error("the certificate of its signer is not in it")]
+    NoCertificate,
+    #[error("it is not signed {what}")]
+    NotSigned { what: &'static str },
+    #[error("its signer's certificate does not count: {cause}")]
+    Untrusted { cause: String },
+    #[error("no PEM block `CERTIFICATE` in it")]
+    NoPem,
     #[error("{bytes} bytes, more than {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("not an envelope: {cause}")]
@@ -222,6 +253,7 @@ impl GovernanceError {
             }
             GovernanceError::UnknownCondition { .. } => {
                 Some("`stillroom licence list` shows every condition".to_owned())
+            | GovernanceError::TimestampCertificate { .. }
             }
             GovernanceError::NoManifest { .. } => Some(
                 "give a run directory that was released, or its release directory; `stillroom release` \
@@ -277,6 +309,10 @@ impl KeyFault {
         Some(fix)
     }
 }
+            GovernanceError::TimestampCertificate { .. } => Some(
+                "give the PEM certificate of the timestamp service, or that of the authority above it"
+                    .to_owned(),
+            ),
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, GovernanceError>;

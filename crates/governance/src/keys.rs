@@ -1,4 +1,5 @@
-//! Keys that sign: ECDSA on P-256 over SHA-256, in files or behind a program of the user's.
+//! Keys that sign: ECDSA on P-256 over SHA-256, in files or behind a program of the user's. A key on P-384, over SHA-384, is
+//! only ever behind one; its public half is read like that of the others.
 //!
 //! A private key's file is PKCS#8 PEM, under a passphrase where one is given (PBES2: scrypt and AES-256-CBC, as
 //! `openssl pkey` reads it). A public key's file is SPKI PEM. Signatures are DER. A key from a file signs as RFC 6979
@@ -9,23 +10,25 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use der::pem::{self, PemLabel};
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
 use p256::elliptic_curve::Generate as _;
-use pkcs8::der::pem::PemLabel;
 use pkcs8::pkcs5::pbes2::Kdf;
 use pkcs8::{
     DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, EncryptedPrivateKeyInfoRef,
     LineEnding, PrivateKeyInfoRef, SecretDocument,
 };
+use ring::signature::{ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 use stillroom_core::Digest;
 
 use crate::error::{GovernanceError, KeyFault, Result};
+use crate::timestamp::p384_point;
 
 /// Largest file that is read as a key.
 pub const KEY_BYTES_MAX: u64 = 64 << 10;
-/// Largest signature that is looked at; one of P-256 in DER has at most 72 bytes.
-pub const SIGNATURE_BYTES_MAX: usize = 80;
+/// Largest signature that is looked at; one of P-384 in DER has at most 104 bytes.
+pub const SIGNATURE_BYTES_MAX: usize = 112;
 /// Most memory that a key file may ask for to turn its passphrase into a key.
 const SCRYPT_BYTES_MAX: u64 = 256 << 20;
 /// Most lanes of it.
@@ -35,15 +38,23 @@ const PBKDF2_ROUNDS_MAX: u32 = 10_000_000;
 /// Bits of a file's mode by which others than its owner can use it.
 const OTHERS: u32 = 0o077;
 
-/// What makes a signature of bytes: DER, ECDSA on P-256 over their SHA-256.
+/// What makes a signature of bytes: DER, ECDSA on P-256 over their SHA-256, or on P-384 over their SHA-384.
 pub type External = Box<dyn Fn(&[u8]) -> Result<Vec<u8>> + Send + Sync>;
 
 /// A key that others check signatures with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
-    key: VerifyingKey,
+    key: Curve,
     pem: String,
     fingerprint: Digest,
+}
+
+/// The point that a public key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Curve {
+    P256(VerifyingKey),
+    /// Uncompressed.
+    P384(Vec<u8>),
 }
 
 impl PublicKey {
@@ -64,6 +75,14 @@ impl PublicKey {
             Some(label) if label.ends_with("PRIVATE KEY") => return Err(KeyFault::PrivateForPublic),
             _ => return Err(KeyFault::NoPem { wanted: "PUBLIC KEY" }),
         }
+        if let Ok((_, der)) = pem::decode_vec(text.as_bytes())
+            && let Some(point) = p384_point(&der)
+        {
+            let pem = pem::encode_string("PUBLIC KEY", LineEnding::LF, &der)
+                .map_err(|error| KeyFault::Unusable { cause: error.to_string() })?;
+            let (key, fingerprint) = (Curve::P384(point.to_vec()), Digest::of(&der));
+            return Ok(PublicKey { key, pem, fingerprint });
+        }
         let key = VerifyingKey::from_public_key_pem(text)
             .map_err(|error| KeyFault::Unusable { cause: error.to_string() })?;
         PublicKey::of(key)
@@ -73,7 +92,7 @@ impl PublicKey {
         let unusable = |error: pkcs8::spki::Error| KeyFault::Unusable { cause: error.to_string() };
         let der = key.to_public_key_der().map_err(unusable)?;
         let pem = key.to_public_key_pem(LineEnding::LF).map_err(unusable)?;
-        Ok(PublicKey { key, pem, fingerprint: Digest::of(der.as_bytes()) })
+        Ok(PublicKey { key: Curve::P256(key), pem, fingerprint: Digest::of(der.as_bytes()) })
     }
 
     /// SPKI PEM, in one form whatever it was read from.
@@ -88,8 +107,17 @@ impl PublicKey {
 
     /// Whether `signature` (DER) is one of `bytes` by this key.
     pub fn verify(&self, bytes: &[u8], signature: &[u8]) -> bool {
-        signature.len() <= SIGNATURE_BYTES_MAX
-            && Signature::from_der(signature).is_ok_and(|found| self.key.verify(bytes, &found).is_ok())
+        if signature.len() > SIGNATURE_BYTES_MAX {
+            return false;
+        }
+        match &self.key {
+            Curve::P256(key) => {
+                Signature::from_der(signature).is_ok_and(|found| key.verify(bytes, &found).is_ok())
+            }
+            Curve::P384(point) => {
+                UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, point).verify(bytes, signature).is_ok()
+            }
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod rules;
 mod subject;
 mod tags;
 mod text;
+pub mod timestamp;
 mod users_register;
 mod verify;
 pub mod views;
@@ -38,7 +39,9 @@ mod words;
 
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;
-pub use error::{EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result, SignatureFault};
+pub use error::{
+    EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result, SignatureFault, TimestampFault,
+};
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};
 pub use licence_text::{Identified, TEXT_BYTES_MAX, fingerprint, full_text, identify, runs_record};

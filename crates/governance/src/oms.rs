@@ -9,13 +9,17 @@
 //!  "dsseEnvelope": {"payload": "…", "payloadType": "application/vnd.in-toto+json", "signatures": [{"keyid": "", "sig": "…"}]}}
 //! ```
 //!
-//! What is read: P-256 keys, SHA-256, whole files. What is not read is refused by name: certificates, Sigstore's own
+//! A timestamp of the signature's bytes may stand in `verificationMaterial.timestampVerificationData`, which is not signed
+//! by it: it signs itself.
+//!
+//! What is read: keys on P-256 and P-384, SHA-256, whole files. What is not read is refused by name: certificates, Sigstore's own
 //! signatures, shards, BLAKE digests, followed links.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 use stillroom_store::{atomic_write, safe_join};
@@ -24,6 +28,7 @@ use crate::dsse::{ENVELOPE_BYTES_MAX, Envelope, IN_TOTO};
 use crate::error::{EnvelopeFault, GovernanceError, Result, SignatureFault};
 use crate::keys::{PublicKey, Signer};
 use crate::manifest::{STATEMENT_TYPE, SUBJECTS_MAX};
+use crate::timestamp::Token;
 use crate::verify::{Difference, Differs, FileKind, digest_all, list_files};
 
 /// `predicateType` of the statement.
@@ -32,6 +37,8 @@ pub const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 pub const SIGNATURE_FILE: &str = "model.sig";
 /// `mediaType` of the bundle.
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+/// Timestamps of one signature at most.
+const TIMESTAMPS_MAX: usize = 16;
 /// What belongs to a repository around a model, and to no model: never covered.
 const GIT_PATHS: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
@@ -107,6 +114,52 @@ pub(crate) struct Signed {
 impl Signed {
     /// Reads a bundle. With a key, only what that key signed; without one, whatever is in it.
     pub(crate) fn from_bytes(bytes: &[u8], key: Option<&PublicKey>) -> Fault<Signed> {
+/// The bytes of the signature of `dir`, which a timestamp is of, and the timestamps that stand beside it. None where it is not
+/// signed.
+pub fn timestamps(dir: &Path) -> Result<Option<(Vec<u8>, Vec<Token>)>> {
+    let Some((path, bundle)) = read_bundle(dir)? else { return Ok(None) };
+    let refused = |cause| GovernanceError::Signature { path: path.clone(), cause };
+    let malformed = |cause: &str| refused(SignatureFault::Malformed { cause: cause.to_owned() });
+    let signature =
+        bundle.dsse_envelope.signature().ok_or_else(|| malformed("not one signature in base64"))?;
+    let stamps = bundle.verification_material.timestamp_verification_data.unwrap_or_default();
+    if stamps.rfc3161_timestamps.len() > TIMESTAMPS_MAX {
+        return Err(malformed("too many timestamps"));
+    }
+    let token = |stamp: &SignedTimestamp| {
+        let response = Base64::decode_vec(&stamp.signed_timestamp)
+            .map_err(|_| malformed("a timestamp that is not base64"))?;
+        Token::from_response(&response).map_err(|cause| refused(SignatureFault::Timestamp(cause)))
+    };
+    Ok(Some((signature, stamps.rfc3161_timestamps.iter().map(token).collect::<Result<_>>()?)))
+}
+
+/// Puts a timestamp of the signature of `dir` beside it.
+pub fn add_timestamp(dir: &Path, token: &Token) -> Result<()> {
+    let path = dir.join(SIGNATURE_FILE);
+    let refused = |cause| GovernanceError::Signature { path: path.clone(), cause };
+    let (_, mut bundle) = read_bundle(dir)?.ok_or_else(|| refused(SignatureFault::Absent))?;
+    let stamps = bundle.verification_material.timestamp_verification_data.get_or_insert_default();
+    stamps
+        .rfc3161_timestamps
+        .push(SignedTimestamp { signed_timestamp: Base64::encode_string(&token.to_response()) });
+    let bytes = serde_json::to_vec(&bundle)
+        .map_err(|error| refused(SignatureFault::Malformed { cause: error.to_string() }))?;
+    Ok(atomic_write(&path, &bytes)?)
+}
+
+fn read_bundle(dir: &Path) -> Result<Option<(PathBuf, Bundle)>> {
+    let path = dir.join(SIGNATURE_FILE);
+    let Some(bytes) = read(&path)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(bundle) => Ok(Some((path, bundle))),
+        Err(error) => {
+            let cause = SignatureFault::Malformed { cause: error.to_string() };
+            Err(GovernanceError::Signature { path, cause })
+        }
+    }
+}
+
         if bytes.len() > ENVELOPE_BYTES_MAX {
             return Err(SignatureFault::TooLarge { bytes: bytes.len(), bytes_max: ENVELOPE_BYTES_MAX });
         }
@@ -203,7 +256,7 @@ struct Material {
     #[serde(default)]
     tlog_entries: Vec<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    timestamp_verification_data: Option<serde_json::Value>,
+    timestamp_verification_data: Option<Timestamps>,
     #[serde(default, skip_serializing)]
     certificate: Option<serde_json::Value>,
     #[serde(default, skip_serializing, rename = "x509CertificateChain")]
@@ -217,6 +270,20 @@ struct KeyIdentifier {
     hint: Option<String>,
     /// What stood for `hint` in earlier bundles, with other fields.
     #[serde(default, skip_serializing)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Timestamps {
+    #[serde(default)]
+    rfc3161_timestamps: Vec<SignedTimestamp>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SignedTimestamp {
+    /// Base64 of a `TimeStampResp`.
+    signed_timestamp: String,
+}
+
     raw_bytes: Option<serde_json::Value>,
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use base64ct::{Base64, Encoding};
+use stillroom_core::Digest;
 use stillroom_governance::dsse::{
     ENVELOPE_BYTES_MAX, Envelope, IN_TOTO, SIGNATURES_MAX, TYPE_BYTES_MAX, pae,
 };
@@ -334,4 +335,12 @@ fn openssl_agrees() {
     assert!(theirs.public_key().verify(b"a message", &signature));
     openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out larger");
     assert!(matches!(fault(Signer::open(&dir.path().join("larger"), None)), KeyFault::Unusable { .. }));
+    let pem = openssl("pkey -in larger -pubout");
+    let larger = public(pem.clone());
+    assert_eq!(larger.to_pem().as_bytes(), pem);
+    let der = openssl("pkey -in larger -pubout -outform DER");
+    assert_eq!(larger.fingerprint(), Digest::of(&der).to_string());
+    let signature = openssl("dgst -sha384 -sign larger message");
+    assert!(larger.verify(b"a message", &signature) && !larger.verify(b"another", &signature));
+    assert!(!larger.verify(b"a message", &openssl("dgst -sha256 -sign larger message")));
 }

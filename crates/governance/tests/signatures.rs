@@ -11,9 +11,10 @@ use serde_json::Value;
 use stillroom_core::Digest;
 use stillroom_governance::keys::{PublicKey, Signer};
 use stillroom_governance::oms::{self, SIGNATURE_FILE};
+use stillroom_governance::timestamp::Token;
 use stillroom_governance::{
     Differs, GovernanceError, MANIFEST_PATH, Manifest, Program, RunRecord, SignatureFault, SignatureState,
-    VerifyReport, verify,
+    TimestampFault, VerifyReport, verify,
 };
 
 const RUN: [(&str, &str); 11] = [
@@ -101,6 +102,58 @@ fn copy_tree(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).expect("copied");
         }
     }
+}
+
+/// What stands beside a signature is not signed by it, and is there or not.
+#[test]
+fn a_timestamp_stands_beside_a_signature_and_changes_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    assert_eq!(oms::timestamps(dir.path()).expect("no signature"), None);
+    let signer = key(dir.path(), "key");
+    let model = dir.path().join("model");
+    fs::create_dir(&model).expect("made");
+    fs::write(model.join("config.json"), "{}").expect("written");
+    oms::sign(&model, &[], &signer).expect("signed");
+    let (signature, none) = oms::timestamps(&model).expect("read").expect("signed");
+    assert_eq!(none, vec![]);
+    let response = golden("../timestamps/good-rsa-sha256.tsr");
+    let token = Token::from_response(&fs::read(response).expect("a token")).expect("a token");
+    oms::add_timestamp(&model, &token).expect("written");
+    assert_eq!(oms::timestamps(&model).expect("read"), Some((signature.clone(), vec![token.clone()])));
+    // It is of other bytes, which whoever asks for the time finds.
+    assert_eq!(token.check(&signature, None), Err(TimestampFault::WrongImprint));
+    assert_eq!(oms::verify(&model, signer.public_key()).expect("signed"), vec![]);
+    let text = fs::read_to_string(model.join(SIGNATURE_FILE)).expect("text");
+    for (from, to) in
+        [("signedTimestamp", "signedTimestump"), ("rfc3161Timestamps\":[", "rfc3161Timestamps\":[{},")]
+    {
+        fs::write(model.join(SIGNATURE_FILE), text.replace(from, to)).expect("written");
+        assert!(matches!(
+            refused(oms::verify(&model, signer.public_key())),
+            SignatureFault::Malformed { .. }
+        ));
+    }
+    fs::write(model.join(SIGNATURE_FILE), text.replace("Timestamp\":\"MII", "Timestamp\":\"MIJ"))
+        .expect("written");
+    assert!(oms::timestamps(&model).is_err());
+}
+
+#[test]
+fn a_signature_of_the_outside_tool_by_a_larger_key_is_accepted() {
+    let key = PublicKey::open(&golden("signed-p384.pub")).expect("its key");
+    assert_eq!(oms::verify(&golden("signed-p384"), &key).expect("signed"), vec![]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = dir.path().join("signed");
+    copy_tree(&golden("signed-p384"), &model);
+    let text = fs::read_to_string(model.join(SIGNATURE_FILE)).expect("text");
+    let (before, after) =
+        text.split_once("\"sig\": \"").or(text.split_once("\"sig\":\"")).expect("a signature");
+    let changed = format!(
+        "{before}\"sig\":\"{}",
+        after.replacen(&after[20..21], if &after[20..21] == "A" { "B" } else { "A" }, 1)
+    );
+    fs::write(model.join(SIGNATURE_FILE), changed).expect("written");
+    assert!(matches!(refused(oms::verify(&model, &key)), SignatureFault::Envelope(_)));
 }
 
 #[test]
