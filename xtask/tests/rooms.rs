@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("distill", &["core", "model", "corpus", "formats", "store"]),
     ("evaluate", &["core", "model", "corpus", "formats", "store"]),
     ("governance", &["core", "formats", "store"]),
+    ("serve", &["core", "formats", "model"]),
 ];
 
 /// The crates of the workspace and the crates of the workspace that each one imports.
