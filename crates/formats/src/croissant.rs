@@ -1,4 +1,5 @@
-//! Croissant: what a data set is, in the JSON-LD that catalogues read (version 1.0, <http://mlcommons.org/croissant/1.0>).
+//! Croissant: what a data set is, in the JSON-LD that catalogues read (version 1.1, <http://mlcommons.org/croissant/1.1>, with the
+//! vocabulary for responsible AI, 1.0). Where the text came from is said in PROV-O, as 1.1 asks.
 
 use serde_json::{Value, json};
 use stillroom_core::Digest;
@@ -10,6 +11,8 @@ pub struct TraceSet {
     pub description: String,
     /// An SPDX identifier or other words; none where nobody said.
     pub licence: Option<String>,
+    /// The data set that was answered.
+    pub prompts: String,
     /// Who wrote the text.
     pub teachers: Vec<String>,
     pub files: Vec<TraceFile>,
@@ -45,12 +48,15 @@ pub fn describe(set: &TraceSet) -> Value {
     let mut described = json!({
         "@context": context(),
         "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         "name": set.name,
         "description": set.description,
         "isBasedOn": set.teachers,
         "rai:dataCollection": "Synthetic: prompts were answered by the models named in `isBasedOn`.",
         "rai:dataCollectionType": "Synthetic data generation",
+        "rai:machineAnnotationTools": set.teachers,
+        "prov:wasDerivedFrom": { "@type": "prov:Entity", "name": set.prompts, "description": "The prompts." },
+        "prov:wasGeneratedBy": activities(&set.teachers),
         "distribution": set.files.iter().map(file_object).collect::<Vec<_>>(),
         "recordSet": set.files.iter().map(record_set).collect::<Vec<_>>(),
     });
@@ -58,6 +64,25 @@ pub fn describe(set: &TraceSet) -> Value {
         described["license"] = json!(licence_address(licence));
     }
     described
+}
+
+/// How the data set came about: the teachers answered, and curation chose.
+fn activities(teachers: &[String]) -> Value {
+    let agent = |name: &String| json!({ "@type": "prov:SoftwareAgent", "name": name });
+    json!([
+        {
+            "@type": "prov:Activity",
+            "name": "teacher calls",
+            "description": "Models answered the prompts.",
+            "prov:wasAssociatedWith": teachers.iter().map(agent).collect::<Vec<_>>(),
+        },
+        {
+            "@type": "prov:Activity",
+            "name": "curation",
+            "description": "Replies were kept or left out by rules.",
+            "prov:wasAssociatedWith": [agent(&"stillroom".to_owned())],
+        },
+    ])
 }
 
 /// Catalogues expect an address where there is one.
@@ -102,49 +127,63 @@ fn record_set(file: &TraceFile) -> Value {
     })
 }
 
+/// Terms of the standard's own vocabulary.
+const TERMS: [&str; 32] = [
+    "arrayShape",
+    "citeAs",
+    "column",
+    "containedIn",
+    "dataBiases",
+    "dataCollection",
+    "equivalentProperty",
+    "extract",
+    "field",
+    "fileObject",
+    "fileProperty",
+    "fileSet",
+    "format",
+    "includes",
+    "isArray",
+    "isLiveDataset",
+    "jsonPath",
+    "key",
+    "md5",
+    "parentField",
+    "path",
+    "personalSensitiveInformation",
+    "recordSet",
+    "references",
+    "regex",
+    "repeated",
+    "replace",
+    "samplingRate",
+    "separator",
+    "source",
+    "subField",
+    "transform",
+];
+
 /// The standard's own context.
 fn context() -> Value {
-    json!({
+    let mut context = json!({
         "@language": "en",
         "@vocab": "https://schema.org/",
-        "citeAs": "cr:citeAs",
-        "column": "cr:column",
         "conformsTo": "dct:conformsTo",
         "cr": "http://mlcommons.org/croissant/",
-        "data": { "@id": "cr:data", "@type": "@json" },
-        "dataBiases": "cr:dataBiases",
-        "dataCollection": "cr:dataCollection",
-        "dataType": { "@id": "cr:dataType", "@type": "@vocab" },
         "dct": "http://purl.org/dc/terms/",
-        "equivalentProperty": "cr:equivalentProperty",
-        "examples": { "@id": "cr:examples", "@type": "@json" },
-        "extract": "cr:extract",
-        "field": "cr:field",
-        "fileObject": "cr:fileObject",
-        "fileProperty": "cr:fileProperty",
-        "fileSet": "cr:fileSet",
-        "format": "cr:format",
-        "includes": "cr:includes",
-        "isLiveDataset": "cr:isLiveDataset",
-        "jsonPath": "cr:jsonPath",
-        "key": "cr:key",
-        "md5": "cr:md5",
-        "parentField": "cr:parentField",
-        "path": "cr:path",
-        "personalSensitiveInformation": "cr:personalSensitiveInformation",
+        "prov": "http://www.w3.org/ns/prov#",
         "rai": "http://mlcommons.org/croissant/RAI/",
-        "recordSet": "cr:recordSet",
-        "references": "cr:references",
-        "regex": "cr:regex",
-        "repeated": "cr:repeated",
-        "replace": "cr:replace",
-        "samplingRate": "cr:samplingRate",
         "sc": "https://schema.org/",
-        "separator": "cr:separator",
-        "source": "cr:source",
-        "subField": "cr:subField",
-        "transform": "cr:transform",
-    })
+        "data": { "@id": "cr:data", "@type": "@json" },
+        "dataType": { "@id": "cr:dataType", "@type": "@vocab" },
+        "description": { "@container": "@language" },
+        "examples": { "@id": "cr:examples", "@type": "@json" },
+        "name": { "@container": "@language" },
+    });
+    for term in TERMS {
+        context[term] = json!(format!("cr:{term}"));
+    }
+    context
 }
 
 #[cfg(test)]

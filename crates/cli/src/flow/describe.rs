@@ -19,7 +19,8 @@ impl Flow {
         }
         let teachers: Vec<String> = teacher.models().map(str::to_owned).collect();
         let licence = self.recipe.release.licence.clone();
-        let settings = json!([1, self.recipe.name, licence, teachers]);
+        let prompts = self.prompts_name();
+        let settings = json!([2, self.recipe.name, licence, prompts, teachers]);
         self.stage(STAGE, &settings, &[curate::STAGE], &[FILE], |flow| {
             let set = TraceSet {
                 name: flow.recipe.name.clone(),
@@ -29,11 +30,19 @@ impl Flow {
                     flow.recipe.name
                 ),
                 licence,
+                prompts,
                 teachers,
                 files: flow.curated_files()?,
             };
             flow.write_json(FILE, &croissant::describe(&set))
         })
+    }
+
+    /// A file's own name: where it lies on this machine is no matter for a catalogue.
+    fn prompts_name(&self) -> String {
+        let id = self.data_id();
+        let name = std::path::Path::new(&id).file_name().and_then(|name| name.to_str());
+        name.map_or_else(|| id.clone(), str::to_owned)
     }
 
     fn curated_files(&self) -> Result<Vec<TraceFile>> {
