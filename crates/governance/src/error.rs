@@ -29,6 +29,12 @@ pub enum GovernanceError {
     /// A manifest whose bytes cannot be read as one.
     #[error("{path}: {cause}", path = path.display())]
     Manifest { path: PathBuf, cause: ManifestFault },
+    /// No record where one was expected.
+    #[error("{path}: no record of a release here", path = path.display())]
+    NoRecord { path: PathBuf },
+    /// A record whose bytes cannot be read as one.
+    #[error("{path}: {cause}", path = path.display())]
+    Record { path: PathBuf, cause: RecordFault },
     /// A log that is not one, or not the one that its heads are of.
     #[error("{path}: {cause}", path = path.display())]
     Log { path: PathBuf, cause: LogFault },
@@ -55,15 +61,15 @@ pub enum GovernanceError {
     /// A signature of a directory that does not say what it should.
     #[error("{path}: {cause}", path = path.display())]
     Signature { path: PathBuf, cause: SignatureFault },
+    /// A file of certificates that timestamps are to be checked with.
+    #[error("{path}: {cause}", path = path.display())]
+    TimestampCertificate { path: PathBuf, cause: TimestampFault },
     /// A signed envelope that does not say what it should.
     #[error("signed envelope: {0}")]
     Envelope(#[source] EnvelopeFault),
     /// The run directory's own errors.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A file of certificates that timestamps are to be checked with.
-    #[error("{path}: {cause}", path = path.display())]
-    TimestampCertificate { path: PathBuf, cause: TimestampFault },
 }
 
 /// Why a log is refused.
@@ -146,12 +152,6 @@ pub enum SignatureFault {
     Twice { name: String },
     #[error("its root is not the digest of its list")]
     Root,
-}
-
-/// Why an envelope is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EnvelopeFault {
     #[error("its timestamp: {0}")]
     Timestamp(TimestampFault),
 }
@@ -180,6 +180,12 @@ pub enum TimestampFault {
     Untrusted { cause: String },
     #[error("no PEM block `CERTIFICATE` in it")]
     NoPem,
+}
+
+/// Why an envelope is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvelopeFault {
     #[error("{bytes} bytes, more than {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("not an envelope: {cause}")]
@@ -216,6 +222,20 @@ pub enum ManifestFault {
     Inconsistent { name: String },
 }
 
+/// Why a record is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordFault {
+    #[error("{bytes} bytes, and no more than {bytes_max} are read")]
+    TooLarge { bytes: u64, bytes_max: u64 },
+    #[error("it ends too early ({bytes} bytes): it is truncated")]
+    Truncated { bytes: usize },
+    #[error("not a record: {cause}")]
+    Malformed { cause: String },
+    #[error("a record of version {found}, and this program reads version {known}")]
+    Version { found: u64, known: u32 },
+}
+
 impl GovernanceError {
     /// What kind of failure this is; it decides the exit code.
     pub fn kind(&self) -> ErrorKind {
@@ -225,12 +245,15 @@ impl GovernanceError {
             GovernanceError::Register { .. }
             | GovernanceError::NoManifest { .. }
             | GovernanceError::Manifest { .. }
+            | GovernanceError::NoRecord { .. }
+            | GovernanceError::Record { .. }
             | GovernanceError::Log { .. }
             | GovernanceError::NothingToSeal { .. }
             | GovernanceError::LicenceChanged { .. }
             | GovernanceError::Key { .. }
             | GovernanceError::ForeignSignature { .. }
             | GovernanceError::Signature { .. }
+            | GovernanceError::TimestampCertificate { .. }
             | GovernanceError::Envelope(_) => ErrorKind::BadData,
             GovernanceError::SigningCommand { .. } => ErrorKind::Failed,
             GovernanceError::Io { .. } => ErrorKind::Io,
@@ -253,7 +276,6 @@ impl GovernanceError {
             }
             GovernanceError::UnknownCondition { .. } => {
                 Some("`stillroom licence list` shows every condition".to_owned())
-            | GovernanceError::TimestampCertificate { .. }
             }
             GovernanceError::NoManifest { .. } => Some(
                 "give a run directory that was released, or its release directory; `stillroom release` \
@@ -262,6 +284,17 @@ impl GovernanceError {
             ),
             GovernanceError::Manifest { .. } => {
                 Some("take the manifest from the place that the release came from".to_owned())
+            }
+            GovernanceError::NoRecord { .. } => Some(
+                "give a run directory that was released, a release directory or a `record.json`; `stillroom \
+                 release` writes the record"
+                    .to_owned(),
+            ),
+            GovernanceError::Record { cause: RecordFault::Version { .. }, .. } => {
+                Some("use the version of stillroom that wrote it".to_owned())
+            }
+            GovernanceError::Record { .. } => {
+                Some("take the record from the place that the release came from".to_owned())
             }
             GovernanceError::Log { .. } => {
                 Some("take the log from the place that the release came from".to_owned())
@@ -274,6 +307,10 @@ impl GovernanceError {
             GovernanceError::ForeignSignature { .. } | GovernanceError::SigningCommand { .. } => Some(
                 "let it read the bytes from its standard input and write the signature and nothing else, as \
                  `openssl dgst -sha256 -sign KEY` does; check that `public_key` is its key"
+                    .to_owned(),
+            ),
+            GovernanceError::TimestampCertificate { .. } => Some(
+                "give the PEM certificate of the timestamp service, or that of the authority above it"
                     .to_owned(),
             ),
             GovernanceError::Signature { .. } | GovernanceError::Envelope(_) => {
@@ -309,10 +346,6 @@ impl KeyFault {
         Some(fix)
     }
 }
-            GovernanceError::TimestampCertificate { .. } => Some(
-                "give the PEM certificate of the timestamp service, or that of the authority above it"
-                    .to_owned(),
-            ),
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, GovernanceError>;

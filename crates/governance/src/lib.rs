@@ -10,7 +10,9 @@
 //!
 //! Nothing here is legal advice; the register says what was read, where and when.
 
+mod agreement;
 mod decision;
+pub mod diff;
 pub mod dsse;
 mod egress;
 mod error;
@@ -37,10 +39,12 @@ mod verify;
 pub mod views;
 mod words;
 
+pub use agreement::{Agreement, AgreementState, Checked, DISAGREEMENTS_MAX, Disagreement, PROGRAM_VERSION};
 pub use decision::{Decision, NOT_ADVICE, Part, Rule, Verdict};
 pub use egress::Egress;
 pub use error::{
-    EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, Result, SignatureFault, TimestampFault,
+    EnvelopeFault, GovernanceError, KeyFault, LogFault, ManifestFault, RecordFault, Result, SignatureFault,
+    TimestampFault,
 };
 pub use gate::{Declaration, Question, Use, decide, decide_by};
 pub use identity::{EXPANSIONS_MAX, ID_BYTES_MAX, model_of_route, service_of_endpoint};

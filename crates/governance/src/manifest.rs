@@ -25,6 +25,7 @@
 //! data is SHA-256, null where it cannot be known (a service). `manifest.json.sha256` beside the
 //! manifest is its own digest in the form of `sha256sum`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,13 +33,17 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 use stillroom_store::{atomic_write, create_dir_durable, safe_join};
 
+use crate::decision::Part;
 use crate::error::{GovernanceError, ManifestFault, Result};
-use crate::verify::{FileKind, digest_all, list_files};
+use crate::record::{ModelFacts, ProvenanceRecord};
+use crate::verify::{FileKind, digest_rest, list_files};
 
 /// `_type` of the statement.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// `predicateType` of the statement; a change of meaning changes the number.
 pub const PREDICATE_TYPE: &str = "urn:stillroom:manifest:v1";
+/// What the paths of a release begin with in a run directory.
+pub(crate) const RELEASE: &str = "release/";
 /// Where the manifest lies in a run directory.
 pub const MANIFEST_PATH: &str = "release/provenance/manifest.json";
 /// The manifest's own digest.
@@ -57,7 +62,7 @@ const TOP_FILES: [&str; 6] =
 const SEALED: [&str; 6] = ["checkpoints", "corpus", "evaluation", "models", "release", "training"];
 /// Files without which there is nothing to vouch for.
 const NEEDED: [&str; 2] = ["recipe.toml", "release"];
-/// What counts as weights in a release.
+/// What counts as weights.
 const WEIGHT_EXTENSIONS: [&str; 2] = ["gguf", "safetensors"];
 
 /// A digest map as in-toto has it.
@@ -108,6 +113,41 @@ pub struct RunRecord {
     pub verdict: String,
 }
 
+impl RunRecord {
+    /// What the record of a release says of all this.
+    pub fn of(record: &ProvenanceRecord) -> RunRecord {
+        let rule = |part: Part, id: &str| {
+            record
+                .gate
+                .rules
+                .iter()
+                .find(|rule| rule.role == part && rule.id == id)
+                .map(|r| r.licence.clone())
+        };
+        let model = |model: &ModelFacts, licence: Option<String>| ModelRecord {
+            id: model.id.clone(),
+            digest: model.tree_sha256,
+            licence: licence.unwrap_or_default(),
+        };
+        let as_base = |id: &str| rule(Part::StudentBase, id).or_else(|| rule(Part::Teacher, id));
+        // What was laid over the first ancestor is an adapter: of what it learned, its owner speaks as of data.
+        let (base, adapters) = record.student.ancestors.split_first().unzip();
+        let adapters = adapters.into_iter().flatten().map(|m| model(m, rule(Part::Data, &m.id)));
+        let prompts = record.data.first().map(|data| ModelRecord {
+            id: data.id.clone(),
+            digest: data.tree_sha256,
+            licence: rule(Part::Data, &data.id).unwrap_or_default(),
+        });
+        RunRecord {
+            program: record.program.clone(),
+            teachers: record.teachers.iter().map(|m| model(m, rule(Part::Teacher, &m.id))).collect(),
+            student_base: base.map(|m| model(m, as_base(&m.id))),
+            data: prompts.into_iter().chain(adapters).collect(),
+            verdict: record.gate.verdict.as_str().to_owned(),
+        }
+    }
+}
+
 /// The record of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +180,16 @@ impl Manifest {
     /// Digests a finished run directory: recipe, decision, report and the rows behind it, data, models,
     /// checkpoints and release.
     pub fn of_run(run_dir: &Path, record: RunRecord) -> Result<Manifest> {
+        Manifest::of_digested(run_dir, record, &BTreeMap::new())
+    }
+
+    /// Of a run whose record was just made: the files that it has digests of are not read again.
+    pub fn of_recorded(run_dir: &Path, record: &ProvenanceRecord) -> Result<Manifest> {
+        let known = record.digests().map(|(name, digest)| (name.into_owned(), digest)).collect();
+        Manifest::of_digested(run_dir, RunRecord::of(record), &known)
+    }
+
+    fn of_digested(run_dir: &Path, record: RunRecord, known: &BTreeMap<String, Digest>) -> Result<Manifest> {
         for needed in NEEDED {
             let path = run_dir.join(needed);
             if !path.exists() {
@@ -162,11 +212,11 @@ impl Manifest {
         }
         names.retain(|name| !is_about_itself(name));
         names.sort_unstable();
-        let digests = digest_all(run_dir, &names)?;
+        let digests = digest_rest(run_dir, &names, known)?;
         let subject: Vec<Subject> = names
             .into_iter()
             .zip(digests)
-            .map(|(name, (sha256, _))| Subject { name, digest: DigestMap { sha256 } })
+            .map(|(name, sha256)| Subject { name, digest: DigestMap { sha256 } })
             .collect();
         let of = |wanted: &dyn Fn(&str) -> bool| -> Vec<Subject> {
             subject.iter().filter(|subject| wanted(&subject.name)).cloned().collect()
@@ -286,6 +336,15 @@ impl Manifest {
         Ok((Manifest::from_bytes(&bytes).map_err(refused)?, Digest::of(&bytes)))
     }
 
+    /// Digests of the release's files by their paths in it: of all but the manifest's own two, and the signature.
+    pub fn of_release(&self) -> BTreeMap<String, Digest> {
+        let in_release = |subject: &Subject| {
+            let name = subject.name.strip_prefix(RELEASE)?;
+            Some((name.to_owned(), subject.digest.sha256))
+        };
+        self.subject.iter().filter_map(in_release).collect()
+    }
+
     /// The digest of a file that the manifest names.
     pub fn digest_of(&self, name: &str) -> Option<Digest> {
         let at = self.subject.binary_search_by(|subject| subject.name.as_str().cmp(name)).ok()?;
@@ -304,6 +363,11 @@ pub(crate) fn is_about_itself(name: &str) -> bool {
 }
 
 fn is_weights(name: &str) -> bool {
+    name.starts_with(RELEASE) && has_weights(name)
+}
+
+/// Whether a file holds weights, by its name.
+pub(crate) fn has_weights(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
-    name.starts_with("release/") && extension.is_some_and(|found| WEIGHT_EXTENSIONS.contains(&found))
+    extension.is_some_and(|found| WEIGHT_EXTENSIONS.contains(&found))
 }

@@ -29,7 +29,7 @@ use crate::error::{EnvelopeFault, GovernanceError, Result, SignatureFault};
 use crate::keys::{PublicKey, Signer};
 use crate::manifest::{STATEMENT_TYPE, SUBJECTS_MAX};
 use crate::timestamp::Token;
-use crate::verify::{Difference, Differs, FileKind, digest_all, list_files};
+use crate::verify::{Difference, Differs, FileKind, digest_all, digest_rest, is_below, list_files};
 
 /// `predicateType` of the statement.
 pub const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
@@ -40,13 +40,24 @@ const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// Timestamps of one signature at most.
 const TIMESTAMPS_MAX: usize = 16;
 /// What belongs to a repository around a model, and to no model: never covered.
-const GIT_PATHS: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
+pub(crate) const GIT_PATHS: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
 type Fault<T> = std::result::Result<T, SignatureFault>;
 
 /// Signs every file of `dir` but those in `ignore` (paths in it, with what is below them), the signature itself and what
 /// belongs to git. Writes `dir/model.sig`.
 pub fn sign(dir: &Path, ignore: &[&str], signer: &Signer) -> Result<PathBuf> {
+    sign_digested(dir, ignore, signer, &BTreeMap::new())
+}
+
+/// Like [`sign`], with the digests of files in `known`, by their paths in `dir`, that were just taken: those are not read
+/// again.
+pub fn sign_digested(
+    dir: &Path,
+    ignore: &[&str],
+    signer: &Signer,
+    known: &BTreeMap<String, Digest>,
+) -> Result<PathBuf> {
     let path = dir.join(SIGNATURE_FILE);
     let refused = |cause| GovernanceError::Signature { path: path.clone(), cause };
     let mut ignore_paths: Vec<String> = ignore.iter().map(|&name| name.to_owned()).collect();
@@ -66,8 +77,8 @@ pub fn sign(dir: &Path, ignore: &[&str], signer: &Signer) -> Result<PathBuf> {
         return Err(refused(SignatureFault::Empty));
     }
     names.sort_unstable();
-    let digests = digest_all(dir, &names)?;
-    let files = names.into_iter().zip(digests.into_iter().map(|(digest, _)| digest));
+    let digests = digest_rest(dir, &names, known)?;
+    let files = names.into_iter().zip(digests);
     let statement = Statement::of(&basename(dir)?, files.collect(), ignore_paths);
     let bundle = statement.sign(signer).map_err(|error| match error {
         GovernanceError::Envelope(fault) => refused(SignatureFault::Envelope(fault)),
@@ -103,17 +114,20 @@ pub fn verify(dir: &Path, key: &PublicKey) -> Result<Vec<Difference>> {
     Ok(differences.into_iter().map(|(name, differs)| Difference { name, differs }).collect())
 }
 
-/// What a signature says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Signed {
-    /// Digests by path in the directory.
-    pub(crate) files: BTreeMap<String, Digest>,
-    ignore_paths: Vec<String>,
+/// How a signature names the key that it claims to be by: the SHA-256 of the key's PEM. Nothing is checked by it.
+pub fn claimed_key(bytes: &[u8]) -> Result<String> {
+    let refused = |cause| GovernanceError::Signature { path: PathBuf::from(SIGNATURE_FILE), cause };
+    if bytes.len() > ENVELOPE_BYTES_MAX {
+        let cause = SignatureFault::TooLarge { bytes: bytes.len(), bytes_max: ENVELOPE_BYTES_MAX };
+        return Err(refused(cause));
+    }
+    let malformed = |error: serde_json::Error| SignatureFault::Malformed { cause: error.to_string() };
+    let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| refused(malformed(error)))?;
+    bundle.check(None).map_err(refused)?;
+    let hint = bundle.verification_material.public_key.and_then(|key| key.hint);
+    Ok(hint.map_or("unnamed".to_owned(), |hint| short(&hint)))
 }
 
-impl Signed {
-    /// Reads a bundle. With a key, only what that key signed; without one, whatever is in it.
-    pub(crate) fn from_bytes(bytes: &[u8], key: Option<&PublicKey>) -> Fault<Signed> {
 /// The bytes of the signature of `dir`, which a timestamp is of, and the timestamps that stand beside it. None where it is not
 /// signed.
 pub fn timestamps(dir: &Path) -> Result<Option<(Vec<u8>, Vec<Token>)>> {
@@ -160,6 +174,17 @@ fn read_bundle(dir: &Path) -> Result<Option<(PathBuf, Bundle)>> {
     }
 }
 
+/// What a signature says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Signed {
+    /// Digests by path in the directory.
+    pub(crate) files: BTreeMap<String, Digest>,
+    ignore_paths: Vec<String>,
+}
+
+impl Signed {
+    /// Reads a bundle. With a key, only what that key signed; without one, whatever is in it.
+    pub(crate) fn from_bytes(bytes: &[u8], key: Option<&PublicKey>) -> Fault<Signed> {
         if bytes.len() > ENVELOPE_BYTES_MAX {
             return Err(SignatureFault::TooLarge { bytes: bytes.len(), bytes_max: ENVELOPE_BYTES_MAX });
         }
@@ -195,7 +220,7 @@ fn read_bundle(dir: &Path) -> Result<Option<(PathBuf, Bundle)>> {
 }
 
 /// The bytes of a signature, with their number capped before they are read; none where there is no file.
-pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let io = |source| GovernanceError::Io { path: path.to_path_buf(), source };
     let refused = |cause| GovernanceError::Signature { path: path.to_path_buf(), cause };
     let metadata = match fs::symlink_metadata(path) {
@@ -218,10 +243,6 @@ fn is_always_ignored(name: &str) -> bool {
 
 fn is_ignored(name: &str, ignore_paths: &[String]) -> bool {
     ignore_paths.iter().any(|path| is_below(name, path))
-}
-
-fn is_below(name: &str, path: &str) -> bool {
-    name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The directory's own name, however it was given.
@@ -263,13 +284,6 @@ struct Material {
     chain: Option<serde_json::Value>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct KeyIdentifier {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    hint: Option<String>,
-    /// What stood for `hint` in earlier bundles, with other fields.
-    #[serde(default, skip_serializing)]
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Timestamps {
@@ -284,6 +298,13 @@ struct SignedTimestamp {
     signed_timestamp: String,
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeyIdentifier {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    /// What stood for `hint` in earlier bundles, with other fields.
+    #[serde(default, skip_serializing)]
     raw_bytes: Option<serde_json::Value>,
 }
 

@@ -7,6 +7,7 @@
 //! Two kinds of digest occur. `sha256` of a file is what `sha256sum` says. `tree_sha256` of a model, a data set or a
 //! stage is SHA-256 over the names and the SHA-256 of its files, and is never written where a file's is expected.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 
 use crate::decision::{Decision, Part, Rule, Verdict};
-use crate::error::{GovernanceError, ManifestFault, Result};
-use crate::manifest::Program;
+use crate::error::{GovernanceError, RecordFault, Result};
+use crate::manifest::{Program, RELEASE, has_weights};
 use crate::obligations::{CardLicence, Obligation};
 use crate::subject::{LicenceFile, ModelEvidence};
 use crate::tags::licence_of_tag;
@@ -44,6 +45,9 @@ pub struct ProvenanceRecord {
     pub recipe: RecipeFacts,
     pub teachers: Vec<ModelFacts>,
     pub student: StudentFacts,
+    /// Not in the first records of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingFacts>,
     pub data: Vec<DataFacts>,
     pub evaluation: Evaluation,
     pub costs: Costs,
@@ -277,6 +281,25 @@ impl Start {
     }
 }
 
+/// How the student was trained, in the loss that its recipe has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingFacts {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// The step whose weights were taken; none where that is the last.
+    pub chosen_step: Option<u64>,
+    /// Examples of one epoch.
+    pub examples: u64,
+    pub tokens: u64,
+    pub supervised_tokens: u64,
+    /// At the first and at the last point that was logged.
+    pub first_loss: Figure,
+    pub last_loss: Figure,
+    /// At the step whose weights were taken, on rows that were not trained on.
+    pub validation_loss: Figure,
+}
+
 /// A set of data that the student was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -483,8 +506,7 @@ impl FileFacts {
 
     /// Whether it holds weights of the release.
     pub fn is_weights(&self) -> bool {
-        let extension = Path::new(&self.path).extension().and_then(|extension| extension.to_str());
-        extension.is_some_and(|found| ["gguf", "safetensors"].contains(&found))
+        has_weights(&self.path)
     }
 }
 
@@ -506,41 +528,56 @@ impl ProvenanceRecord {
         self.teachers.iter().chain(&self.student.ancestors).filter(move |model| seen.insert(&model.id))
     }
 
+    /// Digests of the files that the record names, by their paths in a run directory.
+    pub fn digests(&self) -> impl Iterator<Item = (Cow<'_, str>, Digest)> {
+        let released =
+            self.files.iter().map(|file| (Cow::Owned(format!("{RELEASE}{}", file.path)), file.sha256));
+        let staying = self.byproducts.iter().chain(self.data.iter().flat_map(|data| &data.files));
+        released.chain(staying.map(|file| (Cow::Borrowed(file.path.as_str()), file.sha256)))
+    }
+
     /// The bytes of `record.json`.
     pub fn to_bytes(&self) -> Vec<u8> {
         json_text(self).into_bytes()
     }
 
     /// Reads a record that nobody vouches for.
-    pub fn from_bytes(bytes: &[u8]) -> std::result::Result<ProvenanceRecord, ManifestFault> {
+    pub fn from_bytes(bytes: &[u8]) -> std::result::Result<ProvenanceRecord, RecordFault> {
         let length = bytes.len() as u64;
         if length > RECORD_BYTES_MAX {
-            return Err(ManifestFault::TooLarge { bytes: length, bytes_max: RECORD_BYTES_MAX });
+            return Err(RecordFault::TooLarge { bytes: length, bytes_max: RECORD_BYTES_MAX });
         }
-        let record: ProvenanceRecord = serde_json::from_slice(bytes).map_err(|error| {
-            if error.is_eof() {
-                ManifestFault::Truncated { bytes: bytes.len() }
-            } else {
-                ManifestFault::Malformed { cause: error.to_string() }
-            }
-        })?;
-        if record.record_version != RECORD_VERSION {
-            let found = record.record_version.to_string();
-            return Err(ManifestFault::UnknownType { field: "record_version", found });
+        let fault = |error: serde_json::Error| match error.is_eof() {
+            true => RecordFault::Truncated { bytes: bytes.len() },
+            false => RecordFault::Malformed { cause: error.to_string() },
+        };
+        // Another version has other fields: its number says more than the first of them.
+        let versioned: Versioned = serde_json::from_slice(bytes).map_err(fault)?;
+        if versioned.record_version != u64::from(RECORD_VERSION) {
+            return Err(RecordFault::Version { found: versioned.record_version, known: RECORD_VERSION });
         }
-        Ok(record)
+        serde_json::from_slice(bytes).map_err(fault)
     }
 
-    /// Reads the record of a run directory, or of a release on its own.
-    pub fn read(dir: &Path) -> Result<ProvenanceRecord> {
-        let alone = RECORD_PATH.strip_prefix("release/").map(|path| dir.join(path));
-        let path = alone.filter(|path| path.is_file()).unwrap_or_else(|| dir.join(RECORD_PATH));
+    /// Reads a `record.json`, or that of a run directory, or of a release on its own.
+    pub fn read(path: &Path) -> Result<ProvenanceRecord> {
+        let alone = path.join(RECORD_PATH.strip_prefix(RELEASE).unwrap_or(RECORD_PATH));
+        let places = [path.to_path_buf(), alone, path.join(RECORD_PATH)];
+        let Some(path) = places.into_iter().find(|place| place.is_file()) else {
+            return Err(GovernanceError::NoRecord { path: path.to_path_buf() });
+        };
         let io = |source| GovernanceError::Io { path: path.clone(), source };
-        let refused = |cause| GovernanceError::Manifest { path: path.clone(), cause };
+        let refused = |cause| GovernanceError::Record { path: path.clone(), cause };
         let bytes = fs::metadata(&path).map_err(io)?.len();
         if bytes > RECORD_BYTES_MAX {
-            return Err(refused(ManifestFault::TooLarge { bytes, bytes_max: RECORD_BYTES_MAX }));
+            return Err(refused(RecordFault::TooLarge { bytes, bytes_max: RECORD_BYTES_MAX }));
         }
         ProvenanceRecord::from_bytes(&fs::read(&path).map_err(io)?).map_err(refused)
     }
+}
+
+/// What a record of any version has.
+#[derive(Deserialize)]
+struct Versioned {
+    record_version: u64,
 }

@@ -10,17 +10,18 @@ use serde::Serialize;
 use stillroom_core::Digest;
 use stillroom_store::{digest_file, safe_join};
 
+use crate::agreement::{self, Agreement};
 use crate::error::{GovernanceError, ManifestFault, Result, SignatureFault};
 use crate::keys::PublicKey;
-use crate::manifest::{MANIFEST_PATH, Manifest, SIDECAR_PATH, SUBJECTS_MAX, is_about_itself, sidecar};
-use crate::oms::{self, SIGNATURE_FILE, Signed};
+use crate::manifest::{
+    MANIFEST_PATH, Manifest, RELEASE, SIDECAR_PATH, SUBJECTS_MAX, is_about_itself, sidecar,
+};
+use crate::oms::{self, GIT_PATHS, SIGNATURE_FILE, Signed};
 
 /// How deep directories may nest.
 const DEPTH_MAX: usize = 32;
 /// Threads that digest files.
 const THREADS_MAX: usize = 8;
-/// What a release's paths begin with in the manifest of its run.
-const RELEASE: &str = "release/";
 
 /// One thing that is not as the manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -76,8 +77,9 @@ impl std::fmt::Display for Difference {
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
+    /// Nothing differs, and the documents agree with the record.
     pub intact: bool,
-    /// The manifest first, then by name.
+    /// From the manifest and from what was signed: the manifest first, then by name.
     pub differences: Vec<Difference>,
     /// Files whose bytes were digested.
     pub checked: usize,
@@ -85,9 +87,13 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Files of the run that a release on its own does not carry.
     pub out_of_reach: Vec<String>,
+    /// What a repository may have put around a release on its own, and neither manifest nor signature is about.
+    pub not_covered: Vec<String>,
     /// SHA-256 of the manifest itself.
     pub manifest: Digest,
     pub signature: SignatureReport,
+    /// None where something differs: of such files nothing can be said.
+    pub agreement: Option<Agreement>,
 }
 
 /// What is known of the release's signature.
@@ -121,8 +127,8 @@ impl VerifyReport {
     }
 }
 
-/// Checks every file of a run directory, or of a release directory on its own, against its manifest, and the release
-/// against its signature.
+/// Checks every file of a run directory, or of a release directory on its own, against its manifest, the release against
+/// its signature, and the documents against the record that they are derived from. Each file is digested once.
 ///
 /// Without a key this finds accidents and careless changes: whoever can write the directory can also write a new manifest
 /// and a new signature. With one, a release that is not signed by it is not intact.
@@ -139,10 +145,9 @@ pub fn verify(dir: &Path, key: Option<&PublicKey>) -> Result<VerifyReport> {
             None => out_of_reach.push(subject.name.clone()),
         }
     }
-    let mut found = BTreeMap::new();
-    for (name, differs) in unnamed(dir, &manifest, place.alone, &expected)? {
-        found.insert(name, differs);
-    }
+    let not_covered = if place.alone { around(dir, &expected)? } else { Vec::new() };
+    let mut found: BTreeMap<String, Differs> =
+        unnamed(dir, &manifest, place.alone, &expected, &not_covered)?.into_iter().collect();
     let mut readable = Vec::new();
     for name in expected.keys() {
         match kind_of(dir, name).map_err(|source| GovernanceError::Io { path: dir.join(name), source })? {
@@ -169,14 +174,48 @@ pub fn verify(dir: &Path, key: Option<&PublicKey>) -> Result<VerifyReport> {
         }
     }
     differences.extend(found.into_iter().map(|(name, differs)| Difference { name, differs }));
-    let intact = differences.is_empty();
-    Ok(VerifyReport { intact, differences, checked, bytes, out_of_reach, manifest: digest, signature })
+    let agreement = match differences.is_empty() {
+        true => Some(agreement::check(dir, &place, &manifest, key)?),
+        false => None,
+    };
+    let intact = agreement.as_ref().is_some_and(|agreement| agreement.disagreements.is_empty());
+    Ok(VerifyReport {
+        intact,
+        differences,
+        checked,
+        bytes,
+        out_of_reach,
+        not_covered,
+        manifest: digest,
+        signature,
+        agreement,
+    })
+}
+
+/// What belongs to a repository around a release, at its top: there, and in no manifest.
+fn around(dir: &Path, expected: &BTreeMap<String, Digest>) -> Result<Vec<String>> {
+    let mut around = Vec::new();
+    for name in GIT_PATHS {
+        let path = dir.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(_) if !expected.keys().any(|known| is_below(known, name)) => around.push(name.to_owned()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(GovernanceError::Io { path, source }),
+        }
+    }
+    Ok(around)
+}
+
+/// Whether a path is another, or leads below it.
+pub(crate) fn is_below(name: &str, path: &str) -> bool {
+    name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Which directory was given.
-struct Place {
+pub(crate) struct Place {
     /// A release without its run.
-    alone: bool,
+    pub(crate) alone: bool,
     manifest: PathBuf,
 }
 
@@ -197,7 +236,7 @@ impl Place {
     }
 
     /// A path of the release, as it is in the directory.
-    fn of_release(&self, name: &str) -> String {
+    pub(crate) fn of_release(&self, name: &str) -> String {
         if self.alone { name.to_owned() } else { format!("{RELEASE}{name}") }
     }
 }
@@ -297,6 +336,7 @@ fn unnamed(
     manifest: &Manifest,
     alone: bool,
     expected: &BTreeMap<String, Digest>,
+    not_covered: &[String],
 ) -> Result<Vec<(String, Differs)>> {
     let roots: BTreeSet<&str> = if alone {
         BTreeSet::from([""])
@@ -305,7 +345,7 @@ fn unnamed(
     };
     let mut extra = Vec::new();
     for root in roots {
-        for (name, kind) in list_files(dir, root)? {
+        for (name, kind) in list_files_but(dir, root, not_covered)? {
             let in_run = if alone { format!("{RELEASE}{name}") } else { name.clone() };
             if is_about_itself(&in_run) && kind == FileKind::Regular || expected.contains_key(&name) {
                 continue;
@@ -345,10 +385,15 @@ fn kind_of(root: &Path, name: &str) -> io::Result<Option<FileKind>> {
 /// Every file below a directory, by its path from `root` with `/`, links not followed. An absent
 /// directory has none.
 pub(crate) fn list_files(root: &Path, dir: &str) -> Result<Vec<(String, FileKind)>> {
+    list_files_but(root, dir, &[])
+}
+
+/// The same without these paths and what is below them, which is not looked at.
+fn list_files_but(root: &Path, dir: &str, left_out: &[String]) -> Result<Vec<(String, FileKind)>> {
     let mut files = Vec::new();
     let top = if dir.is_empty() { root.to_path_buf() } else { root.join(dir) };
     match fs::symlink_metadata(&top) {
-        Ok(metadata) if metadata.is_dir() || dir.is_empty() => walk(&top, dir, 0, &mut files)?,
+        Ok(metadata) if metadata.is_dir() || dir.is_empty() => walk(&top, dir, 0, left_out, &mut files)?,
         Ok(_) => files.push((dir.to_owned(), FileKind::Irregular)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(GovernanceError::Io { path: top, source }),
@@ -356,15 +401,24 @@ pub(crate) fn list_files(root: &Path, dir: &str) -> Result<Vec<(String, FileKind
     Ok(files)
 }
 
-fn walk(dir: &Path, name: &str, depth: usize, files: &mut Vec<(String, FileKind)>) -> Result<()> {
+fn walk(
+    dir: &Path,
+    name: &str,
+    depth: usize,
+    left_out: &[String],
+    files: &mut Vec<(String, FileKind)>,
+) -> Result<()> {
     let io = |source| GovernanceError::Io { path: dir.to_path_buf(), source };
     for entry in fs::read_dir(dir).map_err(io)? {
         let entry = entry.map_err(io)?;
         let own = entry.file_name().to_string_lossy().into_owned();
         let name = if name.is_empty() { own } else { format!("{name}/{own}") };
+        if left_out.contains(&name) {
+            continue;
+        }
         let kind = entry.file_type().map_err(io)?;
         if kind.is_dir() && depth < DEPTH_MAX {
-            walk(&entry.path(), &name, depth + 1, files)?;
+            walk(&entry.path(), &name, depth + 1, left_out, files)?;
             continue;
         }
         // A name that is no UTF-8 can be in no manifest.
@@ -376,6 +430,18 @@ fn walk(dir: &Path, name: &str, depth: usize, files: &mut Vec<(String, FileKind)
         }
     }
     Ok(())
+}
+
+/// Digests of files, in the order of the names; those that are known already are not taken again.
+pub(crate) fn digest_rest(
+    root: &Path,
+    names: &[String],
+    known: &BTreeMap<String, Digest>,
+) -> Result<Vec<Digest>> {
+    let rest: Vec<String> = names.iter().filter(|name| !known.contains_key(*name)).cloned().collect();
+    let taken: BTreeMap<&String, Digest> =
+        rest.iter().zip(digest_all(root, &rest)?.into_iter().map(|(digest, _)| digest)).collect();
+    Ok(names.iter().filter_map(|name| known.get(name).or_else(|| taken.get(name)).copied()).collect())
 }
 
 /// Digests and lengths of files, in the order of the names.

@@ -13,7 +13,7 @@ use stillroom_governance::dsse::{Envelope, IN_TOTO};
 use stillroom_governance::keys::Signer;
 use stillroom_governance::record::{GateFacts, ProvenanceRecord, RECORD_BYTES_MAX, Role, Start};
 use stillroom_governance::views::{self, Level, View};
-use stillroom_governance::{Decision, ManifestFault, NOT_ADVICE, Question, Subject, Verdict, decide};
+use stillroom_governance::{Decision, NOT_ADVICE, Question, RecordFault, Subject, Verdict, decide};
 
 fn views_of(record: &ProvenanceRecord) -> Vec<View> {
     views::all(record, None).expect("nothing is signed")
@@ -436,12 +436,14 @@ fn records_of_another_version_or_size_are_refused() {
     let mut record = of_outputs();
     record.record_version += 1;
     let refused = ProvenanceRecord::from_bytes(&record.to_bytes()).expect_err("another version");
-    assert!(matches!(refused, ManifestFault::UnknownType { field: "record_version", .. }), "{refused}");
+    assert_eq!(refused, RecordFault::Version { found: 2, known: 1 });
+    let refused = ProvenanceRecord::from_bytes(b"{\"record_version\": 9, \"of\": \"the future\"}");
+    assert_eq!(refused, Err(RecordFault::Version { found: 9, known: 1 }));
     let refused = ProvenanceRecord::from_bytes(b"{\"record_version\": 1").expect_err("the end is missing");
-    assert!(matches!(refused, ManifestFault::Truncated { .. }), "{refused}");
+    assert!(matches!(refused, RecordFault::Truncated { .. }), "{refused}");
     let long = vec![b' '; RECORD_BYTES_MAX as usize + 1];
     let refused = ProvenanceRecord::from_bytes(&long).expect_err("too long");
-    assert!(matches!(refused, ManifestFault::TooLarge { .. }), "{refused}");
+    assert!(matches!(refused, RecordFault::TooLarge { .. }), "{refused}");
     let text = String::from_utf8(of_outputs().to_bytes()).expect("UTF-8");
     let more = text.replacen('{', "{\"more\": 1,", 1);
     let refused = ProvenanceRecord::from_bytes(more.as_bytes()).expect_err("an unknown field");

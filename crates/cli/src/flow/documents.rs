@@ -9,14 +9,14 @@ use stillroom_evaluate::{Contender, Measured, ModelScore, Report};
 use stillroom_governance::record::{
     Costs, Counts, DataFacts, DataKind, Evaluation, Figure, FileFacts, GateFacts, Licences, MachineRecord,
     ModelFacts, ModelResult, PairedResult, ProvenanceRecord, RECORD_VERSION, RecipeFacts, ReleaseFacts, Role,
-    Route, Span, Start, StudentFacts,
+    Route, Span, Start, StudentFacts, TrainingFacts,
 };
 use stillroom_governance::{Decision, ModelEvidence, Program, views};
 
 use crate::failure::{Failure, Result};
 use crate::flow::report::rfc3339;
 use crate::flow::train::{Training, training_of};
-use crate::flow::{Flow, curate, data, feedback, json_lines, logits, logprobs, report, weights_digest};
+use crate::flow::{Flow, curate, data, feedback, json_lines, logits, logprobs, report, tree_digest};
 use crate::recipe::{Base, Egress, Judge, PiiRule, PromptPii, PromptSource, Student, Teacher};
 
 /// What the program was built from; its digest stands in every record.
@@ -28,7 +28,12 @@ const STAYING: [&str; 5] = ["licence.json", "plan.json", "recipe.toml", "report.
 
 impl Flow {
     /// Completes a release directory: the record of how it was made, the model card and the other documents.
-    pub(super) fn write_documents(&self, dir: &Path, decision: &Decision, report: &Report) -> Result<()> {
+    pub(super) fn write_documents(
+        &self,
+        dir: &Path,
+        decision: &Decision,
+        report: &Report,
+    ) -> Result<ProvenanceRecord> {
         if self.recipe.teacher.is_some() && self.asks_for_traces() {
             let described = self.run.path(super::describe::FILE)?;
             let bytes = std::fs::read(&described).map_err(|e| Failure::io("read", &described, &e))?;
@@ -39,7 +44,7 @@ impl Flow {
         for view in views::all(&record, self.signer.as_deref())? {
             put(dir, view.path, view.text.as_bytes())?;
         }
-        Ok(())
+        Ok(record)
     }
 
     fn provenance_record(
@@ -50,6 +55,9 @@ impl Flow {
     ) -> Result<ProvenanceRecord> {
         let release = &self.recipe.release;
         let told = self.told()?;
+        let files = FileFacts::below(dir)?;
+        let teachers = self.teacher_facts(decision)?;
+        let training: Training = self.read_json(&training_of(Contender::Student))?;
         Ok(ProvenanceRecord {
             record_version: RECORD_VERSION,
             release: ReleaseFacts {
@@ -74,13 +82,14 @@ impl Flow {
                 name: self.recipe.name.clone(),
                 sha256: Digest::of(self.recipe.to_toml().as_bytes()),
                 seeds: report.seeds.clone(),
-                loss: self.read_json::<Training>(&training_of(Contender::Student))?.loss,
+                loss: training.loss.clone(),
                 trained: self.recipe.train.lora.as_ref().map_or("all weights".to_owned(), |lora| {
                     format!("a LoRA adapter of rank {}, merged into the weights", lora.config().r)
                 }),
             },
-            teachers: self.teacher_facts(decision)?,
-            student: self.student_facts(dir, decision, report)?,
+            student: self.student_facts(dir, &files, &teachers, decision, report)?,
+            teachers,
+            training: Some(training_facts(&training)),
             data: self.data_facts(decision, report)?,
             evaluation: evaluation(report),
             costs: Costs {
@@ -93,7 +102,7 @@ impl Flow {
             },
             gate: GateFacts::new(decision, told.decided),
             time: told.time,
-            files: FileFacts::below(dir)?,
+            files,
             byproducts: self.byproducts()?,
         })
     }
@@ -145,7 +154,7 @@ impl Flow {
             share: 1.0,
             route: Route::Weights,
             revision: path.as_deref().and_then(revision),
-            tree_sha256: path.as_deref().map(weights_digest).transpose()?,
+            tree_sha256: path.as_deref().map(|path| self.input_digest(path)).transpose()?,
             owner: declared.map(|declared| declared.owner.clone()),
             licence: Licences::of(
                 decision,
@@ -173,7 +182,14 @@ impl Flow {
         if roles.is_empty() { vec![Role::Teacher] } else { roles }
     }
 
-    fn student_facts(&self, dir: &Path, decision: &Decision, report: &Report) -> Result<StudentFacts> {
+    fn student_facts(
+        &self,
+        dir: &Path,
+        files: &[FileFacts],
+        teachers: &[ModelFacts],
+        decision: &Decision,
+        report: &Report,
+    ) -> Result<StudentFacts> {
         let start = match &self.recipe.student {
             Student::Nobody | Student::FromScratch(_) => Start::Random,
             Student::FromLayers { .. } => Start::Layers,
@@ -183,9 +199,7 @@ impl Flow {
         let mut ancestors: Vec<ModelFacts> = Vec::new();
         match self.recipe.student.base() {
             None => {}
-            Some(Base { path: None, .. }) => {
-                ancestors.extend(self.teacher_facts(decision)?.into_iter().next())
-            }
+            Some(Base { path: None, .. }) => ancestors.extend(teachers.first().cloned()),
             Some(Base { path: Some(path), model }) => {
                 let base = self.model_facts(decision, model.unwrap_or(path), Some(path))?;
                 ancestors.push(ModelFacts { id_is_path: model.is_none(), ..base });
@@ -202,7 +216,7 @@ impl Flow {
         Ok(StudentFacts {
             architecture: config["model_type"].as_str().unwrap_or("unknown").to_owned(),
             parameters: parameters.copied(),
-            tree_sha256: weights_digest(dir)?,
+            tree_sha256: tree_digest(files.iter().map(|file| (file.path.as_str(), file.sha256))),
             start,
             ancestors,
         })
@@ -413,6 +427,28 @@ fn revision(path: &Path) -> Option<String> {
     match &parts[at + 1..] {
         [folder, commit, ..] if folder == "snapshots" => Some(commit.clone()),
         _ => None,
+    }
+}
+
+fn training_facts(training: &Training) -> TrainingFacts {
+    let figure = |loss: Option<f64>| match loss.filter(|loss| loss.is_finite()) {
+        Some(loss) => Figure::of(loss),
+        None => Figure::missing("no point was logged"),
+    };
+    let chosen = training.best_step.unwrap_or(training.steps);
+    let held_back = training.validation.iter().rfind(|point| point.step == chosen);
+    TrainingFacts {
+        steps: training.steps,
+        chosen_step: training.best_step,
+        examples: training.examples,
+        tokens: training.tokens,
+        supervised_tokens: training.supervised_tokens,
+        first_loss: figure(training.curve.first().map(|point| point.loss)),
+        last_loss: figure(training.curve.last().map(|point| point.loss)),
+        validation_loss: match held_back {
+            Some(point) => figure(Some(point.loss)),
+            None => Figure::missing("no rows were held back, or not at this step"),
+        },
     }
 }
 

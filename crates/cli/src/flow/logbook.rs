@@ -19,7 +19,7 @@ use stillroom_core::{Digest, Trace};
 use stillroom_formats::parquet_rows;
 use stillroom_governance::LogFault;
 use stillroom_governance::keys::{PublicKey, Signer};
-use stillroom_governance::log::{Head, HeadLine, Kind, Log, LogWriter, Opening, Secret};
+use stillroom_governance::log::{Head, HeadLine, Kind, Log, LogWriter, Opening, Record, Secret};
 use stillroom_store::{EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
@@ -291,56 +291,90 @@ pub(crate) struct CheckedLog {
     pub(crate) root: Option<Digest>,
     /// Heads that are signed: by the key that was given, else by whomever.
     pub(crate) signed_heads: usize,
-    pub(crate) last_is_signed: bool,
     /// When the first and the last head were made, by the clock of the machine: seconds since 1970-01-01 UTC.
     pub(crate) first_unix_s: Option<u64>,
     pub(crate) last_unix_s: Option<u64>,
 }
 
-/// Checks the log of a run or of a release on its own; none where it has none. With a `key`, a release's last head must be
-/// signed by it: that one stands for all before it, whoever signed those.
-pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<CheckedLog>> {
-    let released = released_log(dir);
-    let of_run = dir.join(FOLDER);
-    let checked = match released.exists() {
-        true => Some(check_in(&released, key)?),
-        false => None,
-    };
-    match checked {
-        Some(CheckedLog { unsealed: 1.., .. }) => {
-            return Err(damaged(&released, LogFault::Beyond.to_string()));
+/// A log and its heads, as they were read.
+pub(crate) struct ReadLog {
+    folder: PathBuf,
+    log: Log,
+    heads: Vec<HeadLine>,
+}
+
+impl ReadLog {
+    /// The log in a folder; none where there is no such folder.
+    fn read(folder: &Path) -> Result<Option<ReadLog>> {
+        if !folder.exists() {
+            return Ok(None);
         }
-        Some(CheckedLog { last_is_signed: false, .. }) if key.is_some() => {
-            return Err(damaged(&released, "the last head of the log is not signed by this key".to_owned()));
-        }
-        _ => {}
+        let (log, heads) = (Log::read(&folder.join(RECORDS))?, heads_in(folder)?);
+        Ok(Some(ReadLog { folder: folder.to_path_buf(), log, heads }))
     }
-    if !of_run.exists() {
-        return Ok(checked);
+
+    /// That all heads are of this log; what its last head covers, and how many records it does not.
+    fn sealed(&self) -> Result<(&[Record], u64)> {
+        let unsealed = self.log.check_heads(&self.heads);
+        let unsealed = unsealed.map_err(|fault| damaged(&self.folder, fault.to_string()))?;
+        let records = &self.log.records;
+        Ok((&records[..records.len() - unsealed as usize], unsealed))
     }
-    let whole = check_in(&of_run, key)?;
-    let (begun, all) = (heads_in(&released)?, heads_in(&of_run)?);
-    match all.starts_with(&begun) {
-        true => Ok(Some(whole)),
-        false => Err(damaged(&released, "the run's log does not begin with that of its release".to_owned())),
+
+    fn begins_with(&self, other: &ReadLog) -> bool {
+        self.heads.starts_with(&other.heads) && self.log.records.starts_with(&other.log.records)
     }
 }
 
-fn check_in(folder: &Path, key: Option<&PublicKey>) -> Result<CheckedLog> {
-    let (log, heads) = (Log::read(&folder.join(RECORDS))?, heads_in(folder)?);
-    let unsealed = log.check_heads(&heads).map_err(|fault| damaged(folder, fault.to_string()))?;
+/// What the last head covers of the log of a run, or of a release on its own; none where it has none.
+pub(crate) fn sealed_records(dir: &Path) -> Result<Option<Vec<Record>>> {
+    let of_run = ReadLog::read(&dir.join(FOLDER))?;
+    let found = match of_run {
+        Some(of_run) => Some(of_run),
+        None => ReadLog::read(&released_log(dir))?,
+    };
+    found.map(|found| Ok(found.sealed()?.0.to_vec())).transpose()
+}
+
+/// Checks the log of a run or of a release on its own; none where it has none. With a `key`, a release's last head must be
+/// signed by it: that one stands for all before it, whoever signed those. Each log is read once, and where there are two, the
+/// tree of the longer is that of both.
+pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<CheckedLog>> {
+    let (released, of_run) = (ReadLog::read(&released_log(dir))?, ReadLog::read(&dir.join(FOLDER))?);
+    if let (Some(released), Some(of_run)) = (&released, &of_run)
+        && !of_run.begins_with(released)
+    {
+        let cause = "the run's log does not begin with that of its release";
+        return Err(damaged(&released.folder, cause.to_owned()));
+    }
+    let Some(longest) = of_run.as_ref().or(released.as_ref()) else { return Ok(None) };
+    let checked = summary(longest, longest.sealed()?.1, key);
+    if let Some(released) = &released {
+        let last = released.heads.last();
+        if last.map_or(0, |last| last.head.size) != released.log.records.len() as u64 {
+            return Err(damaged(&released.folder, LogFault::Beyond.to_string()));
+        }
+        if key.is_some_and(|key| !last.is_some_and(|last| last.is_by(key))) {
+            let cause = "the last head of the log is not signed by this key";
+            return Err(damaged(&released.folder, cause.to_owned()));
+        }
+    }
+    Ok(Some(checked))
+}
+
+fn summary(read: &ReadLog, unsealed: u64, key: Option<&PublicKey>) -> CheckedLog {
+    let ReadLog { log, heads, .. } = read;
     let time = |line: Option<&HeadLine>| line.map(|line| line.head.unix_s);
     let signed = |head: &HeadLine| key.map_or(head.is_signed(), |key| head.is_by(key));
-    Ok(CheckedLog {
+    CheckedLog {
         records: log.records.len() as u64,
         heads: heads.len(),
         unsealed,
         root: heads.last().map(|last| last.head.root),
         signed_heads: heads.iter().filter(|head| signed(head)).count(),
-        last_is_signed: heads.last().is_some_and(signed),
         first_unix_s: time(heads.first()),
         last_unix_s: time(heads.last()),
-    })
+    }
 }
 
 fn damaged(folder: &Path, cause: String) -> Failure {

@@ -48,6 +48,8 @@ mod wire;
 mod wire_estimate;
 pub(crate) mod wording;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -124,6 +126,8 @@ pub(crate) struct Flow {
     events: EventLog,
     /// None where nothing new happens.
     logbook: Option<Logbook>,
+    /// Of models that the run is given, by where they lie.
+    input_digests: RefCell<BTreeMap<PathBuf, Digest>>,
     teacher: Option<Rc<Model>>,
     /// Teachers beside it.
     others: Vec<Rc<Model>>,
@@ -177,6 +181,7 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         decision: decision.clone(),
         events,
         logbook: Some(logbook),
+        input_digests: RefCell::default(),
         teacher: None,
         others: Vec::new(),
     };
@@ -356,7 +361,17 @@ impl Flow {
         }
         let path =
             self.recipe.teacher.as_ref().and_then(|teacher| teacher.path.as_deref()).unwrap_or_default();
-        weights_digest(&self.source.resolve_path(path))
+        self.input_digest(&self.source.resolve_path(path))
+    }
+
+    /// Digest of a model that the run is given: taken once, for as long as the run goes on.
+    pub(crate) fn input_digest(&self, path: &Path) -> Result<Digest> {
+        if let Some(&known) = self.input_digests.borrow().get(path) {
+            return Ok(known);
+        }
+        let digest = weights_digest(path)?;
+        self.input_digests.borrow_mut().insert(path.to_path_buf(), digest);
+        Ok(digest)
     }
 
     /// Writes a JSON file of the run.
@@ -447,22 +462,40 @@ pub(crate) fn teacher_files(recipe: &Recipe, source: &Source) -> Result<ModelFil
 }
 
 /// Digest of the files that a model consists of: names and contents, in order of name.
-pub(crate) fn weights_digest(path: &Path) -> Result<Digest> {
-    let mut files = vec![path.to_path_buf()];
-    if path.is_dir() {
-        files = files_in(path)?;
-        files.retain(|file| {
-            file.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja")
-        });
+fn weights_digest(path: &Path) -> Result<Digest> {
+    let name_of = |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned());
+    if !path.is_dir() {
+        let (name, digest) = (name_of(path).unwrap_or_default(), digest_file(path)?.0);
+        return Ok(digest_of_files([(name.as_str(), digest)].into_iter()));
     }
+    let mut files = Vec::new();
+    for file in files_in(path)? {
+        let name = name_of(&file).unwrap_or_default();
+        if is_of_model(&name) {
+            files.push((name, digest_file(&file)?.0));
+        }
+    }
+    Ok(tree_digest(files.iter().map(|(name, digest)| (name.as_str(), *digest))))
+}
+
+/// The same of a directory, by the digests of its files in order of their paths in it.
+pub(crate) fn tree_digest<'a>(files: impl Iterator<Item = (&'a str, Digest)>) -> Digest {
+    digest_of_files(files.filter(|(name, _)| is_of_model(name)))
+}
+
+fn is_of_model(path: &str) -> bool {
+    let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
+    !path.contains('/') && extension.is_some_and(|e| ["safetensors", "json", "jinja"].contains(&e))
+}
+
+fn digest_of_files<'a>(files: impl Iterator<Item = (&'a str, Digest)>) -> Digest {
     let mut digester = Digester::new();
-    for file in files {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    for (name, digest) in files {
         digester.update(&(name.len() as u64).to_le_bytes());
         digester.update(name.as_bytes());
-        digester.update(digest_file(&file)?.0.as_bytes());
+        digester.update(digest.as_bytes());
     }
-    Ok(digester.finish())
+    digester.finish()
 }
 
 /// Digest of the running program.

@@ -3,19 +3,18 @@
 use std::path::Path;
 
 use serde_json::json;
-use stillroom_core::Digest;
 use stillroom_evaluate::{Contender, Report};
 use stillroom_formats::{Encoding, ModelFiles, write_gguf, write_hf_dir};
-use stillroom_governance::{Decision, Manifest, ModelRecord, Part, Program, RunRecord};
+use stillroom_governance::{Decision, Manifest};
 use stillroom_model::Decoder;
 use stillroom_store::atomic_dir;
 
 use crate::failure::Result;
 use crate::flow::logbook::Moment;
 use crate::flow::train::{ADAPTER, weights_of};
-use crate::flow::{Flow, data, obligations, report};
+use crate::flow::{Flow, obligations, report};
 use crate::models::with_adapter;
-use crate::recipe::{Base, Student, WeightType};
+use crate::recipe::WeightType;
 
 pub(crate) const STAGE: &str = "release";
 const FOLDER: &str = "release";
@@ -33,15 +32,15 @@ impl Flow {
                 decoder = with_adapter(decoder, flow.trained_adapter()?)?;
             }
             flow.seal_log(Moment::Grave)?;
-            atomic_dir(&flow.run.release(), |dir| {
+            let record = atomic_dir(&flow.run.release(), |dir| {
                 flow.copy_log(dir)?;
                 flow.write_release(dir, &decoder, decision)?;
                 obligations::write(dir, decision, &flow.recipe.release.name)?;
                 flow.write_documents(dir, decision, report)
             })?;
-            let record = flow.run_record(decision)?;
-            Manifest::of_run(flow.run.root(), record)?.write(flow.run.root())?;
-            flow.sign_release()
+            let manifest = Manifest::of_recorded(flow.run.root(), &record)?;
+            manifest.write(flow.run.root())?;
+            flow.sign_release(&manifest)
         })
     }
 
@@ -59,55 +58,6 @@ impl Flow {
         let gguf = dir.join("model.gguf");
         write_gguf(&gguf, config, &mut decoder.tensors(), encoding(release.gguf), &tokenizer, &metadata)?;
         Ok(())
-    }
-
-    fn run_record(&self, decision: &Decision) -> Result<RunRecord> {
-        let record = |part: Part, id: &str, digest: Option<Digest>| {
-            let licence = decision.rules.iter().find(|rule| rule.role == part && rule.id == id);
-            ModelRecord {
-                id: id.to_owned(),
-                digest,
-                licence: licence.map_or(String::new(), |r| r.licence.clone()),
-            }
-        };
-        let mut teachers = Vec::new();
-        if let Some(teacher) = &self.recipe.teacher {
-            // Of a teacher behind endpoints nobody here knows the bytes.
-            let digest = if self.is_over_wire() { None } else { Some(self.teacher_digest()?) };
-            teachers.push(record(Part::Teacher, &teacher.model, digest));
-            for further in &teacher.ensemble {
-                let digest = super::weights_digest(&self.source.resolve_path(&further.path))?;
-                teachers.push(record(Part::Teacher, &further.model, Some(digest)));
-            }
-        }
-        let student_base = match self.recipe.student.base() {
-            None => None,
-            Some(Base { path: None, .. }) => teachers.first().cloned(),
-            Some(Base { path: Some(path), model }) => {
-                let digest = super::weights_digest(&self.source.resolve_path(path))?;
-                Some(record(Part::StudentBase, model.unwrap_or(path), Some(digest)))
-            }
-        };
-        let data = self.run.stage_record(data::STAGE)?;
-        let data =
-            data.map(|stage| record(Part::Data, "stillroom:procedural-tasks", Some(stage.outputs_digest())));
-        let data = data.map(|data| ModelRecord { id: self.data_id(), ..data });
-        let mut data: Vec<ModelRecord> = data.into_iter().collect();
-        if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
-            let digest = super::weights_digest(&self.source.resolve_path(path))?;
-            data.push(record(Part::Data, path, Some(digest)));
-        }
-        Ok(RunRecord {
-            program: Program {
-                name: "stillroom".to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                digest: super::binary_digest(),
-            },
-            teachers,
-            student_base,
-            data,
-            verdict: decision.verdict.as_str().to_owned(),
-        })
     }
 
     pub(super) fn data_id(&self) -> String {

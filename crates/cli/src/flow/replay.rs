@@ -110,6 +110,7 @@ fn open(asked: &Replay<'_>) -> Result<Flow> {
         decision,
         events,
         logbook: None,
+        input_digests: std::cell::RefCell::default(),
         teacher: None,
         others: Vec::new(),
     })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stillroom_governance::keys::{PublicKey, Signer};
-use stillroom_governance::{GovernanceError, oms};
+use stillroom_governance::{GovernanceError, Manifest, oms};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::Flow;
@@ -60,10 +60,11 @@ pub(crate) fn passphrase_in(variable: &str) -> Result<String> {
 }
 
 impl Flow {
-    /// Signs all that is in the release, the manifest and the log too: so it is the last to be written.
-    pub(super) fn sign_release(&mut self) -> Result<()> {
+    /// Signs all that is in the release, the manifest and the log too: so it is the last to be written. Of the other files
+    /// the manifest, just made, has the digests.
+    pub(super) fn sign_release(&mut self, manifest: &Manifest) -> Result<()> {
         let Some(signer) = &self.signer else { return Ok(()) };
-        oms::sign(&self.run.release(), &[], signer)?;
+        oms::sign_digested(&self.run.release(), &[], signer, &manifest.of_release())?;
         let fingerprint = signer.public_key().fingerprint();
         self.progress.line(&format!("release: signed by the key {fingerprint}"));
         Ok(())

@@ -69,14 +69,12 @@ impl Flow {
         let tokenizer = self.student_tokenizer()?.digest();
         let base = match self.recipe.student.base() {
             None => None,
-            Some(Base { path: Some(path), .. }) => {
-                Some(crate::flow::weights_digest(&self.source.resolve_path(path))?)
-            }
+            Some(Base { path: Some(path), .. }) => Some(self.input_digest(&self.source.resolve_path(path))?),
             Some(Base { path: None, .. }) => Some(self.teacher_digest()?),
         };
         let mut digests = vec![json!(tokenizer), json!(base)];
         if let Student::Pretrained { adapter: Some(path), .. } = &self.recipe.student {
-            digests.push(json!(crate::flow::weights_digest(&self.source.resolve_path(path))?));
+            digests.push(json!(self.input_digest(&self.source.resolve_path(path))?));
         }
         Ok(Value::Array(digests))
     }

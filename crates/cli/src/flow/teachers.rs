@@ -9,7 +9,7 @@ use stillroom_formats::ModelFiles;
 use stillroom_model::{Ensemble, LiveTeacher, WeightedTeacher};
 
 use super::teach::{Asked, Writer};
-use super::{Flow, teacher_files, weights_digest};
+use super::{Flow, teacher_files};
 use crate::failure::{Exit, Failure, Result};
 use crate::models::{self, Model};
 use crate::recipe::{ENSEMBLE, EnsembleTeacher, Recipe, Source};
@@ -81,7 +81,7 @@ impl Flow {
         };
         let mut all = vec![first];
         for further in &teacher.ensemble {
-            all.push(json!(weights_digest(&self.source.resolve_path(&further.path))?));
+            all.push(json!(self.input_digest(&self.source.resolve_path(&further.path))?));
         }
         Ok(json!([all, teacher.shares()]))
     }

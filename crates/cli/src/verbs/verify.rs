@@ -1,11 +1,14 @@
-//! `stillroom verify`: does a run or release still hold what its manifest names, who signed it, and does its training come out again?
+//! `stillroom verify`: does a run or release still hold what its manifest names, do its documents agree, who signed it, and
+//! does its training come out again?
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
 use stillroom_governance::keys::PublicKey;
-use stillroom_governance::{SignatureState, VerifyReport};
+use stillroom_governance::{
+    Agreement, AgreementState, Checked, PROGRAM_VERSION, SignatureState, VerifyReport,
+};
 
 use crate::args::Verify;
 use crate::failure::{Exit, Failure, Result};
@@ -38,6 +41,7 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     if !args.json {
         terminal::print_line(&intact(&report))?;
         terminal::print_line(&signed(&report))?;
+        report.agreement.iter().try_for_each(|found| terminal::print_line(&agreed(found)))?;
         log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
     }
     let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
@@ -74,6 +78,10 @@ fn intact(report: &VerifyReport) -> String {
         let n = report.out_of_reach.len();
         text.push_str(&format!(" {n} files of the run are not in this directory."));
     }
+    if !report.not_covered.is_empty() {
+        let names: Vec<String> = report.not_covered.iter().map(|name| format!("`{name}`")).collect();
+        text.push_str(&format!(" Not covered, as a repository has it around a model: {}.", names.join(", ")));
+    }
     text
 }
 
@@ -90,6 +98,34 @@ fn signed(report: &VerifyReport) -> String {
         _ => format!(
             "Signed, {files} files of the release, but by whom was not checked: give the signer's key with `--public-key`."
         ),
+    }
+}
+
+/// Whether the documents say what the record says.
+fn agreed(agreement: &Agreement) -> String {
+    let by = agreement.written_by.as_deref().map_or(String::new(), |version| terminal::one_line(version));
+    let whole = agreement.checked.iter().filter(|checked| checked.facts.is_none()).count();
+    let fact = |checked: &Checked| Some(format!("`{}` ({} facts)", checked.document, checked.facts?));
+    let facts: Vec<String> = agreement.checked.iter().filter_map(fact).collect();
+    let facts = format!("with the record agree {}", facts.join(", "));
+    match agreement.state {
+        AgreementState::NoRecord => {
+            "Documents: not checked, since there is no record to derive them from.".to_owned()
+        }
+        AgreementState::OtherRecordVersion => {
+            "Documents: not checked, since the record is of a version that this program does not read."
+                .to_owned()
+        }
+        AgreementState::OtherProgram => format!(
+            "Documents: {whole} come out of the record byte for byte, and {} otherwise: {}. Stillroom {by} wrote this \
+             release, and this is {PROGRAM_VERSION}; whether they were changed only that version can tell. Apart from \
+             them, {facts}.",
+            agreement.not_comparable.len(),
+            agreement.not_comparable.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        ),
+        AgreementState::Agrees | AgreementState::Disagrees => {
+            format!("Documents: {whole} come out of the record byte for byte; {facts}.")
+        }
     }
 }
 
@@ -123,9 +159,11 @@ fn came_out(replayed: &Replayed) -> String {
     )
 }
 
-/// The first thing that is not as the manifest says.
+/// The first thing that is not as the manifest says, or else not as the record says.
 fn difference(args: &Verify, report: &VerifyReport) -> Option<Failure> {
-    let first = report.first()?;
+    let Some(first) = report.first() else {
+        return report.agreement.as_ref().and_then(|a| disagreement(args, a));
+    };
     let mut failure = Failure::new(Exit::BadData, first.to_string())
         .code("not-intact")
         .at(args.directory.display().to_string());
@@ -133,4 +171,20 @@ fn difference(args: &Verify, report: &VerifyReport) -> Option<Failure> {
         failure = failure.detail(format!("and {} more; `--json` lists all", report.differences.len() - 1));
     }
     Some(failure.fix("take the files from where they came, or run the recipe again"))
+}
+
+fn disagreement(args: &Verify, agreement: &Agreement) -> Option<Failure> {
+    let first = agreement.disagreements.first()?;
+    let mut failure = Failure::new(Exit::BadData, first.to_string())
+        .code("disagrees")
+        .at(args.directory.display().to_string())
+        .detail("the files are those of the manifest: it was written for them as they are now");
+    if agreement.disagreements.len() > 1 {
+        let more = agreement.disagreements.len() - 1;
+        failure = failure.detail(format!("and {more} more places; `--json` lists them"));
+    }
+    Some(
+        failure
+            .fix("take the release from where it came, or run `stillroom release` again where it was made"),
+    )
 }

@@ -8,6 +8,7 @@ use crate::decision::NOT_ADVICE;
 use crate::identity::ID_BYTES_MAX;
 use crate::record::{
     Counts, DataFacts, Figure, Licences, ModelFacts, ModelResult, PairedResult, ProvenanceRecord, Start,
+    TrainingFacts,
 };
 use crate::text::{code, markdown, prose, yaml};
 
@@ -100,6 +101,7 @@ fn how_it_was_made(card: &mut String, record: &ProvenanceRecord) {
         markdown(&record.recipe.trained),
         code(&record.recipe.loss)
     );
+    training(card, record);
     let seeds: Vec<String> =
         record.recipe.seeds.iter().map(|(name, seed)| format!("{} {seed}", markdown(name))).collect();
     let _ = writeln!(
@@ -129,6 +131,21 @@ fn how_it_was_made(card: &mut String, record: &ProvenanceRecord) {
             "None of the weights are a teacher's: the student learned from what they wrote and thought.\n\n",
         );
     }
+}
+
+fn training(card: &mut String, record: &ProvenanceRecord) {
+    let Some(training) = &record.training else { return };
+    let TrainingFacts { steps, examples, supervised_tokens, .. } = training;
+    let chosen =
+        training.chosen_step.map_or(String::new(), |step| format!(" The weights are those of step {step}."));
+    let _ = writeln!(
+        card,
+        "- Training: {steps} steps on {examples} examples, {supervised_tokens} supervised tokens; loss {} at first, {} at \
+         the end, {} on rows that were held back.{chosen}",
+        figure(&training.first_loss),
+        figure(&training.last_loss),
+        figure(&training.validation_loss),
+    );
 }
 
 fn model_row(card: &mut String, record: &ProvenanceRecord, model: &ModelFacts) {

@@ -39,6 +39,19 @@ pub struct View {
     pub text: String,
 }
 
+/// The model card, which a release without a record may have too.
+pub(crate) const CARD: &str = "README.md";
+/// Where the documents go, by their paths in a release.
+pub(crate) const PATHS: [&str; 7] = [
+    CARD,
+    "provenance/ab2013.md",
+    "provenance/bom.cdx.json",
+    "provenance/bom.spdx3.json",
+    "provenance/eu_art53.md",
+    "provenance/gate.intoto.jsonl",
+    "provenance/provenance.intoto.jsonl",
+];
+
 /// Every document of a record.
 ///
 /// Each in-toto statement is a line of its file: in an envelope that `signer` signs, or as it is where nobody does.
@@ -46,15 +59,16 @@ pub fn all(record: &ProvenanceRecord, signer: Option<&Signer>) -> Result<Vec<Vie
     let lines = |statements: Vec<String>| {
         statements.into_iter().map(|statement| sealed(statement, signer)).collect::<Result<String>>()
     };
-    Ok(vec![
-        View { path: "README.md", text: card::card(record) },
-        View { path: "provenance/ab2013.md", text: ab2013::draft(record) },
-        View { path: "provenance/bom.cdx.json", text: cyclonedx::bom(record) },
-        View { path: "provenance/bom.spdx3.json", text: spdx3::bom(record) },
-        View { path: "provenance/eu_art53.md", text: eu_art53::draft(record) },
-        View { path: "provenance/gate.intoto.jsonl", text: lines(in_toto::gate(record))? },
-        View { path: "provenance/provenance.intoto.jsonl", text: lines(vec![in_toto::build(record)])? },
-    ])
+    let texts = [
+        card::card(record),
+        ab2013::draft(record),
+        cyclonedx::bom(record),
+        spdx3::bom(record),
+        eu_art53::draft(record),
+        lines(in_toto::gate(record))?,
+        lines(vec![in_toto::build(record)])?,
+    ];
+    Ok(PATHS.into_iter().zip(texts).map(|(path, text)| View { path, text }).collect())
 }
 
 fn sealed(statement: String, signer: Option<&Signer>) -> Result<String> {

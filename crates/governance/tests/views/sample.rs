@@ -6,7 +6,7 @@ use stillroom_core::Digest;
 use stillroom_governance::record::{
     Costs, Counts, DataFacts, DataKind, Evaluation, Figure, FileFacts, GateFacts, Licences, MachineRecord,
     ModelFacts, ModelResult, PairedResult, ProvenanceRecord, RECORD_VERSION, RecipeFacts, ReleaseFacts, Role,
-    Route, Span, Start, StudentFacts, TextFacts,
+    Route, Span, Start, StudentFacts, TextFacts, TrainingFacts,
 };
 use stillroom_governance::{CardLicence, Grade, Obligation, Part, Program, Rule, Verdict};
 
@@ -186,6 +186,16 @@ pub(crate) fn of_outputs() -> ProvenanceRecord {
             start: Start::Random,
             ancestors: Vec::new(),
         },
+        training: Some(TrainingFacts {
+            steps: 168,
+            chosen_step: Some(160),
+            examples: 265,
+            tokens: 72_528,
+            supervised_tokens: 26_832,
+            first_loss: Figure::of(7.874_742_940_022_395),
+            last_loss: Figure::of(1.912_5),
+            validation_loss: Figure::of(1.925),
+        }),
         data: vec![prompts(), traces(&teacher.id)],
         evaluation: evaluation(),
         costs: Costs {
@@ -231,6 +241,7 @@ pub(crate) fn of_outputs() -> ProvenanceRecord {
 pub(crate) fn of_weights() -> ProvenanceRecord {
     let teacher = local("Qwen/Qwen3-0.6B");
     let mut record = of_outputs();
+    record.training = None;
     record.release.licence = Some("our own terms, version 2".to_owned());
     record.release.card = CardLicence {
         license: "other".to_owned(),
