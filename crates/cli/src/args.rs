@@ -49,6 +49,8 @@ pub(crate) enum Verb {
     Convert(Convert),
     /// Check that a run or release is what its manifest says
     Verify(Verify),
+    /// Say what changed between two releases
+    Diff(Diff),
     /// Show one entry of a run's log, with the proof that it is in there, and no other
     Open(Open),
     /// Make a key that signs releases
@@ -291,6 +293,21 @@ pub(crate) struct Verify {
     #[command(flatten)]
     pub(crate) machine: Machine,
     /// Print the finding as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit code: 0 where nothing differs, 1 where something does. What the records say is compared;\n\
+                        whether it is true of the files, `stillroom verify` says."
+)]
+pub(crate) struct Diff {
+    /// A run directory, a release directory or a `record.json`
+    pub(crate) a: PathBuf,
+    /// The other one
+    pub(crate) b: PathBuf,
+    /// Print the differences as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod convert;
 mod curate;
+mod diff;
 mod doctor;
 mod generate;
 mod key;
@@ -45,6 +46,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Generate(args) => generate::generate(&args),
         Verb::Score(args) => score::score(&args),
         Verb::Convert(args) => convert::convert(&args),
+        Verb::Diff(args) => diff::diff(&args),
         Verb::Open(args) => open::open(&args),
         Verb::Verify(args) => verify::verify(&args),
         Verb::Key(verb) => key::key(&verb),
