@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Generate(Generate),
     /// Score a text: the log-probability of each token
     Score(Score),
+    /// Serve a model to clients of OpenAI's interface, and keep a log of what it answered
+    Serve(Serve),
     /// Convert between a Hugging Face directory and a GGUF file
     Convert(Convert),
     /// Check that a run or release is what its manifest says
@@ -246,6 +248,53 @@ pub(crate) struct Score {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ctrl-C or SIGTERM lets answers that are being written end and takes no new ones; a second Ctrl-C ends at once."
+)]
+pub(crate) struct Serve {
+    /// A Hugging Face directory, a `.gguf` file, or `hf:ORG/NAME` from the local hub cache
+    pub(crate) model: String,
+    /// An adapter as PEFT writes it, to be laid over the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
+    /// The port to listen at; 0 takes a free one
+    #[arg(long, value_name = "P", default_value = "8000")]
+    pub(crate) port: u16,
+    /// The address to listen at; one that other machines can reach needs an API key
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub(crate) host: std::net::IpAddr,
+    /// An environment variable with an API key that requests must have; for several keys several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) api_key_env: Vec<String>,
+    /// What requests call the model (default: its file's name)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<String>,
+    /// Tokens of a prompt and its answer together (default: as many as the model can)
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) context: Option<usize>,
+    /// Sequences that are written at a time; others wait
+    #[arg(long, value_name = "N", default_value = "16", value_parser = count)]
+    pub(crate) parallel: usize,
+    /// Keep a log of the answers in this directory, which can show later what was answered and when
+    #[arg(long, value_name = "DIR")]
+    pub(crate) log: Option<PathBuf>,
+    /// Keep digests of requests and answers in the log, not their texts
+    #[arg(long, requires = "log")]
+    pub(crate) log_digests_only: bool,
+    /// The private key that signs the log's heads
+    #[arg(long, value_name = "FILE", requires = "log")]
+    pub(crate) key: Option<PathBuf>,
+    /// The environment variable with the key's passphrase
+    #[arg(long, value_name = "NAME", requires = "key")]
+    pub(crate) key_passphrase_env: Option<String>,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Print address and model as JSON, on the first line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StoreType {
     F32,
@@ -317,7 +366,7 @@ pub(crate) struct Open {
     /// A run directory, with its `log/secret`
     pub(crate) run: PathBuf,
     /// What kind of entry
-    #[arg(value_parser = ["decision", "stage", "call", "trace", "kept", "dropped", "batch", "checkpoint"])]
+    #[arg(value_parser = ["decision", "stage", "call", "trace", "kept", "dropped", "batch", "checkpoint", "answer"])]
     pub(crate) kind: String,
     /// Its number, from 0 (calls, batches and checkpoints: as the run counts them); of a stage its name
     #[arg(default_value = "0")]

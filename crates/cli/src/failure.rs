@@ -222,6 +222,12 @@ impl From<stillroom_teacher::TeacherError> for Failure {
     }
 }
 
+impl From<stillroom_serve::ServeError> for Failure {
+    fn from(error: stillroom_serve::ServeError) -> Failure {
+        Failure::of(&error, error.kind(), error.fix())
+    }
+}
+
 /// Only stdout is written without a path.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {

@@ -4,6 +4,7 @@ mod args;
 mod failure;
 mod flow;
 mod footprint;
+mod interrupt;
 mod models;
 mod process;
 mod recipe;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind as ClapError;
 
-use crate::args::Cli;
+use crate::args::{Cli, Verb};
 use crate::failure::Exit;
 
 fn main() -> ExitCode {
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
         terminal::note(&format!("error[bug]: {}{place}", terminal::one_line(what)));
         terminal::note("  fix: this is a mistake in stillroom, not in what you typed; please report it");
     }));
-    on_interrupt(cli.verb.continues());
+    if matches!(cli.verb, Verb::Serve(_)) {
+        interrupt::hold_termination();
+    }
+    interrupt::install(cli.verb.continues());
     match panic::catch_unwind(|| verbs::dispatch(cli.verb)) {
         Ok(Ok(code)) => code,
         Ok(Err(failure)) => {
@@ -40,18 +44,6 @@ fn main() -> ExitCode {
         }
         Err(_) => ExitCode::from(Exit::Failed as u8),
     }
-}
-
-/// `Ctrl-C` ends the program at once: what lies on disk is whole at any moment, as after a power cut.
-fn on_interrupt(continues: bool) {
-    let installed = ctrlc::set_handler(move || {
-        let more = if continues { ": the same command continues where it stopped" } else { "" };
-        terminal::note_below(&format!("interrupted{more}"));
-        #[expect(clippy::exit, reason = "nothing is left to clean up, and the main thread may be computing")]
-        std::process::exit(Exit::Interrupted as i32);
-    });
-    // Without a handler the signal ends the program all the same.
-    drop(installed);
 }
 
 /// Help and version are data; everything else clap says is a usage error.

@@ -60,11 +60,13 @@ pub enum Kind {
     Batch,
     /// A checkpoint.
     Checkpoint,
+    /// An answer that a served model gave.
+    Answer,
 }
 
 impl Kind {
     /// All there are, each at its byte in a record minus one.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Decision,
         Kind::Stage,
         Kind::Call,
@@ -73,6 +75,7 @@ impl Kind {
         Kind::Dropped,
         Kind::Batch,
         Kind::Checkpoint,
+        Kind::Answer,
     ];
 
     fn byte(self) -> u8 {
@@ -94,6 +97,7 @@ impl Kind {
             Kind::Dropped => "dropped",
             Kind::Batch => "batch",
             Kind::Checkpoint => "checkpoint",
+            Kind::Answer => "answer",
         }
     }
 }
@@ -425,6 +429,13 @@ impl Log {
             Ok(())
         })?;
         Ok(Log { records })
+    }
+
+    /// Whether the record at `at` stands for these bytes, by this secret; not where there is no such record.
+    pub fn stands_for(&self, secret: &Secret, at: u64, bytes: &[u8]) -> bool {
+        self.records.get(at as usize).is_some_and(|record| {
+            commitment(&secret.salt(at, record.kind, record.number), bytes) == record.commitment
+        })
     }
 
     /// Where the newest record of an entry is.

@@ -158,7 +158,8 @@ impl Decoder {
         sampling.check()?;
         requests.iter().enumerate().try_for_each(|(i, request)| self.check_request(i, request))?;
         if sampling.max_tokens == 0 {
-            let empty = Generation { token_ids: vec![], logprobs: vec![], finish_reason: FinishReason::Length };
+            let empty =
+                Generation { token_ids: vec![], logprobs: vec![], finish_reason: FinishReason::Length };
             (0..requests.len()).for_each(|request| on_done(request, empty.clone()));
             return Ok(());
         }
@@ -265,7 +266,8 @@ impl<'d> Writing<'d> {
             slots.push(slot);
             let (n_prompt, sampling) = (prompt_ids.len(), Arc::clone(sampling));
             let (token_ids, logprobs) = (Vec::new(), Vec::new());
-            let sequence = Sequence { ticket, slot, n_prompt, key, sample, sampling, top, token_ids, logprobs };
+            let sequence =
+                Sequence { ticket, slot, n_prompt, key, sample, sampling, top, token_ids, logprobs };
             self.active.push(sequence);
         }
         if slots.is_empty() {

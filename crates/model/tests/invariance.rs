@@ -371,7 +371,8 @@ fn sequences_that_come_and_go_have_the_bits_that_they_have_alone() {
         top: i % 4,
     };
     let mut tokens: BTreeMap<u64, Vec<Token>> = BTreeMap::new();
-    let mut on_token = |ticket, token: Result<Token, _>| tokens.entry(ticket).or_default().push(token.unwrap());
+    let mut on_token =
+        |ticket, token: Result<Token, _>| tokens.entry(ticket).or_default().push(token.unwrap());
     let mut writing = Writing::new(&decoder, 3, decoder.config().max_position_embeddings);
     let (mut next, mut steps) = (0, 0);
     while next < prompts.len() || !writing.is_idle() {

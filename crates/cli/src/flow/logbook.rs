@@ -30,6 +30,8 @@ pub(crate) const FOLDER: &str = "log";
 pub(crate) const RECORDS: &str = "records.bin";
 pub(crate) const HEADS: &str = "heads.jsonl";
 const SECRET: &str = "secret";
+/// What a served model answered, beside its log, one line each.
+pub(crate) const ANSWERS: &str = "answers.jsonl";
 /// Where records and heads lie in a release.
 const IN_RELEASE: &str = "provenance/log";
 /// Heads that are read at most.
@@ -104,7 +106,7 @@ pub(crate) fn number_of_stage(name: &str) -> u64 {
     Digest::of(name.as_bytes()).as_bytes()[..6].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-fn new_secret(folder: &Path) -> Result<Secret> {
+pub(crate) fn new_secret(folder: &Path) -> Result<Secret> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)
         .map_err(|e| Failure::new(Exit::Failed, format!("the system gives no random numbers: {e}")))?;
@@ -144,7 +146,7 @@ pub(crate) fn read_secret(folder: &Path) -> Result<Option<Secret>> {
 }
 
 /// The heads in a folder, in order; none where there are none.
-fn heads_in(folder: &Path) -> Result<Vec<HeadLine>> {
+pub(crate) fn heads_in(folder: &Path) -> Result<Vec<HeadLine>> {
     let path = folder.join(HEADS);
     let file = match File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -272,7 +274,7 @@ fn each_trace(run: &Path, kind: Kind, mut take: impl FnMut(u64, &[u8]) -> Result
     Ok(())
 }
 
-fn each_line(path: &Path, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+pub(crate) fn each_line(path: &Path, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
     let file = File::open(path).map_err(|e| Failure::io("read", path, &e))?;
     for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
         take(number as u64, &line.map_err(|e| Failure::io("read", path, &e))?)?;
@@ -463,6 +465,7 @@ pub(crate) fn entry(run: &Path, kind: Kind, number: u64, stage: Option<&str>) ->
                 },
             )?;
         }
+        Kind::Answer => each_line(&run.join(ANSWERS), keep)?,
         _ => found = steps::entry(&run.join(steps::PATH), kind, number)?,
     }
     Ok(found)

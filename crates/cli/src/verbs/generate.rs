@@ -15,7 +15,7 @@ pub(super) fn generate(args: &Generate) -> Result<ExitCode> {
     let prompt_ids = if args.chat {
         model.tokenizer.encode_chat(&[Message::new(Role::User, args.prompt.as_str())], true)?
     } else {
-        super::begun(model.tokenizer.encode(&args.prompt)?, &model.tokenizer)
+        model.tokenizer.begun(model.tokenizer.encode(&args.prompt)?)
     };
     if prompt_ids.is_empty() {
         return Err(Failure::new(Exit::Usage, "the prompt is empty").at("--prompt").fix("give it a text"));

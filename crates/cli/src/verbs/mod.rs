@@ -14,22 +14,14 @@ mod plan;
 mod pull;
 mod run;
 mod score;
+mod serve;
 mod verify;
 
 use std::process::ExitCode;
 
-use stillroom_formats::Tokenizer;
-
 use crate::args::Verb;
 use crate::failure::Result;
 use crate::flow::Until;
-
-/// A plain text's tokens as the tokenizer's own rules begin them: some put a token before every text.
-fn begun(ids: Vec<u32>, tokenizer: &Tokenizer) -> Vec<u32> {
-    let bos =
-        tokenizer.bos_id().filter(|bos| tokenizer.adds_bos() && ids.first().is_some_and(|id| id != bos));
-    bos.into_iter().chain(ids).collect()
-}
 
 pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
@@ -45,6 +37,7 @@ pub(crate) fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Release(args) => run::stage(&args, Until::Release),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Score(args) => score::score(&args),
+        Verb::Serve(args) => serve::serve(&args),
         Verb::Convert(args) => convert::convert(&args),
         Verb::Diff(args) => diff::diff(&args),
         Verb::Open(args) => open::open(&args),

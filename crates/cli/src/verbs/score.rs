@@ -17,7 +17,7 @@ const TEXT_BYTES_MAX: u64 = 256 << 20;
 pub(super) fn score(args: &Score) -> Result<ExitCode> {
     let text = read_text(&args.text)?;
     let model = models::load_adapted(&args.model, args.adapter.as_deref(), models::device(&args.machine))?;
-    let ids = super::begun(model.tokenizer.encode_plain(&text)?, &model.tokenizer);
+    let ids = model.tokenizer.begun(model.tokenizer.encode_plain(&text)?);
     if ids.is_empty() {
         return Err(Failure::new(Exit::BadData, "the text is empty: there is nothing to score")
             .at(args.text.display().to_string())

@@ -16,9 +16,13 @@ use crate::flow::logbook::{self, CheckedLog, Shown};
 use crate::flow::replay::{Replay, Replayed, again};
 use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
+use crate::verbs::serve::answers;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let key = args.public_key.as_deref().map(PublicKey::open).transpose()?;
+    if answers::is_log(&args.directory) {
+        return answers::verify(args, key.as_ref());
+    }
     let report = stillroom_governance::verify(&args.directory, key.as_ref())?;
     let log = if report.intact { logbook::check(&args.directory, key.as_ref())? } else { None };
     if report.intact {
@@ -129,7 +133,7 @@ fn agreed(agreement: &Agreement) -> String {
     }
 }
 
-fn check_opening(directory: &Path, path: &Path) -> Result<()> {
+pub(super) fn check_opening(directory: &Path, path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
     let shown: Shown = serde_json::from_slice(&bytes).map_err(|e| {
         Failure::new(Exit::BadData, format!("this is no opened entry: {e}"))
@@ -140,7 +144,7 @@ fn check_opening(directory: &Path, path: &Path) -> Result<()> {
     logbook::check_opening(directory, &shown)
 }
 
-fn logged(log: &CheckedLog) -> String {
+pub(super) fn logged(log: &CheckedLog) -> String {
     let CheckedLog { records, heads, signed_heads, .. } = log;
     let time = |unix_s: Option<u64>| unix_s.map_or("never".to_owned(), rfc3339);
     format!(
