@@ -542,6 +542,9 @@ pub(crate) struct LicenceCheck {
     /// A table of your own beside the register, with the same columns
     #[arg(long, value_name = "FILE")]
     pub(crate) register: Option<PathBuf>,
+    /// A directory with the licence files of a model that is not on this machine; say it once for each
+    #[arg(long, value_name = "ID=DIR", visible_alias = "license-files")]
+    pub(crate) licence_files: Vec<String>,
     /// Print the verdict as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -168,3 +168,41 @@ fn a_register_of_ones_own_counts_in_recipes_and_in_questions() {
     assert_eq!(broken.status.code(), Some(65), "{said}");
     assert!(said.contains("row 1") && said.contains("`perhaps` is no grant"), "{said}");
 }
+
+/// A row from memory, or none, is settled by the model's own licence file.
+#[test]
+fn licence_files_of_a_model_behind_an_endpoint_count_as_if_it_were_here() {
+    let shop = Shop::with_recipes(&[("wire.toml", WIRE)]);
+    std::fs::create_dir(shop.path("papers")).expect("a folder");
+    std::fs::write(shop.path("p.jsonl"), "{\"id\":\"a\",\"prompt\":\"b\"}\n").expect("prompts");
+    let plan = ["plan", "wire.toml", "--json"];
+    let with = ["--set", "policy.licence_files={ \"acme/mystery\" = \"papers\" }"];
+    assert_eq!(shop.run(&plan).status.code(), Some(77));
+    let none = shop.run(&[&plan[..], &with].concat());
+    assert!(text(&none.stderr).contains("has no licence file of `acme/mystery`"), "{}", text(&none.stderr));
+    std::fs::copy(assets().join("licence_texts/Apache-2.0.txt"), shop.path("papers/LICENSE"))
+        .expect("a licence");
+    let planned: Value = serde_json::from_str(&shop.succeed(&[&plan[..], &with].concat())).expect("JSON");
+    let rules = &planned["licence"]["rules"];
+    assert!(rules.to_string().contains("Apache-2.0"), "{rules}");
+    let other = ["--set", "policy.licence_files={ \"acme/mistery\" = \"papers\" }"];
+    let slip = shop.run(&[&plan[..], &other].concat());
+    let said = text(&slip.stderr);
+    assert!(said.contains("no model of this recipe is called `acme/mistery`"), "{said}");
+
+    let check = ["licence", "check", "--teacher", "Qwen/QwQ-32B"];
+    assert_eq!(shop.run(&check).status.code(), Some(77));
+    let allowed = shop.succeed(&[&check[..], &["--licence-files", "Qwen/QwQ-32B=papers"]].concat());
+    assert!(allowed.contains("Apache-2.0"), "{allowed}");
+    let slip = shop.run(&[&check[..], &["--licence-files", "Qwen/QwQ-23B=papers"]].concat());
+    assert_eq!(slip.status.code(), Some(2), "{}", text(&slip.stderr));
+}
+
+const WIRE: &str = r#"
+[teacher]
+kind = "openai"
+model = "acme/mystery"
+endpoints = [{ base_url = "http://127.0.0.1:9/v1" }]
+[prompts]
+path = "p.jsonl"
+"#;

@@ -22,7 +22,9 @@ pub(crate) fn decision(recipe: &Recipe, source: &Source) -> Result<Decision> {
     let register =
         register(path.as_deref()).map_err(|failure| failure.at(source.place(&["policy", "register"])))?;
     register.check_condition_names(&recipe.policy.accept)?;
-    Ok(decide_by(&register, &question(recipe, source)?))
+    let question = question(recipe, source)?;
+    check_papers(recipe, source, &question)?;
+    Ok(decide_by(&register, &question))
 }
 
 /// The register, with a table of the user's own beside it.
@@ -89,7 +91,7 @@ fn question(recipe: &Recipe, source: &Source) -> Result<Question> {
 
 fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Result<Subject> {
     let Some(path) = path.map(|path| source.resolve_path(path)).filter(|path| path.exists()) else {
-        return Ok(Subject::id(id));
+        return by_papers(recipe, source, id);
     };
     let mut subject = Subject::open_as(id, &path)?;
     let digest_is_declared = recipe.policy.declare.get(id).is_some_and(|d| d.digest.is_some());
@@ -107,6 +109,44 @@ fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Re
 }
 
 /// Decides on a recipe; a refusal writes `licence.json` and nothing else.
+/// Something that is not on this machine, by the papers that the recipe brings for it.
+fn by_papers(recipe: &Recipe, source: &Source, id: &str) -> Result<Subject> {
+    let Some(papers) = recipe.policy.licence_files.get(id) else { return Ok(Subject::id(id)) };
+    with_papers(id, &source.resolve_path(papers))
+        .map_err(|failure| failure.at(source.place(&["policy", "licence_files", id])))
+}
+
+/// What is asked about by name, with a directory of its licence files.
+pub(crate) fn with_papers(id: &str, papers: &Path) -> Result<Subject> {
+    let failed = |cause: String| {
+        Failure::new(Exit::BadData, cause)
+            .code("licence-files")
+            .fix("name a directory with the model's LICENSE as its publisher has it, and its README.md and config.json")
+    };
+    if !papers.is_dir() {
+        return Err(failed(format!("`{}`, the licence files of `{id}`, is no directory", papers.display())));
+    }
+    let subject = Subject::open_as(id, papers)?;
+    if subject.found.as_ref().is_some_and(|found| found.files.is_empty()) {
+        return Err(failed(format!("`{}` has no licence file of `{id}`", papers.display())));
+    }
+    Ok(subject)
+}
+
+/// Papers for a model that the recipe does not name are a slip of the pen, which must not pass as evidence.
+fn check_papers(recipe: &Recipe, source: &Source, question: &Question) -> Result<()> {
+    let asked = || question.teachers.iter().chain(&question.student_base).chain(&question.data);
+    for id in recipe.policy.licence_files.keys() {
+        if !asked().any(|subject| &subject.id == id) {
+            let named: Vec<String> = asked().map(|subject| format!("`{}`", subject.id)).collect();
+            return Err(source
+                .bad(&["policy", "licence_files", id], format!("no model of this recipe is called `{id}`"))
+                .fix(format!("the gate asks about {}", named.join(", "))));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<Decision> {
     let decision = decision(recipe, source)?;
     if let Err(refused) = decision.enforce() {

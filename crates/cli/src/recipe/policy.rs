@@ -52,6 +52,9 @@ pub(crate) struct Policy {
     /// A table of the user's own beside the licence register.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) register: Option<String>,
+    /// Directories with the licence files of models that are not on this machine.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) licence_files: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "PromptPii::is_block")]
     pub(crate) prompt_pii: PromptPii,
     /// Where data of each class may go.
@@ -146,6 +149,7 @@ pub(super) fn policy(at: &Checker<'_>, raw: RawPolicy) -> Result<Policy> {
         accept: raw.accept.unwrap_or_default(),
         override_reason: raw.override_reason.filter(|reason| !reason.trim().is_empty()),
         register: raw.register,
+        licence_files: raw.licence_files.unwrap_or_default(),
         prompt_pii,
         data_classes: raw.data_classes.unwrap_or_default().into_iter().map(class).collect(),
         declare,

@@ -327,6 +327,8 @@ pub(super) struct RawPolicy {
     pub(super) override_reason: Option<String>,
     pub(super) declare: Option<BTreeMap<String, RawDeclaration>>,
     pub(super) register: Option<String>,
+    #[serde(alias = "license_files")]
+    pub(super) licence_files: Option<BTreeMap<String, String>>,
     pub(super) data_classes: Option<BTreeMap<String, RawDataClass>>,
     pub(super) prompt_pii: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! `stillroom licence`: ask the register.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use stillroom_governance::{Identified, ModelEvidence, Question, Register, Row, S
 
 use crate::args::{Licence, LicenceCheck, LicenceList, LicenceShow, Use as UseArg};
 use crate::failure::{Exit, Failure, Result};
-use crate::flow::gate::register;
+use crate::flow::gate::{register, with_papers};
 use crate::terminal;
 
 pub(super) fn licence(verb: &Licence) -> Result<ExitCode> {
@@ -27,18 +28,33 @@ fn check(args: &LicenceCheck) -> Result<ExitCode> {
         UseArg::Outputs => Use::Outputs,
         UseArg::Weights => Use::Weights,
     };
-    let subjects = |ids: &[String]| -> Result<Vec<Subject>> {
-        ids.iter().map(|id| Ok(Subject::from_argument(id)?)).collect()
+    let papers = papers(&args.licence_files)?;
+    let mut unused: BTreeSet<&str> = papers.keys().copied().collect();
+    let mut subject = |id: &str| match papers.get(id) {
+        Some(dir) => {
+            unused.remove(id);
+            with_papers(id, dir)
+        }
+        None => Ok(Subject::from_argument(id)?),
     };
+    let mut subjects = |ids: &[String]| ids.iter().map(|id| subject(id)).collect::<Result<Vec<Subject>>>();
     let question = Question {
         teachers: subjects(&args.teacher)?,
-        student_base: args.student.as_deref().map(Subject::from_argument).transpose()?,
+        student_base: subjects(args.student.as_slice())?.pop(),
         data: subjects(&args.data)?,
         use_: usage,
         student_name: args.student_name.clone(),
         accepted: args.accept.clone(),
         ..Question::default()
     };
+    if let Some(id) = unused.first() {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("`--licence-files` names `{id}`, which is not asked about"),
+        )
+        .code("licence-files")
+        .fix("write the ID as `--teacher`, `--student` or `--data` has it"));
+    }
     let decision = decide_by(&register, &question);
     if args.json {
         terminal::print_json(&decision)?;
@@ -46,6 +62,21 @@ fn check(args: &LicenceCheck) -> Result<ExitCode> {
         terminal::print(&terminal::harmless(&decision.render()))?;
     }
     Ok(if decision.passes { ExitCode::SUCCESS } else { ExitCode::from(Exit::Policy as u8) })
+}
+
+/// `ID=DIR` of each `--licence-files`.
+fn papers(arguments: &[String]) -> Result<BTreeMap<&str, &Path>> {
+    let mut papers = BTreeMap::new();
+    for argument in arguments {
+        let Some((id, dir)) = argument.split_once('=').filter(|(id, dir)| !id.is_empty() && !dir.is_empty())
+        else {
+            return Err(Failure::new(Exit::Usage, format!("`{argument}` is not `ID=DIR`"))
+                .code("licence-files")
+                .fix("write it as `--licence-files org/model=papers/model`"));
+        };
+        papers.insert(id, Path::new(dir));
+    }
+    Ok(papers)
 }
 
 fn list(args: &LicenceList) -> Result<ExitCode> {
