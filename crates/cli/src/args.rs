@@ -327,6 +327,9 @@ pub(crate) struct Verify {
     /// The public key that has to have signed it
     #[arg(long, value_name = "FILE")]
     pub(crate) public_key: Option<PathBuf>,
+    /// The certificate of the timestamp service, or of the authority above it: when did all this exist at the latest?
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timestamp_certificate: Option<PathBuf>,
     /// Do this many segments of the student's training again, drawn from all on record, and compare bit for bit
     #[arg(long, value_name = "K")]
     pub(crate) replay: Option<std::num::NonZeroUsize>,
@@ -539,12 +542,12 @@ pub(crate) struct LicenceCheck {
     /// Accept a condition that the verdict names
     #[arg(long, value_name = "CONDITION")]
     pub(crate) accept: Vec<String>,
-    /// A table of your own beside the register, with the same columns
-    #[arg(long, value_name = "FILE")]
-    pub(crate) register: Option<PathBuf>,
     /// A directory with the licence files of a model that is not on this machine; say it once for each
     #[arg(long, value_name = "ID=DIR", visible_alias = "license-files")]
     pub(crate) licence_files: Vec<String>,
+    /// A table of your own beside the register, with the same columns
+    #[arg(long, value_name = "FILE")]
+    pub(crate) register: Option<PathBuf>,
     /// Print the verdict as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -197,7 +197,11 @@ fn a_command_signs_where_it_may() {
         return;
     }
     let wrong = release("wrong.toml", &["--allow-commands"]);
-    failed(&wrong, 65, "are no signature (DER, ECDSA; on P-256 of SHA-256, on P-384 of SHA-384) by the public key");
+    failed(
+        &wrong,
+        65,
+        "are no signature (DER, ECDSA; on P-256 of SHA-256, on P-384 of SHA-384) by the public key",
+    );
     let done = release("tiny.toml", &["--allow-commands"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     // A command is asked for the decision's head and the release's, and not for each of the others.

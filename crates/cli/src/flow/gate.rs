@@ -13,6 +13,7 @@ use stillroom_governance::{
 use stillroom_store::{atomic_write, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::stamps;
 use crate::recipe::{self, Base, PromptSource, Recipe, Source, Student, Wire};
 use crate::terminal;
 
@@ -108,7 +109,6 @@ fn subject(recipe: &Recipe, source: &Source, id: &str, path: Option<&str>) -> Re
     Ok(subject)
 }
 
-/// Decides on a recipe; a refusal writes `licence.json` and nothing else.
 /// Something that is not on this machine, by the papers that the recipe brings for it.
 fn by_papers(recipe: &Recipe, source: &Source, id: &str) -> Result<Subject> {
     let Some(papers) = recipe.policy.licence_files.get(id) else { return Ok(Subject::id(id)) };
@@ -147,6 +147,7 @@ fn check_papers(recipe: &Recipe, source: &Source, question: &Question) -> Result
     Ok(())
 }
 
+/// Decides on a recipe; a refusal writes `licence.json` and nothing else.
 pub(crate) fn pass(recipe: &Recipe, source: &Source, output: &Path) -> Result<Decision> {
     let decision = decision(recipe, source)?;
     if let Err(refused) = decision.enforce() {
@@ -196,7 +197,11 @@ fn endpoints(recipe: &Recipe) -> impl Iterator<Item = &str> {
 /// Addresses are compared as origins (scheme, host, port), never as text: `https://api.x` does not let
 /// `https://api.x.evil` through. Plain `http` to another machine is an address like others here: the policy refuses it
 /// unless it is listed.
-fn reach<'a>(source: &Source, key: &[&str], addresses: impl Iterator<Item = &'a str>) -> Result<Reach> {
+pub(super) fn reach<'a>(
+    source: &Source,
+    key: &[&str],
+    addresses: impl Iterator<Item = &'a str>,
+) -> Result<Reach> {
     Reach::of_open(addresses).map_err(|fault| {
         Failure::new(Exit::BadRecipe, fault.to_string())
             .code("bad-address")
@@ -205,7 +210,7 @@ fn reach<'a>(source: &Source, key: &[&str], addresses: impl Iterator<Item = &'a 
     })
 }
 
-fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
+pub(super) fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
     Ok(match recipe.policy.egress {
         recipe::Egress::Local => Egress::Local,
         recipe::Egress::Listed => {
@@ -216,8 +221,9 @@ fn policy(recipe: &Recipe, source: &Source) -> Result<Egress> {
     })
 }
 
-/// Whether `policy.egress` covers every address of the teacher.
+/// Whether `policy.egress` covers every address of the teacher, and that of the timestamp service.
 pub(crate) fn egress(recipe: &Recipe, source: &Source) -> Result<()> {
+    stamps::check(recipe, source)?;
     let asked = reach(source, &["teacher", "endpoints"], endpoints(recipe))?;
     let Some(url) = policy(recipe, source)?.refuses(&asked) else {
         unencrypted_keys(recipe, source)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! log/records.bin   commitments, see `governance::log`
 //! log/heads.jsonl   the state of the log at each stage's end and at each checkpoint, one line each
+//! log/stamps.jsonl  when somebody else says that heads existed, where a recipe asks for it: see `stamps`
 //! log/secret        what the salts are made from: whoever has it can try out what an entry may have been
 //! ```
 //!
@@ -20,9 +21,12 @@ use stillroom_formats::parquet_rows;
 use stillroom_governance::LogFault;
 use stillroom_governance::keys::{PublicKey, Signer};
 use stillroom_governance::log::{Head, HeadLine, Kind, Log, LogWriter, Opening, Record, Secret};
+use stillroom_governance::oms;
+use stillroom_governance::timestamp::{Token, Trusted};
 use stillroom_store::{EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
+use crate::flow::stamps::{self, CheckedStamps, STAMPS, Stamper};
 use crate::flow::steps::{self, Step};
 use crate::flow::{Flow, curate, teach, unix_s, wire};
 
@@ -42,7 +46,9 @@ const HEADS_MAX: usize = 1 << 20;
 pub(super) enum Moment {
     /// The licence decision, before anything else; the release.
     Grave,
-    /// Any other stage, and each checkpoint.
+    /// Any other stage.
+    Stage,
+    /// Each checkpoint.
     Passing,
 }
 
@@ -52,12 +58,17 @@ pub(crate) struct Logbook {
     heads: EventLog,
     last: Option<HeadLine>,
     signer: Option<Arc<Signer>>,
+    stamper: Option<Stamper>,
     /// The newest call of the ledger that is in the log.
     calls: u64,
 }
 
 impl Logbook {
-    pub(super) fn open(run: &RunDir, signer: Option<Arc<Signer>>) -> Result<Logbook> {
+    pub(super) fn open(
+        run: &RunDir,
+        signer: Option<Arc<Signer>>,
+        stamper: Option<Stamper>,
+    ) -> Result<Logbook> {
         let folder = run.dir(FOLDER)?;
         let secret = match read_secret(&folder)? {
             Some(secret) => secret,
@@ -74,7 +85,7 @@ impl Logbook {
                 .fix("take `log/` from a copy of the run, or begin the run in another `--output`"));
         }
         let calls = writer.last_number(Kind::Call).unwrap_or(0);
-        Ok(Logbook { writer, heads, last, signer, calls })
+        Ok(Logbook { writer, heads, last, signer, stamper, calls })
     }
 
     pub(super) fn append(&mut self, kind: Kind, number: u64, entry: &[u8]) -> Result<()> {
@@ -89,7 +100,7 @@ impl Logbook {
         let signer = self.signer.clone().filter(|signer| signs(&signer));
         let last = self.last.as_ref().filter(|last| last.head.size == self.writer.size());
         if last.is_some_and(|last| last.is_signed() || signer.is_none()) {
-            return Ok(());
+            return self.stamp(moment);
         }
         self.writer.sync()?;
         let head = self.writer.head(self.last.as_ref().map(|last| &last.line[..]), unix_s());
@@ -97,7 +108,20 @@ impl Logbook {
         self.heads.append_line(&head.line)?;
         self.heads.sync()?;
         self.last = Some(head);
-        Ok(())
+        self.stamp(moment)
+    }
+
+    /// Asks for the time of the last head, if it has none.
+    fn stamp(&mut self, moment: Moment) -> Result<()> {
+        match (&mut self.stamper, &self.last) {
+            (Some(stamper), Some(last)) => stamper.stamp_head(last, moment),
+            _ => Ok(()),
+        }
+    }
+
+    /// The time of a release's signature, where somebody is asked for it and gives it.
+    pub(super) fn stamp_signature(&mut self, signature: &[u8]) -> Result<Option<Token>> {
+        self.stamper.as_mut().map_or(Ok(None), |stamper| stamper.stamp_signature(signature))
     }
 }
 
@@ -216,7 +240,7 @@ impl Flow {
     pub(super) fn log_stage(&mut self, record: &StageRecord) -> Result<()> {
         let path = self.run.path(&stage_file(&record.stage))?;
         self.log_file(Kind::Stage, number_of_stage(&record.stage), &path)?;
-        self.seal_log(Moment::Passing)
+        self.seal_log(Moment::Stage)
     }
 
     /// A step of the student's training; behind a checkpoint the log is sealed.
@@ -247,6 +271,10 @@ impl Flow {
         for name in [RECORDS, HEADS] {
             let from = self.run.path(&format!("{FOLDER}/{name}"))?;
             std::fs::copy(&from, folder.join(name)).map_err(|e| Failure::io("copy", &from, &e))?;
+        }
+        let stamps = self.run.path(&format!("{FOLDER}/{STAMPS}"))?;
+        if stamps.exists() {
+            std::fs::copy(&stamps, folder.join(STAMPS)).map_err(|e| Failure::io("copy", &stamps, &e))?;
         }
         Ok(())
     }
@@ -377,6 +405,19 @@ fn summary(read: &ReadLog, unsealed: u64, key: Option<&PublicKey>) -> CheckedLog
         first_unix_s: time(heads.first()),
         last_unix_s: time(heads.last()),
     }
+}
+
+/// Checks the timestamps of a run or of a release on its own, whose log and signature were found to be whole.
+pub(crate) fn check_times(dir: &Path, trusted: Option<&Trusted>) -> Result<CheckedStamps> {
+    let (released, of_run) = (released_log(dir), dir.join(FOLDER));
+    let in_run = dir.join("release");
+    let signature = oms::timestamps(if in_run.is_dir() { &in_run } else { dir })?;
+    let mut found = stamps::check_stamps(&released, &heads_in(&released)?, signature.as_ref(), trusted)?;
+    if of_run.exists() {
+        let whole = stamps::check_stamps(&of_run, &heads_in(&of_run)?, None, trusted)?;
+        found = CheckedStamps { signature: found.signature, ..whole };
+    }
+    Ok(found)
 }
 
 fn damaged(folder: &Path, cause: String) -> Failure {

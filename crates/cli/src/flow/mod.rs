@@ -37,6 +37,7 @@ mod rows;
 mod scoring;
 pub(crate) mod signing;
 mod spool;
+pub(crate) mod stamps;
 pub(crate) mod start;
 pub(crate) mod steps;
 mod teach;
@@ -74,6 +75,7 @@ pub(crate) use report::{rfc3339, verdict_of};
 use crate::args::{Machine, RecipeArgs};
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::logbook::Logbook;
+use crate::flow::stamps::Stamper;
 use crate::models::{self, Model};
 use crate::recipe::{Recipe, Source};
 use crate::terminal::Progress;
@@ -167,7 +169,8 @@ pub(crate) fn run(request: &Request<'_>) -> Result<Reached> {
         recipe = trial::shrink(&recipe, &source, &device, time)?;
     }
     let run = RunDir::open(&output)?;
-    let (events, logbook) = (run.events()?, Logbook::open(&run, signer.clone())?);
+    let stamper = Stamper::open(&recipe, &source, &decision, &run.dir(logbook::FOLDER)?)?;
+    let (events, logbook) = (run.events()?, Logbook::open(&run, signer.clone(), stamper)?);
     let mut flow = Flow {
         recipe,
         source,

@@ -67,6 +67,6 @@ impl Flow {
         oms::sign_digested(&self.run.release(), &[], signer, &manifest.of_release())?;
         let fingerprint = signer.public_key().fingerprint();
         self.progress.line(&format!("release: signed by the key {fingerprint}"));
-        Ok(())
+        self.stamp_release()
     }
 }

@@ -18,6 +18,7 @@ mod scoring;
 mod signing;
 mod source;
 mod student;
+mod timestamps;
 mod verifier;
 mod wire;
 mod yaml;
@@ -41,6 +42,7 @@ pub(crate) use scoring::{Scores, TOKENIZER};
 pub(crate) use signing::Signing;
 pub(crate) use source::{Source, did_you_mean};
 pub(crate) use student::{Base, Pruned, key_of};
+pub(crate) use timestamps::Timestamps;
 pub(crate) use verifier::VerifierChoice;
 pub(crate) use wire::{Api, Endpoint, Wire, variable_of};
 
@@ -380,6 +382,9 @@ pub(crate) struct Release {
     /// What signs it, and the heads of the run's log.
     #[serde(flatten)]
     pub(crate) signing: Option<Signing>,
+    /// Who is asked for the time of both.
+    #[serde(flatten)]
+    pub(crate) timestamps: Option<Timestamps>,
 }
 
 impl Recipe {
@@ -430,7 +435,8 @@ impl Recipe {
                 table.remove(unused);
             }
             // The text has a licence, too, and its log is signed.
-            if self.release.licence.is_none() && self.release.signing.is_none() {
+            let Release { licence, signing, timestamps, .. } = &self.release;
+            if licence.is_none() && signing.is_none() && timestamps.is_none() {
                 table.remove("release");
             }
         }

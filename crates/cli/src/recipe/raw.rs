@@ -362,4 +362,8 @@ pub(super) struct RawRelease {
     pub(super) sign_command: Option<Vec<String>>,
     pub(super) public_key: Option<String>,
     pub(super) sign_timeout_s: Option<f64>,
+    pub(super) timestamp_url: Option<String>,
+    pub(super) timestamp_certificate: Option<String>,
+    pub(super) timestamp_required: Option<bool>,
+    pub(super) timestamp_timeout_s: Option<f64>,
 }

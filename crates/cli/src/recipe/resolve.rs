@@ -600,6 +600,7 @@ fn own_text_examples(
 
 fn release(at: &Checker<'_>, mut raw: RawRelease, recipe_name: &str) -> Result<Release> {
     let signing = signing::signing(at, &mut raw)?;
+    let timestamps = timestamps::timestamps(at, &mut raw)?;
     let name = raw.name.unwrap_or_else(|| format!("{recipe_name}-student"));
     at.name(&["release", "name"], &name)?;
     let plain = [("f32", WeightType::F32), ("f16", WeightType::F16), ("bf16", WeightType::Bf16)];
@@ -611,6 +612,7 @@ fn release(at: &Checker<'_>, mut raw: RawRelease, recipe_name: &str) -> Result<R
         dtype: at.choose(&["release", "dtype"], raw.dtype.as_deref().unwrap_or("f32"), &plain)?,
         gguf: at.choose(&["release", "gguf"], raw.gguf.as_deref().unwrap_or("f32"), &any)?,
         signing,
+        timestamps,
     })
 }
 

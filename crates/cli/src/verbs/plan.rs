@@ -72,6 +72,10 @@ fn in_words(recipe: &Recipe, decision: &Decision, estimate: &Estimate) -> String
         let _ = writeln!(text, "            {} ({}): {}", rule.release, rule.licence, rule.says);
     }
     let _ = writeln!(text, "Egress      {}", egress_in_words(recipe));
+    if let Some(timestamps) = &recipe.release.timestamps {
+        let url = &timestamps.timestamp_url;
+        let _ = writeln!(text, "            digests of the run's log and of its signature go to {url}");
+    }
     if let Some(open) = gate::open_places_in_words(recipe) {
         let _ = writeln!(text, "            {open}");
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use stillroom_governance::keys::PublicKey;
+use stillroom_governance::timestamp::Trusted;
 use stillroom_governance::{
     Agreement, AgreementState, Checked, PROGRAM_VERSION, SignatureState, VerifyReport,
 };
@@ -14,6 +15,7 @@ use crate::args::Verify;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::logbook::{self, CheckedLog, Shown};
 use crate::flow::replay::{Replay, Replayed, again};
+use crate::flow::stamps::{CheckedStamps, Stamped};
 use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
 use crate::verbs::serve::answers;
@@ -28,11 +30,15 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     if report.intact {
         args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
     }
+    let times = if report.intact { times(args)? } else { None };
     let replayed = if report.intact { replay(args)? } else { None };
     if args.json {
         let mut finding = json!(report);
         if let (Some(log), Some(fields)) = (&log, finding.as_object_mut()) {
             fields.insert("log".to_owned(), json!(log));
+        }
+        if let (Some(times), Some(fields)) = (&times, finding.as_object_mut()) {
+            fields.insert("timestamps".to_owned(), json!(times));
         }
         if let (Some(replayed), Some(fields)) = (&replayed, finding.as_object_mut()) {
             fields.insert("replay".to_owned(), json!(replayed));
@@ -47,6 +53,10 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
         terminal::print_line(&signed(&report))?;
         report.agreement.iter().try_for_each(|found| terminal::print_line(&agreed(found)))?;
         log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
+        let heads = log.map_or(0, |log| log.heads);
+        times
+            .iter()
+            .try_for_each(|times| terminal::print_line(&terminal::harmless(&stamped(times, heads))))?;
     }
     let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
     if let Some(difference) = &replayed.difference {
@@ -107,7 +117,7 @@ fn signed(report: &VerifyReport) -> String {
 
 /// Whether the documents say what the record says.
 fn agreed(agreement: &Agreement) -> String {
-    let by = agreement.written_by.as_deref().map_or(String::new(), |version| terminal::one_line(version));
+    let by = agreement.written_by.as_deref().map_or(String::new(), terminal::one_line);
     let whole = agreement.checked.iter().filter(|checked| checked.facts.is_none()).count();
     let fact = |checked: &Checked| Some(format!("`{}` ({} facts)", checked.document, checked.facts?));
     let facts: Vec<String> = agreement.checked.iter().filter_map(fact).collect();
@@ -152,6 +162,62 @@ pub(super) fn logged(log: &CheckedLog) -> String {
         time(log.first_unix_s),
         time(log.last_unix_s)
     )
+}
+
+/// The timestamps; none where there are none and nobody asked.
+fn times(args: &Verify) -> Result<Option<CheckedStamps>> {
+    let trusted = args.timestamp_certificate.as_deref().map(Trusted::open).transpose()?;
+    let found = logbook::check_times(&args.directory, trusted.as_ref())?;
+    match (found.is_empty(), trusted) {
+        (false, _) => Ok(Some(found)),
+        (true, None) => Ok(Some(found).filter(|found| found.not_stamped > 0)),
+        (true, Some(_)) => Err(Failure::new(Exit::BadData, "nothing here has a timestamp")
+            .code("timestamp")
+            .at(args.directory.display().to_string())
+            .fix("leave `--timestamp-certificate` out; `timestamp_url` in a recipe asks for timestamps")),
+    }
+}
+
+fn stamped(times: &CheckedStamps, heads: usize) -> String {
+    let CheckedStamps { signer_checked, heads: stamped, not_stamped, signature } = times;
+    if times.is_empty() {
+        return format!(
+            "Not stamped: the time of {not_stamped} of {heads} heads of the log was asked for in vain."
+        );
+    }
+    let signature_too = if signature.is_some() { " and the signature" } else { "" };
+    let mut text = format!("Stamped: {} of {heads} heads of the log{signature_too}", stamped.len());
+    match stamped.first().or(signature.as_ref()).filter(|_| *signer_checked) {
+        Some(first) => text.push_str(&format!(", by `{}` ({}).", first.signer, first.certificate)),
+        None => text.push_str(
+            ", but by whom was not checked: give the certificate of the timestamp service with `--timestamp-certificate`.",
+        ),
+    }
+    let mut said = Vec::new();
+    let mut say = |what: String, stamp: &Stamped| {
+        let within =
+            if stamp.accuracy_s > 0.0 { format!(" (within {} s)", stamp.accuracy_s) } else { String::new() };
+        said.push(format!("{what} no later than {}{within}", rfc3339(stamp.unix_s)));
+    };
+    let named = |stamp: &Stamped| match stamp.records.unwrap_or_default() {
+        1 => "the licence decision".to_owned(),
+        records => format!("the first {records} entries"),
+    };
+    if let Some(first) = stamped.first() {
+        say(named(first), first);
+    }
+    if let Some(last) = stamped.last().filter(|_| stamped.len() > 1) {
+        say(named(last), last);
+    }
+    if let Some(signature) = signature {
+        say("the signature".to_owned(), signature);
+    }
+    let whose = if *signer_checked { "In existence" } else { "By their own word in existence" };
+    text.push_str(&format!(" {whose}: {}.", said.join("; ")));
+    if *not_stamped > 0 {
+        text.push_str(&format!(" The time of {not_stamped} further heads was asked for in vain."));
+    }
+    text
 }
 
 fn came_out(replayed: &Replayed) -> String {
