@@ -11,8 +11,9 @@
 //! and the record before the end of the answer is sent; answers that end at the same time share that. What a kill left between
 //! line and record is made good at the next start.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -167,7 +168,10 @@ impl Pages {
         let answers = dir.join(ANSWERS);
         let lines = EventLog::open(&answers).map(drop).and_then(|()| {
             let io = |source| StoreError::Io { operation: "open", path: answers.clone(), source };
-            OpenOptions::new().append(true).open(&answers).map_err(io)
+            let lines = OpenOptions::new().append(true).open(&answers).map_err(io)?;
+            // What people asked is for the owner's eyes.
+            lines.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
+            Ok(lines)
         })?;
         sync_dir(dir)?;
         let mut pages = Pages {
