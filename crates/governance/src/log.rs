@@ -14,8 +14,11 @@
 //!
 //! A log shows what is in it, in an order that cannot be changed later. It does not show that nothing was left out.
 
+mod told;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,7 @@ use stillroom_store::StoreError;
 use crate::dsse::Envelope;
 use crate::error::{EnvelopeFault, GovernanceError, LogFault, Result};
 use crate::keys::{PublicKey, Signer};
+use crate::log::told::{Found, Told};
 use crate::merkle::{Frontier, consistency_proof, inclusion_proof, is_included, leaf_hash};
 
 /// Bytes of a record.
@@ -84,6 +88,11 @@ impl Kind {
 
     fn of(byte: u8) -> Option<Kind> {
         Kind::ALL.get(usize::from(byte).checked_sub(1)?).copied()
+    }
+
+    /// Whether what a number of this kind stands for never changes.
+    fn is_final(self) -> bool {
+        self == Kind::Call
     }
 
     /// As it is written on the command line.
@@ -241,31 +250,14 @@ fn malformed_head(error: &serde_json::Error) -> EnvelopeFault {
     EnvelopeFault::Malformed { cause: error.to_string() }
 }
 
-/// Records one behind the other whose numbers count up: rows come in runs, so that a million of them need no memory.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    kind: Kind,
-    /// Of its first record.
-    number: u64,
-    position: u64,
-    length: u64,
-}
-
-impl Run {
-    fn position_of(&self, kind: Kind, number: u64) -> Option<u64> {
-        let behind =
-            number.checked_sub(self.number).filter(|&behind| behind < self.length && kind == self.kind)?;
-        Some(self.position + behind)
-    }
-}
-
 /// The writing end of a log.
 pub struct LogWriter {
     path: PathBuf,
     file: BufWriter<File>,
     secret: Secret,
     frontier: Frontier,
-    runs: Vec<Run>,
+    /// Of each kind, at its place in [`Kind::ALL`].
+    told: Vec<Told>,
 }
 
 impl LogWriter {
@@ -289,7 +281,7 @@ impl LogWriter {
             file: BufWriter::new(file.try_clone().map_err(io("open"))?),
             secret,
             frontier: Frontier::default(),
-            runs: Vec::new(),
+            told: Kind::ALL.iter().map(|&kind| Told::nothing(kind)).collect(),
         };
         each_record(path, &mut file, |record| {
             writer.remember(record);
@@ -304,32 +296,63 @@ impl LogWriter {
         self.frontier.size()
     }
 
-    /// The largest number of an entry of this kind.
-    pub fn last_number(&self, kind: Kind) -> Option<u64> {
-        self.runs.iter().filter(|run| run.kind == kind).map(|run| run.number + (run.length - 1)).max()
+    /// Numbers of calls that are not in the log, those of calls to come among them.
+    pub fn calls_to_come(&self) -> Vec<Range<u64>> {
+        match &self.told[Kind::Call as usize] {
+            Told::Numbers(numbers) => numbers.holes(),
+            Told::Runs { .. } => Vec::new(),
+        }
     }
 
-    /// Appends an entry, unless its number is there already and stood for the same bytes when it was last appended. The
-    /// position of its record.
-    pub fn append(&mut self, kind: Kind, number: u64, bytes: &[u8]) -> Result<u64> {
+    /// Where the newest record of a call is, and the call's number; none before the first.
+    pub fn newest_call(&mut self) -> Result<Option<(u64, u64)>> {
+        for at in (0..self.size()).rev() {
+            let record = self.read(at)?;
+            if record.kind == Kind::Call {
+                return Ok(Some((at, record.number)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the record at `at` stands for these bytes.
+    pub fn stands_for(&mut self, at: u64, bytes: &[u8]) -> Result<bool> {
+        let Record { kind, number, commitment } = self.read(at)?;
+        Ok(self.commitment(at, kind, number, bytes) == commitment)
+    }
+
+    /// Calls are counted anew from here on: what is told of them is of another ledger.
+    pub fn forget_calls(&mut self) {
+        self.told[Kind::Call as usize] = Told::nothing(Kind::Call);
+    }
+
+    /// Appends an entry, unless it is there already: a call by its number, anything else if its number stood for the same
+    /// bytes when it was last appended. The position of a new record.
+    pub fn append(&mut self, kind: Kind, number: u64, bytes: &[u8]) -> Result<Option<u64>> {
         if bytes.len() > ENTRY_BYTES_MAX || self.size() >= RECORDS_MAX {
             return Err(self.fault(LogFault::TooLarge));
         }
-        if let Some(at) = self.runs.iter().rev().find_map(|run| run.position_of(kind, number))
-            && self.read(at)?.commitment == self.commitment(at, kind, number, bytes)
-        {
-            return Ok(at);
+        match self.told[kind as usize].find(number) {
+            Found::Nowhere => {}
+            Found::Told => return Ok(None),
+            Found::At(at) if self.stands_for(at, bytes)? => return Ok(None),
+            Found::At(_) => {}
         }
         let at = self.size();
         let record = Record { kind, number, commitment: self.commitment(at, kind, number, bytes) };
         self.file.write_all(&record.to_bytes()).map_err(|source| self.io("append to", source))?;
         self.remember(record);
-        Ok(at)
+        Ok(Some(at))
+    }
+
+    /// Hands everything appended so far to the system: it outlives a killed process.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.flush().map_err(|source| self.io("append to", source))
     }
 
     /// Makes everything appended so far durable.
     pub fn sync(&mut self) -> Result<()> {
-        self.file.flush().map_err(|source| self.io("append to", source))?;
+        self.flush()?;
         self.file.get_ref().sync_data().map_err(|source| self.io("sync", source))
     }
 
@@ -344,19 +367,14 @@ impl LogWriter {
     }
 
     fn remember(&mut self, record: Record) {
-        let Record { kind, number, .. } = record;
-        match self.runs.last_mut() {
-            Some(run) if run.kind == kind && run.number.checked_add(run.length) == Some(number) => {
-                run.length += 1
-            }
-            _ => self.runs.push(Run { kind, number, position: self.size(), length: 1 }),
-        }
+        let at = self.size();
+        self.told[record.kind as usize].add(record.number, at);
         self.frontier.push(record.leaf());
     }
 
     /// A record that was written before.
     fn read(&mut self, at: u64) -> Result<Record> {
-        self.file.flush().map_err(|source| self.io("append to", source))?;
+        self.flush()?;
         let mut bytes = [0; RECORD_BYTES];
         let read = (|| {
             let mut file = self.file.get_ref();
@@ -554,7 +572,7 @@ mod tests {
         let mut heads: Vec<HeadLine> = Vec::new();
         for i in 0..n {
             let kind = if i % 3 == 0 { Kind::Call } else { Kind::Trace };
-            assert_eq!(writer.append(kind, i, &entry(i)).unwrap(), i);
+            assert_eq!(writer.append(kind, i, &entry(i)).unwrap(), Some(i));
             if i % 10 == 9 || i + 1 == n {
                 let head = writer.head(heads.last().map(|last| &last.line[..]), i);
                 heads.push(HeadLine::new(head, None).unwrap());
@@ -644,16 +662,43 @@ mod tests {
             assert_eq!(LogWriter::open(&path, secret()).unwrap().size(), 12);
         }
         let mut writer = LogWriter::open(&path, secret()).unwrap();
-        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), 4);
-        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), 12);
-        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), 12);
-        assert_eq!(writer.append(Kind::Call, 4, b"otherwise").unwrap(), 13);
+        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), None);
+        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), Some(12));
+        assert_eq!(writer.append(Kind::Trace, 4, b"otherwise").unwrap(), None);
+        assert_eq!(writer.append(Kind::Call, 4, b"otherwise").unwrap(), Some(13));
         // It is an append-only log: the old word comes back as a new record.
-        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), 14);
+        assert_eq!(writer.append(Kind::Trace, 4, &entry(4)).unwrap(), Some(14));
+        assert_eq!(writer.append(Kind::Trace, 3, b"new, below the newest").unwrap(), Some(15));
         writer.sync().unwrap();
         let log = Log::read(&path).unwrap();
-        assert_eq!((log.records.len(), log.position(Kind::Trace, 4)), (15, Some(14)));
+        assert_eq!((log.records.len(), log.position(Kind::Trace, 4)), (16, Some(14)));
         assert_eq!(std::fs::read(&path).unwrap()[..whole.len()], whole);
+    }
+
+    /// Calls end in any order and are told of once each, by whoever hears of them first.
+    #[test]
+    fn calls_are_told_once_by_their_numbers_and_another_ledgers_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("records");
+        let mut writer = LogWriter::open(&path, secret()).unwrap();
+        assert_eq!((writer.calls_to_come(), writer.newest_call().unwrap()), (vec![0..u64::MAX], None));
+        let order = [3, 1, 2, 7, 9, 5, 8];
+        for (at, number) in (0..).zip(order) {
+            assert_eq!(writer.append(Kind::Call, number, &entry(number)).unwrap(), Some(at));
+            assert_eq!(writer.append(Kind::Call, number, &entry(number)).unwrap(), None);
+        }
+        writer.append(Kind::Trace, 0, b"{}").unwrap();
+        writer.sync().unwrap();
+        let mut writer = LogWriter::open(&path, secret()).unwrap();
+        assert_eq!(writer.calls_to_come(), [0..1, 4..5, 6..7, 10..u64::MAX]);
+        assert!(order.iter().all(|&number| writer.append(Kind::Call, number, b"").unwrap().is_none()));
+        let (at, number) = writer.newest_call().unwrap().unwrap();
+        assert_eq!((at, number), (6, 8));
+        assert!(writer.stands_for(at, &entry(8)).unwrap() && !writer.stands_for(at, &entry(9)).unwrap());
+        writer.forget_calls();
+        assert_eq!(writer.append(Kind::Call, 3, b"of another ledger").unwrap(), Some(8));
+        writer.sync().unwrap();
+        assert_eq!(Log::read(&path).unwrap().position(Kind::Call, 3), Some(8));
     }
 
     #[test]

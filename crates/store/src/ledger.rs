@@ -10,6 +10,7 @@ mod schema;
 mod writer;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -129,7 +130,32 @@ pub struct EndedCall {
 }
 
 impl EndedCall {
-    fn of(row: &rusqlite::Row<'_>) -> rusqlite::Result<EndedCall> {
+    /// What the ledger says of a call once its end is in it.
+    pub fn of(call: &Call, outcome: &Outcome) -> EndedCall {
+        EndedCall {
+            call: call.call,
+            request: call.request.to_string(),
+            prompt: call.prompt.clone(),
+            sample: call.sample,
+            attempt: call.attempt,
+            stage: call.stage.to_owned(),
+            teacher: call.teacher.clone(),
+            endpoint: call.endpoint.clone(),
+            state: outcome.ending.as_str().to_owned(),
+            sent_unix_ms: call.sent_unix_ms as i64,
+            ended_unix_ms: Some(outcome.ended_unix_ms as i64),
+            status: outcome.status,
+            fault: outcome.fault.clone(),
+            model: outcome.model.clone(),
+            prompt_tokens: outcome.prompt_tokens,
+            completion_tokens: outcome.completion_tokens,
+            usd: outcome.usd,
+            estimated: outcome.estimated,
+            receipt: outcome.receipt.as_deref().map(Digest::of),
+        }
+    }
+
+    fn of_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<EndedCall> {
         Ok(EndedCall {
             call: row.get::<_, i64>(0)?.unsigned_abs(),
             request: row.get::<_, String>(1)?.to_lowercase(),
@@ -338,24 +364,26 @@ impl LedgerReader {
         rows.and_then(Iterator::collect).map_err(|e| failed("read", &self.path, e))
     }
 
-    /// Every call behind number `after` that has ended, in order; of its receipt the digest.
+    /// Every call of these numbers that has ended, in order; of its receipt the digest.
     pub fn each_call<E: From<StoreError>>(
         &self,
-        after: u64,
+        numbers: Range<u64>,
         take: &mut dyn FnMut(EndedCall) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let fault = |e| E::from(failed("read", &self.path, e));
         let mut statement = self
             .reader
-            .prepare(
+            .prepare_cached(
                 "SELECT call, hex(request), prompt, sample, attempt, stage, teacher, endpoint, state, sent_unix_ms,
                         ended_unix_ms, status, fault, model, prompt_tokens, completion_tokens, usd, estimated, body
-                 FROM calls LEFT JOIN receipts USING (call) WHERE call > ?1 AND state <> 'in_flight' ORDER BY call",
+                 FROM calls LEFT JOIN receipts USING (call)
+                 WHERE call >= ?1 AND call < ?2 AND state <> 'in_flight' ORDER BY call",
             )
             .map_err(fault)?;
-        let mut rows = statement.query([after as i64]).map_err(fault)?;
+        let bound = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut rows = statement.query([bound(numbers.start), bound(numbers.end)]).map_err(fault)?;
         while let Some(row) = rows.next().map_err(fault)? {
-            take(EndedCall::of(row).map_err(fault)?)?;
+            take(EndedCall::of_row(row).map_err(fault)?)?;
         }
         Ok(())
     }
@@ -502,6 +530,40 @@ mod tests {
         assert_eq!(ledger.totals(Some("other")).unwrap(), Totals::default());
         drop(ledger);
         assert_eq!(open(&dir).newly_unknown(), 0, "an unknown call is counted once");
+    }
+
+    /// Whoever hears of a call as it ends, and whoever reads of it later, is told the same.
+    #[test]
+    fn a_call_is_told_of_as_the_ledger_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open(&dir);
+        let mut told = Vec::new();
+        for (number, ending) in
+            [(1, Ending::Done), (2, Ending::Failed), (3, Ending::Refused), (5, Ending::Done)]
+        {
+            let call = Call { sample: 3, attempt: 1, ..call(number, &format!("q{number}")) };
+            let outcome = Outcome {
+                usd: 0.1 + 0.2,
+                fault: (ending != Ending::Done).then(|| "a \"fault\"\u{0}\u{1f600}".to_owned()),
+                model: Some(String::new()),
+                prompt_tokens: (number != 3).then_some(7),
+                estimated: number == 2,
+                status: (number != 2).then_some(418),
+                ..outcome(number, ending)
+            };
+            told.push(EndedCall::of(&call, &outcome));
+            ledger.scribe().commit(vec![Entry::Begin(call), Entry::End(outcome)]).unwrap();
+        }
+        ledger.scribe().commit(vec![Entry::Begin(call(4, "open"))]).unwrap();
+        let read = |numbers| {
+            let mut found = Vec::new();
+            let mut take = |call| Ok::<_, StoreError>(found.push(call));
+            ledger.each_call(numbers, &mut take).unwrap();
+            found
+        };
+        assert_eq!(read(0..u64::MAX), told);
+        assert_eq!(read(2..5), told[1..3]);
+        assert_eq!(read(6..9), []);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use ask::{Answer, Ask, Question, Receipt, Scoring, Unscored};
 pub use batch::{BatchEnd, BatchOptions, JobEnd, Problem, Tally, WaitingFile};
 pub use error::TeacherError;
 pub use schedule::Stop;
-pub use session::{Counts, Finished, IN_FLIGHT_MAX, LeftOut, Teacher};
+pub use session::{Counts, Event, Finished, IN_FLIGHT_MAX, LeftOut, Teacher};
 pub use settings::{Budget, Endpoint, Patience, Price, Sampling};
 
 /// Result of this crate's functions.

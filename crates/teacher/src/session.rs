@@ -14,7 +14,7 @@ use serde::Serialize;
 use stillroom_core::{Cleared, Digest};
 use stillroom_formats::openai::Reply;
 use stillroom_net::{Client, ClientOptions};
-use stillroom_store::{Call, Entry, Ledger, Outcome, Scribe, Totals};
+use stillroom_store::{Call, EndedCall, Entry, Ledger, Outcome, Scribe, Totals};
 
 use crate::TeacherError;
 use crate::ask::{Answer, Ask, Receipt};
@@ -83,8 +83,16 @@ pub struct LeftOut {
     pub fault: String,
 }
 
+/// Something that happens while a session runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A call is in the ledger with its end.
+    Ended(EndedCall),
+    LeftOut(LeftOut),
+}
+
 enum News {
-    Arrived(Box<Arrived>),
+    Ended(Box<Ending>),
     LeftOut(LeftOut),
     Broken(TeacherError),
 }
@@ -108,10 +116,16 @@ pub(crate) struct Asked {
     pub(crate) request: Digest,
 }
 
+/// A call that has ended, with its answer where it brought one.
+struct Ending {
+    call: EndedCall,
+    answer: Option<Arrived>,
+}
+
 /// A call that has ended and is not yet in the ledger.
 struct Unwritten {
     entry: Entry,
-    answer: Option<Arrived>,
+    ending: Box<Ending>,
 }
 
 impl Teacher {
@@ -119,14 +133,15 @@ impl Teacher {
     ///
     /// `Cleared` is the gate's leave; it has to cover every endpoint. What `deliver` gets is durable in the ledger.
     /// When a budget stops the session, what came before is delivered, and what was bought beyond stays in the ledger.
-    /// `heard` is told of endpoints that are left out.
+    /// `heard` is told what happens meanwhile, as it happens: of calls in the order in which they came into the ledger,
+    /// but not of those whose answer nobody waits for any more when the last one has come.
     pub fn answer_all<E: From<TeacherError>>(
         &self,
         cleared: Cleared,
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(LeftOut),
+        heard: &mut dyn FnMut(Event) -> Result<(), E>,
     ) -> Result<Finished, E> {
         self.answer_all_by(&self.client(cleared), ledger, asks, deliver, heard)
     }
@@ -144,7 +159,7 @@ impl Teacher {
         ledger: &Ledger,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(LeftOut),
+        heard: &mut dyn FnMut(Event) -> Result<(), E>,
     ) -> Result<Finished, E> {
         // Who sets no limit need not go through all calls, which a student's teacher has done by the million.
         let limited = self.budget.usd.is_some() || self.budget.tokens.is_some();
@@ -238,7 +253,7 @@ impl Desk<'_> {
         &mut self,
         asks: &mut dyn Iterator<Item = Result<Ask, E>>,
         deliver: &mut dyn FnMut(Ask, Answer, Counts) -> Result<(), E>,
-        heard: &mut dyn FnMut(LeftOut),
+        heard: &mut dyn FnMut(Event) -> Result<(), E>,
         news: &mpsc::Receiver<News>,
     ) -> Result<Finished, E> {
         let mut open = Window::default();
@@ -274,11 +289,15 @@ impl Desk<'_> {
                 continue;
             }
             match news.recv() {
-                Ok(News::Arrived(arrived)) => {
-                    outstanding -= 1;
-                    open.answer(*arrived);
+                Ok(News::Ended(ending)) => {
+                    let Ending { call, answer } = *ending;
+                    heard(Event::Ended(call))?;
+                    if let Some(arrived) = answer {
+                        outstanding -= 1;
+                        open.answer(arrived);
+                    }
                 }
-                Ok(News::LeftOut(left_out)) => heard(left_out),
+                Ok(News::LeftOut(left_out)) => heard(Event::LeftOut(left_out))?,
                 Ok(News::Broken(error)) => return Err(error.into()),
                 // Every thread has ended: the schedule has stopped.
                 Err(mpsc::RecvError) => return Ok(Finished::Stopped(self.shared.why_stopped())),
@@ -349,11 +368,10 @@ impl Shared<'_> {
             match self.take(unwritten.is_some()) {
                 Next::Send { job, endpoint } => {
                     let call = self.call_of(&job, endpoint);
-                    let number = call.call;
-                    if !self.write(unwritten.take(), Some(Entry::Begin(call)), news) {
+                    if !self.write(unwritten.take(), Some(Entry::Begin(call.clone())), news) {
                         return;
                     }
-                    unwritten = Some(self.send(job, endpoint, number, news));
+                    unwritten = Some(self.send(job, endpoint, &call, news));
                 }
                 // Nothing to do: what is not written yet is not kept waiting.
                 Next::Wait(_) | Next::Stopped if unwritten.is_some() => {
@@ -389,18 +407,19 @@ impl Shared<'_> {
         Next::Wait(until)
     }
 
-    /// Makes the end of one call and the beginning of the next durable, then hands the answer over.
+    /// Makes the end of one call and the beginning of the next durable, then tells of the end.
     fn write(&self, ended: Option<Unwritten>, begin: Option<Entry>, news: &mpsc::Sender<News>) -> bool {
-        let (end, answer) = ended.map_or((None, None), |u| (Some(u.entry), u.answer));
+        let (end, ending) = ended.map_or((None, None), |u| (Some(u.entry), Some(u.ending)));
         if let Err(error) = self.scribe.commit(end.into_iter().chain(begin).collect()) {
             self.close();
             let _ = news.send(News::Broken(error.into()));
             return false;
         }
-        match answer {
-            Some(arrived) => news.send(News::Arrived(Box::new(arrived))).is_ok(),
-            None => true,
-        }
+        // Of a call without an answer nobody need hear.
+        ending.is_none_or(|ending| {
+            let is_waited_for = ending.answer.is_some();
+            news.send(News::Ended(ending)).is_ok() || !is_waited_for
+        })
     }
 
     fn call_of(&self, job: &Job<Arc<Asked>>, endpoint: usize) -> Call {
@@ -417,8 +436,14 @@ impl Shared<'_> {
         }
     }
 
-    fn send(&self, job: Job<Arc<Asked>>, endpoint: usize, call: u64, news: &mpsc::Sender<News>) -> Unwritten {
-        let teacher = self.teacher;
+    fn send(
+        &self,
+        job: Job<Arc<Asked>>,
+        endpoint: usize,
+        begun: &Call,
+        news: &mpsc::Sender<News>,
+    ) -> Unwritten {
+        let (teacher, call) = (self.teacher, begun.call);
         let ask = &job.what.ask;
         let body = ask.body(teacher.served_model(), &teacher.sampling, teacher.stream);
         let request_id = format!("{}-{call}", &job.what.request.to_string()[..32]);
@@ -461,7 +486,8 @@ impl Shared<'_> {
             Fate::Late | Fate::Elsewhere | Fate::Again => None,
         };
         let answer = answer.map(|answer| Arrived { index, answer });
-        Unwritten { entry: Entry::End(outcome), answer }
+        let ending = Box::new(Ending { call: EndedCall::of(begun, &outcome), answer });
+        Unwritten { entry: Entry::End(outcome), ending }
     }
 
     fn of_reply(

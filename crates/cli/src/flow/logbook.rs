@@ -2,18 +2,22 @@
 //!
 //! ```text
 //! log/records.bin   commitments, see `governance::log`
-//! log/heads.jsonl   the state of the log at each stage's end and at each checkpoint, one line each
+//! log/heads.jsonl   the state of the log at each stage's end, at each checkpoint and every so often in between, one line each
 //! log/stamps.jsonl  when somebody else says that heads existed, where a recipe asks for it: see `stamps`
 //! log/secret        what the salts are made from: whoever has it can try out what an entry may have been
 //! ```
 //!
-//! An entry's bytes are found again in the run ([`entry`]); the log itself holds none of them. A killed run tells some of it
-//! twice, which changes nothing.
+//! An entry's bytes are found again in the run ([`entry`]); the log itself holds none of them. A call is told of when its
+//! end is in the ledger, a reply's row when its part of the corpus is durable. What a kill left untold is told by the next
+//! run, and what is told twice changes nothing.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use stillroom_core::{Digest, Trace};
@@ -23,7 +27,7 @@ use stillroom_governance::keys::{PublicKey, Signer};
 use stillroom_governance::log::{Head, HeadLine, Kind, Log, LogWriter, Opening, Record, Secret};
 use stillroom_governance::oms;
 use stillroom_governance::timestamp::{Token, Trusted};
-use stillroom_store::{EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
+use stillroom_store::{EndedCall, EventLog, LedgerReader, RunDir, StageRecord, create_dir_durable};
 
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::stamps::{self, CheckedStamps, STAMPS, Stamper};
@@ -41,6 +45,13 @@ const IN_RELEASE: &str = "provenance/log";
 /// Heads that are read at most.
 const HEADS_MAX: usize = 1 << 20;
 
+/// Entries that may be without a head.
+const ENTRIES_PER_HEAD: u64 = 1 << 16;
+/// How long entries may be without a head: the next one that comes makes it.
+const HEAD_EVERY: Duration = Duration::from_secs(300);
+/// How long entries are kept from the system, whom a kill of this process does not touch: likewise.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
 /// What a head is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -48,19 +59,22 @@ pub(super) enum Moment {
     Grave,
     /// Any other stage.
     Stage,
-    /// Each checkpoint.
+    /// Each checkpoint, and every so often in between.
     Passing,
 }
 
-/// The writing end.
-pub(crate) struct Logbook {
+/// The writing end; whoever has something to tell holds it.
+#[derive(Clone)]
+pub(crate) struct Logbook(Rc<RefCell<Pages>>);
+
+struct Pages {
     writer: LogWriter,
     heads: EventLog,
     last: Option<HeadLine>,
     signer: Option<Arc<Signer>>,
     stamper: Option<Stamper>,
-    /// The newest call of the ledger that is in the log.
-    calls: u64,
+    last_flush: Instant,
+    last_head: Instant,
 }
 
 impl Logbook {
@@ -84,13 +98,71 @@ impl Logbook {
                 .at(folder.display().to_string())
                 .fix("take `log/` from a copy of the run, or begin the run in another `--output`"));
         }
-        let calls = writer.last_number(Kind::Call).unwrap_or(0);
-        Ok(Logbook { writer, heads, last, signer, stamper, calls })
+        let now = Instant::now();
+        let pages = Pages { writer, heads, last, signer, stamper, last_flush: now, last_head: now };
+        Ok(Logbook(Rc::new(RefCell::new(pages))))
     }
 
-    pub(super) fn append(&mut self, kind: Kind, number: u64, entry: &[u8]) -> Result<()> {
-        self.writer.append(kind, number, entry)?;
+    /// Something that happened; a head follows where the last is long ago.
+    pub(super) fn tell(&self, kind: Kind, number: u64, entry: &[u8]) -> Result<()> {
+        let mut pages = self.0.borrow_mut();
+        pages.writer.append(kind, number, entry)?;
+        pages.keep_up()
+    }
+
+    /// A call whose end is in the ledger.
+    pub(super) fn tell_call(&self, call: &EndedCall) -> Result<()> {
+        self.tell(Kind::Call, call.call, &entry_of_call(call)?)
+    }
+
+    /// Rows of the teacher's replies in their order, the first of which has this number among all; they are durable.
+    pub(super) fn tell_traces(&self, first: u64, traces: &[Trace]) -> Result<()> {
+        (first..)
+            .zip(traces)
+            .try_for_each(|(number, trace)| self.tell(Kind::Trace, number, &entry_of_trace(trace)?))
+    }
+
+    /// All calls of a ledger that are not in the log: those that no session told of, and those that a kill kept from it.
+    pub(super) fn tell_calls_of(&self, ledger: &LedgerReader) -> Result<()> {
+        if !self.0.borrow_mut().is_of(ledger)? {
+            self.0.borrow_mut().writer.forget_calls();
+        }
+        let untold = self.0.borrow().writer.calls_to_come();
+        untold
+            .into_iter()
+            .try_for_each(|numbers| ledger.each_call(numbers, &mut |call| self.tell_call(&call)))
+    }
+
+    /// Makes the log durable, and says what it is at this moment, if anything has come to it.
+    fn seal(&self, moment: Moment) -> Result<()> {
+        self.0.borrow_mut().seal(moment)
+    }
+
+    /// The time of a release's signature, where somebody is asked for it and gives it.
+    pub(super) fn stamp_signature(&self, signature: &[u8]) -> Result<Option<Token>> {
+        self.0.borrow_mut().stamper.as_mut().map_or(Ok(None), |stamper| stamper.stamp_signature(signature))
+    }
+}
+
+impl Pages {
+    /// Lets nothing wait for long.
+    fn keep_up(&mut self) -> Result<()> {
+        let sealed = self.last.as_ref().map_or(0, |last| last.head.size);
+        if self.writer.size() - sealed >= ENTRIES_PER_HEAD || self.last_head.elapsed() >= HEAD_EVERY {
+            return self.seal(Moment::Passing);
+        }
+        if self.last_flush.elapsed() >= FLUSH_EVERY {
+            self.writer.flush()?;
+            self.last_flush = Instant::now();
+        }
         Ok(())
+    }
+
+    /// Whether the newest call in the log is this ledger's: somebody may have taken the old one away.
+    fn is_of(&mut self, ledger: &LedgerReader) -> Result<bool> {
+        let Some((at, number)) = self.writer.newest_call()? else { return Ok(true) };
+        let Some(entry) = entry_in(ledger, number)? else { return Ok(false) };
+        Ok(self.writer.stands_for(at, &entry)?)
     }
 
     /// Makes the log durable, and says what it is at this moment, if anything has come to it. A key in a file signs each head;
@@ -98,11 +170,13 @@ impl Logbook {
     fn seal(&mut self, moment: Moment) -> Result<()> {
         let signs = |signer: &&Arc<Signer>| moment == Moment::Grave || !signer.is_external();
         let signer = self.signer.clone().filter(|signer| signs(&signer));
+        self.last_head = Instant::now();
         let last = self.last.as_ref().filter(|last| last.head.size == self.writer.size());
         if last.is_some_and(|last| last.is_signed() || signer.is_none()) {
             return self.stamp(moment);
         }
         self.writer.sync()?;
+        self.last_flush = self.last_head;
         let head = self.writer.head(self.last.as_ref().map(|last| &last.line[..]), unix_s());
         let head = HeadLine::new(head, signer.as_deref())?;
         self.heads.append_line(&head.line)?;
@@ -118,11 +192,24 @@ impl Logbook {
             _ => Ok(()),
         }
     }
+}
 
-    /// The time of a release's signature, where somebody is asked for it and gives it.
-    pub(super) fn stamp_signature(&mut self, signature: &[u8]) -> Result<Option<Token>> {
-        self.stamper.as_mut().map_or(Ok(None), |stamper| stamper.stamp_signature(signature))
-    }
+fn entry_of_call(call: &EndedCall) -> Result<Vec<u8>> {
+    serde_json::to_vec(call).map_err(|e| super::unwritable(wire::LEDGER, &e))
+}
+
+fn entry_of_trace(trace: &Trace) -> Result<Vec<u8>> {
+    serde_json::to_vec(trace).map_err(|e| super::unwritable(teach::FOLDER, &e))
+}
+
+/// The entry of a call that has ended; none where the ledger has no such call.
+fn entry_in(ledger: &LedgerReader, number: u64) -> Result<Option<Vec<u8>>> {
+    let mut found = None;
+    ledger.each_call(number..number.saturating_add(1), &mut |call| -> Result<()> {
+        found = Some(entry_of_call(&call)?);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The number of a stage in the log: the first 48 bits of the digest of its name.
@@ -197,43 +284,25 @@ impl Flow {
         self.seal_log(Moment::Grave)
     }
 
-    /// What a stage has made, row by row, before the stage is recorded as done.
+    /// What a stage has done, before it is recorded as done; replies are told of part by part.
     pub(super) fn log_rows(&mut self, stage: &str) -> Result<()> {
-        let Some(mut book) = self.logbook.take() else { return Ok(()) };
-        let logged = self.log_rows_in(&mut book, stage);
-        self.logbook = Some(book);
-        logged
+        let Some(book) = &self.logbook else { return Ok(()) };
+        if stage == curate::STAGE {
+            each_trace(self.run.root(), Kind::Kept, |number, trace| book.tell(Kind::Kept, number, trace))?;
+            each_line(&self.run.path(curate::DROPPED)?, |number, line| {
+                book.tell(Kind::Dropped, number, line)
+            })?;
+        }
+        self.log_calls()
     }
 
-    fn log_rows_in(&self, book: &mut Logbook, stage: &str) -> Result<()> {
-        match stage {
-            teach::STAGE => {
-                each_trace(self.run.root(), Kind::Trace, |number, trace| {
-                    book.append(Kind::Trace, number, trace)
-                })?;
-            }
-            curate::STAGE => {
-                each_trace(self.run.root(), Kind::Kept, |number, trace| {
-                    book.append(Kind::Kept, number, trace)
-                })?;
-                each_line(&self.run.path(curate::DROPPED)?, |number, line| {
-                    book.append(Kind::Dropped, number, line)
-                })?;
-            }
-            _ => {}
-        }
+    /// Calls that nobody told of as they ended.
+    pub(super) fn log_calls(&self) -> Result<()> {
         let ledger = self.run.path(wire::LEDGER)?;
-        if !ledger.exists() {
-            return Ok(());
+        match &self.logbook {
+            Some(book) if ledger.exists() => book.tell_calls_of(&LedgerReader::open(&ledger)?),
+            _ => Ok(()),
         }
-        let (after, mut newest) = (book.calls, book.calls);
-        LedgerReader::open(&ledger)?.each_call(after, &mut |call| {
-            newest = call.call;
-            let entry = serde_json::to_vec(&call).map_err(|e| super::unwritable(wire::LEDGER, &e))?;
-            book.append(Kind::Call, call.call, &entry)
-        })?;
-        book.calls = newest;
-        Ok(())
     }
 
     /// That a stage is done, by its record.
@@ -245,21 +314,21 @@ impl Flow {
 
     /// A step of the student's training; behind a checkpoint the log is sealed.
     pub(super) fn log_step(&mut self, step: &Step) -> Result<()> {
-        let Some(book) = &mut self.logbook else { return Ok(()) };
+        let Some(book) = &self.logbook else { return Ok(()) };
         let Some((kind, number)) = step.in_log() else { return Ok(()) };
-        book.append(kind, number, &step.to_bytes().map_err(|e| super::unwritable(steps::PATH, &e))?)?;
+        book.tell(kind, number, &step.to_bytes().map_err(|e| super::unwritable(steps::PATH, &e))?)?;
         if kind == Kind::Checkpoint { book.seal(Moment::Passing) } else { Ok(()) }
     }
 
     /// Says what the log is now.
     pub(super) fn seal_log(&mut self, moment: Moment) -> Result<()> {
-        self.logbook.as_mut().map_or(Ok(()), |book| book.seal(moment))
+        self.logbook.as_ref().map_or(Ok(()), |book| book.seal(moment))
     }
 
     fn log_file(&mut self, kind: Kind, number: u64, path: &Path) -> Result<()> {
-        let Some(book) = &mut self.logbook else { return Ok(()) };
+        let Some(book) = &self.logbook else { return Ok(()) };
         let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
-        book.append(kind, number, &bytes)
+        book.tell(kind, number, &bytes)
     }
 }
 
@@ -295,7 +364,7 @@ fn each_trace(run: &Path, kind: Kind, mut take: impl FnMut(u64, &[u8]) -> Result
         let bytes = std::fs::read(&file).map_err(|e| Failure::io("read", &file, &e))?;
         let traces: Vec<Trace> = parquet_rows::read_traces(bytes)?;
         for trace in traces {
-            take(number, &serde_json::to_vec(&trace).map_err(|e| super::unwritable(teach::FOLDER, &e))?)?;
+            take(number, &entry_of_trace(&trace)?)?;
             number += 1;
         }
     }
@@ -392,6 +461,19 @@ pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<Checke
     Ok(Some(checked))
 }
 
+/// Checks the timestamps of a run or of a release on its own, whose log and signature were found to be whole.
+pub(crate) fn check_times(dir: &Path, trusted: Option<&Trusted>) -> Result<CheckedStamps> {
+    let (released, of_run) = (released_log(dir), dir.join(FOLDER));
+    let in_run = dir.join("release");
+    let signature = oms::timestamps(if in_run.is_dir() { &in_run } else { dir })?;
+    let mut found = stamps::check_stamps(&released, &heads_in(&released)?, signature.as_ref(), trusted)?;
+    if of_run.exists() {
+        let whole = stamps::check_stamps(&of_run, &heads_in(&of_run)?, None, trusted)?;
+        found = CheckedStamps { signature: found.signature, ..whole };
+    }
+    Ok(found)
+}
+
 fn summary(read: &ReadLog, unsealed: u64, key: Option<&PublicKey>) -> CheckedLog {
     let ReadLog { log, heads, .. } = read;
     let time = |line: Option<&HeadLine>| line.map(|line| line.head.unix_s);
@@ -405,19 +487,6 @@ fn summary(read: &ReadLog, unsealed: u64, key: Option<&PublicKey>) -> CheckedLog
         first_unix_s: time(heads.first()),
         last_unix_s: time(heads.last()),
     }
-}
-
-/// Checks the timestamps of a run or of a release on its own, whose log and signature were found to be whole.
-pub(crate) fn check_times(dir: &Path, trusted: Option<&Trusted>) -> Result<CheckedStamps> {
-    let (released, of_run) = (released_log(dir), dir.join(FOLDER));
-    let in_run = dir.join("release");
-    let signature = oms::timestamps(if in_run.is_dir() { &in_run } else { dir })?;
-    let mut found = stamps::check_stamps(&released, &heads_in(&released)?, signature.as_ref(), trusted)?;
-    if of_run.exists() {
-        let whole = stamps::check_stamps(&of_run, &heads_in(&of_run)?, None, trusted)?;
-        found = CheckedStamps { signature: found.signature, ..whole };
-    }
-    Ok(found)
 }
 
 fn damaged(folder: &Path, cause: String) -> Failure {
@@ -486,7 +555,7 @@ pub(crate) fn check_opening(dir: &Path, shown: &Shown) -> Result<()> {
 /// The bytes of an entry as the run has them; none where it has no such thing.
 pub(crate) fn entry(run: &Path, kind: Kind, number: u64, stage: Option<&str>) -> Result<Option<Vec<u8>>> {
     let mut found = None;
-    let mut keep = |n: u64, bytes: &[u8]| {
+    let keep = |n: u64, bytes: &[u8]| {
         if n == number {
             found = Some(bytes.to_vec());
         }
@@ -498,13 +567,10 @@ pub(crate) fn entry(run: &Path, kind: Kind, number: u64, stage: Option<&str>) ->
         Kind::Trace | Kind::Kept => each_trace(run, kind, keep)?,
         Kind::Dropped => each_line(&run.join(curate::DROPPED), keep)?,
         Kind::Call => {
-            LedgerReader::open(&run.join(wire::LEDGER))?.each_call(
-                number.saturating_sub(1),
-                &mut |call| {
-                    let entry = serde_json::to_vec(&call).map_err(|e| super::unwritable(wire::LEDGER, &e))?;
-                    keep(call.call, &entry)
-                },
-            )?;
+            let ledger = run.join(wire::LEDGER);
+            if ledger.exists() {
+                found = entry_in(&LedgerReader::open(&ledger)?, number)?;
+            }
         }
         Kind::Answer => each_line(&run.join(ANSWERS), keep)?,
         _ => found = steps::entry(&run.join(steps::PATH), kind, number)?,
@@ -517,5 +583,46 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Failure::io("read", path, &e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds that are over, as far as the book knows.
+    fn let_pass(book: &Logbook, time: Duration) {
+        let mut pages = book.0.borrow_mut();
+        pages.last_head = pages.last_head.checked_sub(time).expect("the machine runs that long");
+        pages.last_flush = pages.last_flush.checked_sub(time).expect("the machine runs that long");
+    }
+
+    #[test]
+    fn a_head_is_made_every_so_often_while_a_stage_goes_on() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let run = RunDir::open(temp.path()).expect("a run");
+        let book = Logbook::open(&run, None, None).expect("a log");
+        let sizes = || -> Vec<u64> {
+            let heads = heads_in(&temp.path().join(FOLDER)).expect("heads");
+            heads.iter().map(|line| line.head.size).collect()
+        };
+        let on_disk = || Log::read(&temp.path().join(FOLDER).join(RECORDS)).expect("a log").records.len();
+        let tell = |number| book.tell(Kind::Trace, number, b"{}").expect("told");
+        tell(0);
+        assert_eq!((sizes(), on_disk()), (vec![], 0), "a record alone waits");
+        let_pass(&book, FLUSH_EVERY);
+        tell(1);
+        assert_eq!((sizes(), on_disk()), (vec![], 2));
+        let_pass(&book, HEAD_EVERY);
+        tell(2);
+        tell(3);
+        assert_eq!((sizes(), on_disk()), (vec![3], 3));
+        (4..ENTRIES_PER_HEAD + 4).for_each(tell);
+        assert_eq!(sizes(), [3, ENTRIES_PER_HEAD + 3]);
+        book.seal(Moment::Passing).expect("sealed");
+        book.seal(Moment::Passing).expect("sealed");
+        assert_eq!(sizes(), [3, ENTRIES_PER_HEAD + 3, ENTRIES_PER_HEAD + 4]);
+        let checked = check(temp.path(), None).expect("a log").expect("one");
+        assert_eq!((checked.records, checked.unsealed), (ENTRIES_PER_HEAD + 4, 0));
     }
 }

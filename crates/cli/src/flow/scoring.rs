@@ -11,8 +11,11 @@ use stillroom_core::{Digest, ErrorKind, ScoreError, ScoredText, Scorer};
 use stillroom_corpus::Split;
 use stillroom_net::Client;
 use stillroom_store::{Ledger, LedgerReader, Totals};
-use stillroom_teacher::{Answer, Ask, Finished, LeftOut, Receipt, Sampling, Scoring, Teacher, Unscored};
+use stillroom_teacher::{
+    Answer, Ask, Event, Finished, LeftOut, Receipt, Sampling, Scoring, Teacher, Unscored,
+};
 
+use super::logbook::Logbook;
 use super::wire::{LEDGER, Outcome, greedy, left_out_in_words};
 use super::{Flow, digest_of, gate, own_text};
 use crate::failure::{Exit, Failure, Result};
@@ -28,6 +31,8 @@ pub(super) struct EndpointScorer {
     left_out: RefCell<Vec<LeftOut>>,
     how: Scoring,
     records: Records,
+    /// Told of each call.
+    logbook: Option<Logbook>,
     identity: Digest,
     /// Time that asking has taken, for a budget of time.
     asked_for: Cell<Duration>,
@@ -142,9 +147,15 @@ impl EndpointScorer {
                 session.budget.seconds = session.budget.seconds.map(left);
                 let mut deliver = |ask, answer, _| deliver(ask, answer);
                 let mut gone = Vec::new();
-                let mut heard = |endpoint: LeftOut| {
-                    gone.push(endpoint.index);
-                    self.left_out.borrow_mut().push(endpoint);
+                let mut heard = |event| match event {
+                    Event::Ended(call) => {
+                        self.logbook.as_ref().map_or(Ok(()), |book| Ok(book.tell_call(&call)?))
+                    }
+                    Event::LeftOut(endpoint) => {
+                        gone.push(endpoint.index);
+                        self.left_out.borrow_mut().push(endpoint);
+                        Ok(())
+                    }
                 };
                 let finished = session.answer_all_by(client, &ledger, &mut asks, &mut deliver, &mut heard);
                 let mut places = 0..;
@@ -223,6 +234,7 @@ impl Flow {
             left_out: RefCell::default(),
             how: scoring,
             records,
+            logbook: self.logbook.clone(),
             identity,
             asked_for: Cell::default(),
             silence: RefCell::default(),

@@ -122,7 +122,7 @@ impl Flow {
         self.write_parts_by(writer, parts, made_from, |flow, writer, asked| writer.ask(&*model(flow)?, asked))
     }
 
-    /// [`Flow::write_parts`] by whoever answers what is asked.
+    /// [`Flow::write_parts`] by whoever answers what is asked. The log is told of the teacher's replies part by part.
     pub(crate) fn write_parts_by(
         &mut self,
         writer: &Writer,
@@ -152,6 +152,9 @@ impl Flow {
                     traces
                 }
             };
+            if let Some(book) = self.logbook.as_ref().filter(|_| writer.folder == FOLDER) {
+                book.tell_traces(totals.rows, &traces)?;
+            }
             totals.add(&traces);
             let (stage, done) = (writer.stage, number as usize + 1);
             self.progress.update(&format!("{stage}: part {done} of {}, {} traces", parts.len(), totals.rows));

@@ -11,9 +11,11 @@ use stillroom_formats::parquet_rows;
 use stillroom_net::{Address, Secret};
 use stillroom_store::{Ledger, LedgerReader, PartStore, Totals, digest_file};
 use stillroom_teacher::{
-    Answer, Ask, Budget, Counts, Endpoint, Finished, LeftOut, Patience, Price, Sampling, Stop, TeacherError,
+    Answer, Ask, Budget, Counts, Endpoint, Event, Finished, LeftOut, Patience, Price, Sampling, Stop,
+    TeacherError,
 };
 
+use super::logbook::{Logbook, Moment};
 use super::prompt_pii::redacted;
 use super::teach;
 use super::wording::Wording;
@@ -113,7 +115,8 @@ impl Flow {
             asks
         });
         let dir = self.run.dir(teach::FOLDER)?;
-        let mut parts = TraceParts::open(PartStore::open(&dir, "parquet", made_from)?, &wording);
+        let store = PartStore::open(&dir, "parquet", made_from)?;
+        let mut parts = TraceParts::open(store, &wording, self.logbook.clone());
         let outcome =
             self.ask_all(teach::STAGE, &sampling(&teacher), n_asked, &mut asks, &mut |ask, answer| {
                 parts.take(ask, answer)
@@ -194,11 +197,18 @@ impl Flow {
             shown.borrow_mut().counts(counts);
             deliver(ask, answer)
         };
-        let mut heard = |endpoint: LeftOut| {
-            shown.borrow_mut().progress.line(&format!("{stage}: {}", left_out_in_words(&endpoint)));
-            left_out.push(endpoint);
+        let book = self.logbook.clone();
+        let mut heard = |event| match event {
+            Event::Ended(call) => book.as_ref().map_or(Ok(()), |book| book.tell_call(&call)),
+            Event::LeftOut(endpoint) => {
+                shown.borrow_mut().progress.line(&format!("{stage}: {}", left_out_in_words(&endpoint)));
+                left_out.push(endpoint);
+                Ok(())
+            }
         };
         let finished = session.answer_all(cleared, &ledger, asks, &mut deliver, &mut heard)?;
+        self.log_calls()?;
+        self.seal_log(Moment::Passing)?;
         self.record_left_out(stage, &left_out)?;
         Ok(Outcome { finished, totals: ledger.totals(Some(stage))?, left_out })
     }
@@ -245,11 +255,13 @@ impl Flow {
         Ok(summary["usd"].as_f64().unwrap_or(0.0))
     }
 
-    /// The ledger of this run. What a kill left open is counted at the price of a longest reply, until replies say more.
+    /// The ledger of this run. What a kill left open is counted at the price of a longest reply, until replies say more; the
+    /// log is told of it, and of what a kill kept from it.
     pub(super) fn ledger(&mut self, teacher: &Teacher) -> Result<Ledger> {
         let longest =
             teacher.wire.as_ref().map_or(0.0, |wire| price(wire).of(0, 0, teacher.max_tokens as u64));
         let ledger = Ledger::open(&self.run.path(LEDGER)?, longest)?;
+        self.log_calls()?;
         if ledger.newly_unknown() > 0 {
             self.event(json!({ "event": "calls_unknown", "calls": ledger.newly_unknown() }))?;
             self.progress.line(&format!(
@@ -415,6 +427,8 @@ impl<'a> Shown<'a> {
 struct TraceParts<'a> {
     store: PartStore,
     wording: &'a Wording,
+    /// Told of each part that is written.
+    logbook: Option<Logbook>,
     number: u32,
     /// Asked in this part, answered or not.
     asked: usize,
@@ -426,10 +440,11 @@ struct TraceParts<'a> {
 }
 
 impl<'a> TraceParts<'a> {
-    fn open(store: PartStore, wording: &'a Wording) -> TraceParts<'a> {
+    fn open(store: PartStore, wording: &'a Wording, logbook: Option<Logbook>) -> TraceParts<'a> {
         TraceParts {
             store,
             wording,
+            logbook,
             number: 0,
             asked: 0,
             traces: Vec::new(),
@@ -462,6 +477,9 @@ impl<'a> TraceParts<'a> {
         let is_there = self.store.contains(self.number) && self.store.read(self.number)? == bytes;
         if !is_there {
             self.store.put(self.number, &bytes)?;
+        }
+        if let Some(book) = &self.logbook {
+            book.tell_traces(self.rows, &self.traces)?;
         }
         self.rows += self.traces.len() as u64;
         self.number += 1;

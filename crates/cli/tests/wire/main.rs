@@ -18,6 +18,7 @@ mod faults;
 mod hedges;
 mod hostile;
 mod kills;
+mod logged;
 mod plan;
 mod scoring;
 mod secrets;
