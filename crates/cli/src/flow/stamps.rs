@@ -285,9 +285,9 @@ fn trusted(recipe: &Recipe, source: &Source) -> Result<Option<Trusted>> {
 
 impl Flow {
     /// The time of the release's signature, beside it.
-    pub(super) fn stamp_release(&mut self) -> Result<()> {
+    pub(super) fn stamp_release(&self) -> Result<()> {
         let release = self.run.release();
-        let Some((book, (signature, _))) = self.logbook.as_mut().zip(oms::timestamps(&release)?) else {
+        let Some((book, (signature, _))) = self.logbook.as_ref().zip(oms::timestamps(&release)?) else {
             return Ok(());
         };
         match book.stamp_signature(&signature)? {
@@ -337,59 +337,20 @@ pub(super) fn check_stamps(
     signature: Option<&(Vec<u8>, Vec<Token>)>,
     trusted: Option<&Trusted>,
 ) -> Result<CheckedStamps> {
-    let wrong = |cause: String| {
-        Failure::new(Exit::BadData, cause)
-            .code("timestamp")
-            .at(folder.display().to_string())
-            .fix("take log and signature from where the release came from, and the certificate from its timestamp service")
-    };
-    let places: BTreeMap<Digest, usize> =
-        heads.iter().enumerate().map(|(at, head)| (Digest::of(&head.line), at)).collect();
-    let mut found = CheckedStamps {
-        signer_checked: trusted.is_some(),
-        heads: Vec::new(),
-        not_stamped: 0,
-        signature: None,
-    };
-    let mut times = BTreeMap::new();
-    let mut missed = BTreeSet::new();
-    for (number, line) in lines_in(folder)?.into_iter().enumerate() {
-        let Some(&at) = places.get(&line.head) else {
-            return Err(wrong(format!("timestamp {number} is of a head that is not in the log")));
-        };
-        let Some(token) = line.token else {
-            missed.insert(at);
-            continue;
-        };
-        let stamp = token
-            .check(&heads[at].line, trusted)
-            .map_err(|fault| wrong(format!("timestamp {number}, of head {at}, does not count: {fault}")))?;
-        times.entry(at).or_insert(stamp);
-    }
-    found.not_stamped = missed.iter().filter(|at| !times.contains_key(at)).count();
+    let (times, not_stamped) = times_of(folder, heads, trusted)?;
     let mut of_signature = None;
-    for token in signature.iter().flat_map(|(_, tokens)| tokens) {
-        let bytes = signature.map_or(&[][..], |(signature, _)| signature);
-        let stamp = token
-            .check(bytes, trusted)
-            .map_err(|fault| wrong(format!("the timestamp of the signature does not count: {fault}")))?;
-        of_signature.get_or_insert(stamp);
-    }
-    let in_order: Vec<_> = times.values().collect();
-    for (later, pair) in in_order.windows(2).enumerate() {
-        if pair[1].is_before(pair[0]) {
-            return Err(wrong(format!(
-                "timestamp {} of the log's heads is before the one before it",
-                later + 1
-            )));
+    if let Some((bytes, tokens)) = signature {
+        for token in tokens {
+            let stamp = token.check(bytes, trusted).map_err(|fault| {
+                wrong(folder, format!("the timestamp of the signature does not count: {fault}"))
+            })?;
+            of_signature.get_or_insert(stamp);
         }
     }
-    if let (Some(last), Some(signature)) = (in_order.last(), &of_signature)
-        && signature.is_before(last)
-    {
-        return Err(wrong(
-            "the timestamp of the signature is before that of the log that it covers".to_owned(),
-        ));
+    let in_order: Vec<&Stamp> = times.values().chain(&of_signature).collect();
+    if let Some(at) = first_too_early(&in_order) {
+        let which = times.keys().nth(at).map_or("the signature".to_owned(), |head| format!("head {head}"));
+        return Err(wrong(folder, format!("the timestamp of {which} is before that of a head before it")));
     }
     let stamped = |records, stamp: &Stamp| Stamped {
         records,
@@ -398,7 +359,90 @@ pub(super) fn check_stamps(
         signer: stamp.signer.clone(),
         certificate: stamp.certificate,
     };
-    found.heads = times.iter().map(|(&at, stamp)| stamped(Some(heads[at].head.size), stamp)).collect();
-    found.signature = of_signature.as_ref().map(|stamp| stamped(None, stamp));
-    Ok(found)
+    Ok(CheckedStamps {
+        signer_checked: trusted.is_some(),
+        heads: times.iter().map(|(&at, stamp)| stamped(Some(heads[at].head.size), stamp)).collect(),
+        not_stamped,
+        signature: of_signature.as_ref().map(|stamp| stamped(None, stamp)),
+    })
+}
+
+fn wrong(folder: &Path, cause: String) -> Failure {
+    Failure::new(Exit::BadData, cause).code("timestamp").at(folder.display().to_string()).fix(
+        "take log and signature from where the release came from, and the certificate from its timestamp service",
+    )
+}
+
+/// The times of heads, by their places, and how many were asked for in vain. Each token is one of the head that it stands by.
+fn times_of(
+    folder: &Path,
+    heads: &[HeadLine],
+    trusted: Option<&Trusted>,
+) -> Result<(BTreeMap<usize, Stamp>, usize)> {
+    let places: BTreeMap<Digest, usize> =
+        heads.iter().enumerate().map(|(at, head)| (Digest::of(&head.line), at)).collect();
+    let (mut times, mut missed) = (BTreeMap::new(), BTreeSet::new());
+    for (number, line) in lines_in(folder)?.into_iter().enumerate() {
+        let Some(&at) = places.get(&line.head) else {
+            return Err(wrong(folder, format!("timestamp {number} is of a head that is not in the log")));
+        };
+        let Some(token) = line.token else {
+            missed.insert(at);
+            continue;
+        };
+        let stamp = token.check(&heads[at].line, trusted).map_err(|fault| {
+            wrong(folder, format!("timestamp {number}, of head {at}, does not count: {fault}"))
+        })?;
+        times.entry(at).or_insert(stamp);
+    }
+    let in_vain = missed.iter().filter(|at| !times.contains_key(at)).count();
+    Ok((times, in_vain))
+}
+
+/// The first that was certainly made before one that stands before it.
+fn first_too_early(stamps: &[&Stamp]) -> Option<usize> {
+    let mut latest: Option<&Stamp> = None;
+    for (at, &stamp) in stamps.iter().enumerate() {
+        if latest.is_some_and(|latest| stamp.is_before(latest)) {
+            return Some(at);
+        }
+        let surely = |stamp: &Stamp| stamp.unix_us.saturating_sub(stamp.accuracy_us);
+        if latest.is_none_or(|latest| surely(latest) <= surely(stamp)) {
+            latest = Some(stamp);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(unix_us: u64, accuracy_us: u64) -> Stamp {
+        Stamp { unix_us, accuracy_us, signer: String::new(), certificate: Digest::of(b"") }
+    }
+
+    #[test]
+    fn times_that_go_back_by_more_than_they_may_be_wrong_are_found() {
+        let found = |stamps: &[Stamp]| first_too_early(&stamps.iter().collect::<Vec<_>>());
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[at(5, 0), at(5, 0), at(6, 0)]), None);
+        assert_eq!(found(&[at(5, 0), at(6, 0), at(5, 0)]), Some(2));
+        assert_eq!(found(&[at(9, 1), at(7, 1)]), None);
+        assert_eq!(found(&[at(10, 1), at(7, 1)]), Some(1));
+        // One that is not sure of itself does not hide what the ones before it were sure of.
+        assert_eq!(found(&[at(100, 0), at(90, 20), at(80, 1)]), Some(2));
+    }
+
+    #[test]
+    fn work_is_called_off_when_its_time_is_up_and_not_before() {
+        let call_off = CallOff::default();
+        assert_eq!(within(Duration::from_secs(600), &call_off, || 3), 3);
+        assert!(!call_off.is_called_off());
+        within(Duration::from_millis(1), &call_off, || {
+            while !call_off.is_called_off() {
+                std::thread::yield_now();
+            }
+        });
+    }
 }
