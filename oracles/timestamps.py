@@ -2,12 +2,15 @@
 
     pip install rfc3161-client==1.0.9 cryptography model-signing==1.1.1 pyopenssl
     python oracles/timestamps.py golden crates/governance/tests/golden/timestamps
+    python oracles/timestamps.py serve FOLDER PORT
     python oracles/timestamps.py check RUN ROOT.pem [KEY.pub]
 
 `golden` makes services with keys that are thrown away, lets `openssl ts` stamp with each of them, and writes tokens that
 nobody should accept by `openssl cms`. `expected.json` has what both say of each: what rfc3161-client
 reads in it, and whether it and `openssl ts` accept it under the root. Neither reads signers that are named by
 their key; the client asks neither for the binding to the certificate nor for a key of any size.
+
+`serve` is a service on this machine, with the certificate to trust in FOLDER/root.pem: something to try a recipe with.
 
 `check` holds every token that a run has stored, of its heads and of its release's signature, against both; with the public
 key, the signature with the token in it also against model-signing.
@@ -16,6 +19,7 @@ key, the signature with the token in it also against model-signing.
 import base64
 import datetime
 import hashlib
+import http.server
 import json
 import pathlib
 import re
@@ -229,6 +233,27 @@ def golden(folder):
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
+def serve(folder, port):
+    folder.mkdir(parents=True, exist_ok=True)
+    root_key, key = rsa.generate_private_key(65537, 2048), rsa.generate_private_key(65537, 3072)
+    root = certificate("some root", root_key, authority=True)
+    (folder / "root.pem").write_bytes(root.public_bytes(PEM))
+    service = Service(folder, f"one-{port}", key, (root, root_key), usages=STAMPING)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            query = folder / "query.tsq"
+            query.write_bytes(self.rfile.read(int(self.headers["content-length"])))
+            answered = service.stamp(query)
+            self.send_response(200)
+            self.send_header("content-type", "application/timestamp-reply")
+            self.send_header("content-length", str(len(answered)))
+            self.end_headers()
+            self.wfile.write(answered)
+
+    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
 def openssl_accepts(response, message, root_path):
     with tempfile.TemporaryDirectory() as scratch:
         data, reply = pathlib.Path(scratch) / "data", pathlib.Path(scratch) / "reply"
@@ -288,6 +313,8 @@ def check(run_folder, root, public):
 if __name__ == "__main__":
     if sys.argv[1] == "golden":
         golden(pathlib.Path(sys.argv[2]))
+    elif sys.argv[1] == "serve":
+        serve(pathlib.Path(sys.argv[2]), int(sys.argv[3]))
     else:
         key = pathlib.Path(sys.argv[4]) if len(sys.argv) > 4 else None
         sys.exit(not check(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), key))
