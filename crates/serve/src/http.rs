@@ -17,7 +17,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const LINGER_BYTES_MAX: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 
-/// A request, its body read.
+/// A request.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -27,6 +27,10 @@ pub(crate) struct Request {
     pub(crate) origin: Option<String>,
     pub(crate) authorization: Option<String>,
     pub(crate) content_type: Option<String>,
+    /// Bytes of its body.
+    pub(crate) length: usize,
+    /// Whether the client waits for leave to send it.
+    pub(crate) expects_continue: bool,
     pub(crate) body: Vec<u8>,
     /// Whether the connection stays open after the reply.
     pub(crate) keep_alive: bool,
@@ -76,31 +80,36 @@ impl Connection {
         Connection { stream, buffer: Vec::new(), limits }
     }
 
-    /// The next request.
+    /// The head of the next request. Its body is read by [`Connection::read_body`], before anything else.
     pub(crate) fn read(&mut self) -> Result<Request, Fault> {
         let (mut request, head) = self.read_head()?;
         self.buffer.drain(..head.size);
-        let length = head.length.unwrap_or(0);
         if head.is_encoded {
             return Err(Fault::Refused(411, "a body must have a `Content-Length`".to_owned()));
         }
-        if length > self.limits.body_bytes_max {
-            let max = self.limits.body_bytes_max;
+        request.length = head.length.unwrap_or(0);
+        if request.length > self.limits.body_bytes_max {
+            let (length, max) = (request.length, self.limits.body_bytes_max);
             return Err(Fault::Refused(413, format!("the body has {length} bytes, at most {max} are read")));
         }
-        if head.expects_continue && self.buffer.len() < length {
+        request.expects_continue = head.expects_continue;
+        Ok(request)
+    }
+
+    pub(crate) fn read_body(&mut self, request: &mut Request) -> Result<(), Fault> {
+        if request.expects_continue && self.buffer.len() < request.length {
             let deadline = Instant::now() + self.limits.write_time;
             self.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", deadline).map_err(|_| Fault::Ended)?;
         }
         let deadline = Instant::now() + self.limits.body_time;
-        while self.buffer.len() < length {
+        while self.buffer.len() < request.length {
             self.fill(deadline).map_err(|error| in_time(&error, "the body"))?;
         }
-        request.body = self.buffer.drain(..length).collect();
+        request.body = self.buffer.drain(..request.length).collect();
         if self.buffer.is_empty() {
             self.buffer = Vec::new();
         }
-        Ok(request)
+        Ok(())
     }
 
     fn read_head(&mut self) -> Result<(Request, Head), Fault> {

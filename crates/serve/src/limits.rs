@@ -9,8 +9,9 @@ pub struct Limits {
     pub connections_max: usize,
     /// Bytes of a request's line and headers.
     pub head_bytes_max: usize,
-    /// Bytes of a request's body.
+    /// Bytes of a request's body, and of all bodies that are held at a time. Read as JSON they take up to sixteen times that.
     pub body_bytes_max: usize,
+    pub bodies_bytes_max: usize,
     /// Sequences that wait for a place; a request that would add to more of them is told to come back.
     pub waiting_max: usize,
     /// Sequences that are written at a time.
@@ -31,7 +32,8 @@ impl Default for Limits {
         Limits {
             connections_max: 256,
             head_bytes_max: 16 << 10,
-            body_bytes_max: 8 << 20,
+            body_bytes_max: 4 << 20,
+            bodies_bytes_max: 32 << 20,
             waiting_max: 128,
             in_flight_max: 16,
             idle: Duration::from_secs(60),

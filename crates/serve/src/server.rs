@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// What makes the server unfit to answer.
     failure: Mutex<Option<String>>,
+    /// Bytes of the bodies that are held.
+    bodies: AtomicUsize,
     open: Mutex<HashMap<u64, TcpStream>>,
     closed: Condvar,
 }
@@ -164,6 +166,7 @@ impl Server {
             started: unix().as_secs(),
             stopping: AtomicBool::new(false),
             failure: Mutex::new(None),
+            bodies: AtomicUsize::new(0),
             open: Mutex::new(HashMap::new()),
             closed: Condvar::new(),
             settings,
@@ -296,25 +299,78 @@ impl Drop for Leaving {
     }
 }
 
+/// Room for a body, as long as it is held.
+struct Held<'s> {
+    shared: &'s Shared,
+    bytes: usize,
+}
+
+impl<'s> Held<'s> {
+    fn take(shared: &'s Shared, bytes: usize) -> Result<Held<'s>, Refusal> {
+        let held = Held { shared, bytes };
+        match shared.bodies.fetch_add(bytes, Ordering::Relaxed) + bytes
+            > shared.settings.limits.bodies_bytes_max
+        {
+            true => Err(Refusal::new(
+                503,
+                "the bodies of other requests take all the room that there is for them",
+            )
+            .code("bodies_full")
+            .retry_after(1)),
+            false => Ok(held),
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.shared.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// One request behind the other.
 fn converse(shared: &Shared, mut connection: Connection) {
     while !shared.is_stopping() {
+        let refused = |connection: Connection, route, refusal: &Refusal| {
+            shared.metrics.request(route, refusal.status);
+            connection.refuse(&refusal.response());
+        };
         let mut request = match connection.read() {
             Ok(request) => request,
             Err(Fault::Ended) => return,
             Err(Fault::Refused(status, what)) => {
-                shared.metrics.request("none", status);
-                return connection.refuse(&Refusal::new(status, what).response());
+                return refused(connection, "none", &Refusal::new(status, what));
             }
         };
         let route = Route::of(&request.path);
-        request.keep_alive &= !shared.is_stopping();
-        let outcome = respond(shared, &mut connection, &request, &route);
+        // Who may not be heard sends no body.
+        let admitted = admitted(shared, &request, &route)
+            .and_then(|key| Held::take(shared, request.length).map(|held| (key, held)));
+        let outcome = match admitted {
+            Err(refusal) if request.length > 0 => return refused(connection, route.name(), &refusal),
+            Err(refusal) => send(&mut connection, &request, &refusal.response()),
+            Ok((key, _held)) => {
+                match connection.read_body(&mut request) {
+                    Ok(()) => {}
+                    Err(Fault::Ended) => return,
+                    Err(Fault::Refused(status, what)) => {
+                        return refused(connection, route.name(), &Refusal::new(status, what));
+                    }
+                }
+                request.keep_alive &= !shared.is_stopping();
+                respond(shared, &mut connection, &request, &route, key)
+            }
+        };
         shared.metrics.request(route.name(), outcome.status);
         if !outcome.stays {
             return;
         }
     }
+}
+
+fn send(connection: &mut Connection, request: &Request, response: &Response) -> Outcome {
+    let stays = connection.send(request, response).is_ok() && request.keep_alive;
+    Outcome { status: response.status, stays }
 }
 
 /// Where a path leads.
@@ -353,28 +409,30 @@ impl Route {
     }
 }
 
-fn respond(shared: &Shared, connection: &mut Connection, request: &Request, route: &Route) -> Outcome {
-    let response = match admitted(shared, request, route) {
-        Err(refusal) => refusal.response(),
-        Ok(key) => match route {
-            Route::Ask(endpoint) => return answer(shared, connection, request, *endpoint, key),
-            Route::Models => Response::json(200, &json!({ "object": "list", "data": [model(shared)] })),
-            Route::Model(name) if *name == shared.settings.model_name => Response::json(200, &model(shared)),
-            Route::Health => health(shared),
-            Route::Metrics => Response {
-                status: 200,
-                content_type: "text/plain; version=0.0.4; charset=utf-8",
-                headers: Vec::new(),
-                body: shared.metrics.text().into_bytes(),
-            },
-            Route::Model(_) | Route::None => {
-                let path: String = request.path.chars().take(64).collect();
-                Refusal::new(404, format!("there is nothing at `{path}`")).code("not_found").response()
-            }
+fn respond(
+    shared: &Shared,
+    connection: &mut Connection,
+    request: &Request,
+    route: &Route,
+    key: Option<Digest>,
+) -> Outcome {
+    let response = match route {
+        Route::Ask(endpoint) => return answer(shared, connection, request, *endpoint, key),
+        Route::Models => Response::json(200, &json!({ "object": "list", "data": [model(shared)] })),
+        Route::Model(name) if *name == shared.settings.model_name => Response::json(200, &model(shared)),
+        Route::Health => health(shared),
+        Route::Metrics => Response {
+            status: 200,
+            content_type: "text/plain; version=0.0.4; charset=utf-8",
+            headers: Vec::new(),
+            body: shared.metrics.text().into_bytes(),
         },
+        Route::Model(_) | Route::None => {
+            let path: String = request.path.chars().take(64).collect();
+            Refusal::new(404, format!("there is nothing at `{path}`")).code("not_found").response()
+        }
     };
-    let stays = connection.send(request, &response).is_ok() && request.keep_alive;
-    Outcome { status: response.status, stays }
+    send(connection, request, &response)
 }
 
 /// Whether a request may be heard; with the digest of its key, where keys are asked for.

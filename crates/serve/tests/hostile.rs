@@ -231,6 +231,32 @@ fn an_end_lets_answers_end_and_takes_no_more() {
 }
 
 #[test]
+fn bodies_are_read_of_those_who_may_be_heard_and_as_far_as_there_is_room() {
+    let server = serve(Limits { bodies_bytes_max: 3 << 20, ..Limits::default() }, &["sesame"]);
+    let head = |more: &str| {
+        format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}Content-Length: {}\r\n\r\n",
+            2 << 20
+        )
+    };
+    // Nothing of the body is ever sent.
+    let said = to_the_end(send(&server, head("").as_bytes()));
+    assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
+    let key = "Authorization: Bearer sesame\r\nExpect: 100-continue\r\n";
+    let mut first = send(&server, head(key).as_bytes());
+    first.read_exact(&mut [0; 25]).expect("leave to go on");
+    let said = to_the_end(send(&server, head(key).as_bytes()));
+    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("bodies_full"), "{said}");
+    drop(first);
+    server.wait_until("there is no room", |server| {
+        let mut stream = send(server, head(key).as_bytes());
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).expect("a status");
+        &start == b"HTTP/1.1 100"
+    });
+}
+
+#[test]
 fn a_connection_takes_one_request_behind_the_other() {
     let server = serve(Limits::default(), &[]);
     let mut stream = server.connect();
