@@ -68,6 +68,7 @@ fn help_of_every_verb() {
         ("help-score", &["score", "--help"]),
         ("help-pull", &["pull", "--help"]),
         ("help-convert", &["convert", "--help"]),
+        ("help-serve", &["serve", "--help"]),
         ("help-verify", &["verify", "--help"]),
         ("help-key", &["key", "--help"]),
         ("help-key-new", &["key", "new", "--help"]),
