@@ -152,6 +152,29 @@ fn a_recipe_adapts_a_model_and_releases_weights_and_adapter() {
     assert_eq!(write(&["base", "--adapter", "whole/release/adapter"]), write(&["whole/release"]));
 }
 
+/// The adapter is compared with its checkpoint, and what it was merged into where the base is at hand.
+#[test]
+fn an_adapters_release_is_held_against_its_checkpoint_and_base() {
+    let shop = shop();
+    let run = ["run", "adapted.toml", "--output", "held", "--quiet"];
+    shop.succeed(&run);
+    let said = shop.succeed(&["verify", "held"]);
+    assert!(said.contains("Weights: 12 released tensors") && said.contains("merged into"), "{said}");
+    let again = ["verify", "held", "--replay", "1", "--seed", "3"];
+    let said = shop.succeed(&again);
+    assert!(said.contains("Weights: ") && !said.contains("Not compared"), "{said}");
+    let path = shop.path("held/models/student/model.safetensors");
+    let mut weights = shop.bytes("held/models/student/model.safetensors");
+    let last = weights.len() - 1;
+    weights[last] ^= 0x80;
+    std::fs::write(&path, weights).expect("written");
+    std::fs::remove_dir_all(shop.path("held/release")).expect("removed");
+    std::fs::remove_file(shop.path("held/stages/release.json")).expect("removed");
+    shop.succeed(&run);
+    shop.succeed(&["verify", "held"]);
+    refused(&shop, &again, 65, &["not-the-trained-weights", "has other numbers"]);
+}
+
 #[test]
 fn an_adapted_run_that_is_killed_ends_with_the_same_bits_and_can_be_trained_on() {
     let shop = shop();

@@ -483,7 +483,16 @@ fn training_comes_out_again_bit_for_bit_and_a_forged_record_of_it_does_not() {
         &std::fs::read(dir.join("replayed/training/student.json")).expect("it is there"),
     )
     .expect("JSON");
-    assert_eq!(whole["replay"]["steps"], training["steps"]);
+    let segments = whole["replay"]["segments"].as_array().expect("a list");
+    let of_student = |segment: &&Value| segment["model"] == "student";
+    assert!(segments.iter().any(|segment| segment["model"] == "traces_only"), "{segments:?}");
+    let last = segments.iter().rfind(of_student).expect("the student's");
+    assert_eq!(last["to"], training["steps"]);
+    assert!(whole["replay"]["steps"].as_u64() > training["steps"].as_u64());
+    assert!(
+        whole["weights"]["tensors"].as_u64() > Some(8) && whole["weights"]["difference"].is_null(),
+        "{whole}"
+    );
     assert!(!dir.join("replayed/.partial-replay").exists());
 
     // Whoever can write a run can write its manifest; but not weights that other batches lead to.
@@ -502,6 +511,34 @@ fn training_comes_out_again_bit_for_bit_and_a_forged_record_of_it_does_not() {
         "{}",
         text(&refused.stderr)
     );
+}
+
+/// A release whose papers all agree, made by this very program, but of weights that were altered behind the training.
+#[test]
+fn a_tensor_that_was_not_trained_is_named() {
+    let dir = workshop();
+    fresh(dir, "altered");
+    let run = ["run", "tiny.toml", "--output", "altered", "--quiet"];
+    succeed(dir, &run);
+    let said = succeed(dir, &["verify", "altered"]);
+    assert!(said.contains(" released tensors are those of step "), "{said}");
+    let path = dir.join("altered/models/student/model.safetensors");
+    let mut weights = std::fs::read(&path).expect("weights");
+    let header = u64::from_le_bytes(weights[..8].try_into().expect("eight bytes")) as usize;
+    let json: Value = serde_json::from_slice(&weights[8..8 + header]).expect("a header");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let start = json[name]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    // The sign of its sixth number.
+    weights[8 + header + start + 23] ^= 0x80;
+    std::fs::write(&path, weights).expect("written");
+    std::fs::remove_dir_all(dir.join("altered/release")).expect("removed");
+    std::fs::remove_file(dir.join("altered/stages/release.json")).expect("removed");
+    succeed(dir, &run);
+    let refused = stillroom(dir, &["verify", "altered"]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(65), "{said}");
+    assert!(said.contains(&format!("`{name}` has other numbers")), "{said}");
+    succeed(dir, &["verify", "altered/release"]);
 }
 
 #[test]

@@ -172,6 +172,11 @@ pub fn remove_checkpoints(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The checkpoint of a step in `dir`, whether it is there or not.
+pub fn checkpoint_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(name_of(step))
+}
+
 /// Steps whose checkpoints lie in `dir`, ascending.
 pub fn kept_steps(dir: &Path) -> Result<Vec<u64>> {
     steps_in(dir)
@@ -183,7 +188,7 @@ impl Checkpoints {
     }
 
     pub(crate) fn path(&self, step: u64) -> PathBuf {
-        self.dir.join(name_of(step))
+        checkpoint_path(&self.dir, step)
     }
 
     /// Commits the state between two steps; returns its name, and the digest of each file that needs no clock to be

@@ -30,7 +30,7 @@ mod train;
 
 pub use alignment::{Chunk, ReplyTokens, TeacherChunk, align};
 pub use alm::approximate_likelihood_loss;
-pub use checkpoint::{kept_steps, remove_checkpoints};
+pub use checkpoint::{checkpoint_path, kept_steps, remove_checkpoints};
 pub use config::{Overlong, SchedulerType, TrainConfig, check_on_policy};
 pub use error::DistillError;
 pub use events::{TrainEvent, TrainPoint, ValidationPoint};

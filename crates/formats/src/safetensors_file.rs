@@ -5,7 +5,7 @@
 //! not match the shape.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::encode::encode;
 use crate::error::{FormatError, Result};
 use crate::files::{MappedFile, StagedFile};
-use crate::tensors::{Encoding, TensorSource, TensorView};
+use crate::tensors::{Encoding, NamedTensor, TensorSource, TensorView};
 
 /// The reference implementation's cap on the header.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -70,6 +70,14 @@ impl<'a> Safetensors<'a> {
     /// The tensor of that name, if its numbers are f32, f16 or bf16.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
         self.header.tensor(self.bytes, name)
+    }
+
+    /// All tensors, which are f32, one at a time in the order of the data.
+    pub fn f32_tensors(&self) -> impl Iterator<Item = Result<NamedTensor>> + '_ {
+        self.names().map(|name| {
+            let (shape, data) = self.f32_tensor(name)?;
+            Ok(NamedTensor { name: name.to_owned(), shape, data })
+        })
     }
 
     /// Shape and numbers of an f32 tensor, bit for bit.
@@ -263,6 +271,52 @@ impl TensorSource for Safetensors<'_> {
 /// An f32 tensor to write: name, shape, numbers in row-major order.
 pub type F32Tensor<'a> = (&'a str, &'a [usize], &'a [f32]);
 
+/// The first way in which `file` is not what writing `tensors` in this encoding makes: a tensor that is missing, has another
+/// number type or shape or other bits, or that nobody wrote. The order of tensors does not matter. How many were alike.
+pub fn compare(
+    file: &Safetensors<'_>,
+    tensors: impl Iterator<Item = Result<NamedTensor>>,
+    store: Encoding,
+) -> Result<(usize, Option<String>)> {
+    let (mut alike, mut bytes) = (0, Vec::new());
+    let mut others: BTreeSet<&str> = file.names().collect();
+    for tensor in tensors {
+        let NamedTensor { name, shape, data } = tensor?;
+        let Some(entry) = file.header.by_name.get(&name).map(|&i| &file.header.entries[i]) else {
+            return Ok((alike, Some(format!("`{name}` is missing"))));
+        };
+        let dtype = dtype_of(store)?;
+        if entry.dtype != dtype || entry.shape != shape {
+            let (found, is) = (&entry.dtype, &entry.shape);
+            return Ok((
+                alike,
+                Some(format!("`{name}` is {found} {is:?}, and {dtype} {shape:?} was trained")),
+            ));
+        }
+        bytes.clear();
+        encode(store, &data, &mut bytes)?;
+        if file.tensor(&name)?.bytes != bytes {
+            return Ok((alike, Some(format!("`{name}` has other numbers"))));
+        }
+        others.remove(name.as_str());
+        alike += 1;
+    }
+    let more = others.first().map(|name| format!("`{name}` was not trained"));
+    Ok((alike, more))
+}
+
+fn dtype_of(store: Encoding) -> Result<&'static str> {
+    match store {
+        Encoding::F32 => Ok("F32"),
+        Encoding::F16 => Ok("F16"),
+        Encoding::BF16 => Ok("BF16"),
+        other => {
+            let value = other.as_str().to_owned();
+            Err(FormatError::Unsupported { what: "encoding in safetensors", value })
+        }
+    }
+}
+
 /// Writes f32 tensors in the given order, and `metadata` under `__metadata__`.
 ///
 /// The file gets its name only when it is whole.
@@ -298,15 +352,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
         store: Encoding,
         metadata: &BTreeMap<String, String>,
     ) -> Result<Writer<'a, W>> {
-        let dtype = match store {
-            Encoding::F32 => "F32",
-            Encoding::F16 => "F16",
-            Encoding::BF16 => "BF16",
-            other => {
-                let value = other.as_str().to_owned();
-                return Err(FormatError::Unsupported { what: "encoding in safetensors", value });
-            }
-        };
+        let dtype = dtype_of(store)?;
         let mut header = Map::new();
         if !metadata.is_empty() {
             header.insert("__metadata__".to_owned(), json!(metadata));

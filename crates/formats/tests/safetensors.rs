@@ -124,3 +124,34 @@ proptest! {
         }
     }
 }
+
+/// A file against what should be in it: whatever is otherwise is named, the first of it.
+#[test]
+fn what_differs_from_what_was_to_be_written_is_named() {
+    let tensor = |name: &str, shape: &[usize], data: &[f32]| stillroom_formats::NamedTensor {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        data: data.to_vec(),
+    };
+    let trained = [tensor("a", &[2, 2], &[1.0, -2.0, 0.1, 4.0]), tensor("b", &[2], &[0.0, 5.0])];
+    let compared = |written: &[stillroom_formats::NamedTensor], store: stillroom_formats::Encoding| {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("x.safetensors");
+        let views: Vec<_> = written.iter().map(|t| (t.name.as_str(), &t.shape[..], &t.data[..])).collect();
+        safetensors_file::write(&path, &views, &Default::default()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors_file::read(&bytes).unwrap();
+        safetensors_file::compare(&file, trained.iter().cloned().map(Ok), store).unwrap()
+    };
+    use stillroom_formats::Encoding::{BF16, F32};
+    let [a, b] = &trained;
+    assert_eq!(compared(&trained, F32), (2, None));
+    assert_eq!(compared(&[b.clone(), a.clone()], F32), (2, None), "in any order");
+    let first = |written: &[_], store| compared(written, store).1.unwrap();
+    assert_eq!(first(std::slice::from_ref(a), F32), "`b` is missing");
+    assert_eq!(first(&[a.clone(), b.clone(), tensor("c", &[1], &[1.0])], F32), "`c` was not trained");
+    assert_eq!(first(&[a.clone(), tensor("b", &[2], &[-0.0, 5.0])], F32), "`b` has other numbers");
+    let other = tensor("a", &[4], &a.data);
+    assert_eq!(first(&[other, b.clone()], F32), "`a` is F32 [4], and F32 [2, 2] was trained");
+    assert_eq!(first(&trained, BF16), "`a` is F32 [2, 2], and BF16 [2, 2] was trained");
+}

@@ -45,6 +45,7 @@ pub(crate) mod teachers;
 mod tools;
 pub(crate) mod train;
 pub(crate) mod trial;
+pub(crate) mod weights;
 mod wire;
 mod wire_estimate;
 pub(crate) mod wording;

@@ -17,7 +17,7 @@ use crate::models::with_adapter;
 use crate::recipe::WeightType;
 
 pub(crate) const STAGE: &str = "release";
-const FOLDER: &str = "release";
+pub(super) const FOLDER: &str = "release";
 
 impl Flow {
     pub(crate) fn release(&mut self, decision: &Decision, report: &Report) -> Result<()> {
@@ -69,7 +69,7 @@ impl Flow {
     }
 }
 
-fn encoding(store: WeightType) -> Encoding {
+pub(super) fn encoding(store: WeightType) -> Encoding {
     match store {
         WeightType::F32 => Encoding::F32,
         WeightType::F16 => Encoding::F16,

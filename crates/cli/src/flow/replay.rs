@@ -8,11 +8,12 @@ use serde_json::Value;
 use stillroom_core::CounterRng;
 use stillroom_distill::{Again, DistillError, TrainEvent, kept_steps, replay};
 use stillroom_evaluate::Contender;
-use stillroom_store::{EventReader, RunDir};
+use stillroom_store::{EventReader, RunDir, create_dir_durable};
 
 use crate::args::Machine;
 use crate::failure::{Exit, Failure, Result};
 use crate::flow::steps::{self, Steps};
+use crate::flow::weights::ReleasedWeights;
 use crate::flow::{Flow, gate};
 use crate::models;
 use crate::recipe::{Recipe, Source};
@@ -37,8 +38,8 @@ pub(crate) struct Replay<'a> {
 /// What came out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Replayed {
-    /// (behind this step, up to that one), in order.
-    pub(crate) segments: Vec<(u64, u64)>,
+    /// Model by model, in order.
+    pub(crate) segments: Vec<Segment>,
     /// Of how many.
     pub(crate) recorded: usize,
     /// Optimiser steps that were done again; more than the segments have, where no checkpoint was kept at their start.
@@ -46,33 +47,64 @@ pub(crate) struct Replayed {
     /// The first thing that came out otherwise.
     pub(crate) difference: Option<String>,
     pub(crate) seed: u64,
+    /// Whether the release is what the student's training chose.
+    pub(crate) weights: Option<ReleasedWeights>,
 }
 
-/// Does `asked.segments` segments again, of those between one checkpoint on record and the next.
+/// Steps of a model's training: behind `from`, up to `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Segment {
+    pub(crate) model: Contender,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+/// Does `asked.segments` segments again, of those of all models between one checkpoint on record and the next.
 pub(crate) fn again(asked: &Replay<'_>) -> Result<Replayed> {
-    let record = Steps::read(&asked.run.join(steps::PATH)).map_err(|error| {
+    let mut flow = open(asked)?;
+    let (models, mut records, mut all) = (flow.trained(), Vec::new(), Vec::new());
+    for &model in &models {
+        let record = record_of(asked.run, model)?;
+        all.extend(record.segments().into_iter().map(|(from, to)| Segment { model, from, to }));
+        records.push(record);
+    }
+    let drawn = draw(&all, asked.segments, asked.seed);
+    let scratch = flow.run.dir(SCRATCH)?;
+    let (mut steps, mut difference) = (0, None);
+    for (&model, record) in models.iter().zip(&records) {
+        let of_model: Vec<Segment> = drawn.iter().filter(|segment| segment.model == model).copied().collect();
+        if of_model.is_empty() || difference.is_some() {
+            continue;
+        }
+        let done = flow.repeat(model, record, &of_model, &scratch);
+        drop(std::fs::remove_dir_all(&scratch));
+        let (more, differs) = done?;
+        steps += more;
+        difference = differs.map(|what| format!("{}: {what}", model.key()));
+    }
+    drop(std::fs::remove_dir_all(&scratch));
+    let weights = flow.check_weights()?;
+    let seed = asked.seed;
+    Ok(Replayed { segments: drawn, recorded: all.len(), steps, difference, seed, weights })
+}
+
+fn record_of(run: &Path, model: Contender) -> Result<Steps> {
+    let path = run.join(steps::path_of(model));
+    let record = Steps::read(&path).map_err(|error| {
         Failure::from(error)
             .code("no-record")
             .fix("run the recipe again with this version: it keeps a record of each step")
     })?;
-    let all = record.segments();
-    if all.is_empty() || record.finished.is_none() {
+    if record.checkpoints.is_empty() || record.finished.is_none() {
         return Err(Failure::new(Exit::BadData, "no training that came to its end is on record")
             .code("no-record")
-            .at(asked.run.join(steps::PATH).display().to_string()));
+            .at(path.display().to_string()));
     }
-    let drawn = draw(&all, asked.segments, asked.seed);
-    let mut flow = open(asked)?;
-    let kept = kept_steps(&flow.run.checkpoints())?;
-    let scratch = flow.run.dir(SCRATCH)?;
-    let done = flow.repeat(&record, &drawn, &kept, &scratch);
-    drop(std::fs::remove_dir_all(&scratch));
-    let (steps, difference) = done?;
-    Ok(Replayed { segments: drawn, recorded: all.len(), steps, difference, seed: asked.seed })
+    Ok(record)
 }
 
 /// `n` different ones, in their order.
-fn draw(all: &[(u64, u64)], n: usize, seed: u64) -> Vec<(u64, u64)> {
+fn draw(all: &[Segment], n: usize, seed: u64) -> Vec<Segment> {
     let mut order: Vec<usize> = (0..all.len()).collect();
     CounterRng::new(&[seed]).shuffle(&mut order);
     let chosen: BTreeSet<usize> = order.into_iter().take(n).collect();
@@ -140,24 +172,27 @@ fn recipe_path(run: &Path) -> Result<Option<PathBuf>> {
 }
 
 impl Flow {
-    /// Does segments again, those that begin at one checkpoint together; how many steps that took, and the first thing that
-    /// came out otherwise.
+    /// Does segments of one model again, those that begin at one checkpoint together; how many steps that took, and the first
+    /// thing that came out otherwise.
     fn repeat(
         &mut self,
+        model: Contender,
         record: &Steps,
-        drawn: &[(u64, u64)],
-        kept: &[u64],
+        drawn: &[Segment],
         scratch: &Path,
     ) -> Result<(u64, Option<String>)> {
+        let folder = self.checkpoints_of(model)?;
+        let kept = kept_steps(&folder)?;
+        create_dir_durable(scratch)?;
         let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
-        for &(from, to) in drawn {
+        for &Segment { from, to, .. } in drawn {
             let start = kept.iter().copied().filter(|&step| step <= from).max().unwrap_or(0);
             let end = ends.entry(start).or_default();
             *end = to.max(*end);
         }
-        let (config, live) = self.training_of_model(Contender::Student)?;
-        let folder = self.run.checkpoints();
-        self.supervise(Contender::Student, &config, live, |flow, first, supervision| {
+        let (mut config, live) = self.training_of_model(model)?;
+        self.bound_steps(model, &mut config)?;
+        self.supervise(model, &config, live, |flow, first, supervision| {
             let mut found = Found { record, done: 0, difference: None };
             let mut first = Some(first);
             for (from, end) in ends {
@@ -226,10 +261,11 @@ mod tests {
 
     #[test]
     fn segments_are_drawn_once_each_by_the_seed() {
-        let all: Vec<(u64, u64)> = (0..40).map(|i| (10 * i, 10 * i + 10)).collect();
+        let segment = |i: u64| Segment { model: Contender::Student, from: 10 * i, to: 10 * i + 10 };
+        let all: Vec<Segment> = (0..40).map(segment).collect();
         let drawn = draw(&all, 20, 1);
         assert_eq!(drawn.len(), 20);
-        assert!(drawn.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(drawn.windows(2).all(|pair| pair[0].from < pair[1].from));
         assert_eq!(drawn, draw(&all, 20, 1));
         assert_ne!(drawn, draw(&all, 20, 2));
         assert_eq!(draw(&all, 99, 1), all);

@@ -6,11 +6,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use stillroom_core::Digest;
 use stillroom_distill::TrainEvent;
+use stillroom_evaluate::Contender;
 use stillroom_governance::log::Kind;
 use stillroom_store::{EventLog, EventReader, StoreError};
 
-/// The record, one [`Step`] per line.
+/// The student's record, one [`Step`] per line.
 pub(crate) const PATH: &str = "training/student.steps.jsonl";
+
+/// The record of a model that is trained.
+pub(crate) fn path_of(contender: Contender) -> String {
+    format!("training/{}.steps.jsonl", contender.key())
+}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -183,6 +189,11 @@ mod tests {
         std::fs::write(&path, steps.to_lines().unwrap()).unwrap();
         assert_eq!(Steps::read(&path).unwrap(), steps);
         steps
+    }
+
+    #[test]
+    fn the_students_record_is_where_it_is_said_to_be() {
+        assert_eq!(path_of(Contender::Student), PATH);
     }
 
     #[test]

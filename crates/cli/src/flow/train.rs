@@ -1,6 +1,7 @@
 //! Stages `train` and `control-…`: the student, and the students that are denied part of the supervision.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -72,8 +73,8 @@ pub(crate) fn training_of(contender: Contender) -> String {
     format!("training/{}.json", contender.key())
 }
 
-/// Whether there is a record of each step: of what is released.
-fn is_recorded(contender: Contender) -> bool {
+/// Whether the log has each step: of what is released.
+fn is_logged(contender: Contender) -> bool {
     contender == Contender::Student
 }
 
@@ -152,9 +153,8 @@ impl Flow {
         if contender == Contender::UndistilledEqualTokens {
             after.push("train");
         }
-        let (weights, facts) = (weights_of(contender), training_of(contender));
-        let mut outputs = vec![&weights[..], &facts];
-        outputs.extend(is_recorded(contender).then_some(steps::PATH));
+        let outputs = [weights_of(contender), training_of(contender), steps::path_of(contender)];
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
         self.stage(&stage, &settings, &after, &outputs, |flow| {
             if !live {
                 flow.forget_teacher();
@@ -164,14 +164,8 @@ impl Flow {
     }
 
     fn train_and_save(&mut self, contender: Contender, mut config: TrainConfig, live: bool) -> Result<()> {
-        if contender == Contender::UndistilledEqualTokens {
-            let student: Training = self.read_json(&training_of(Contender::Student))?;
-            config.max_steps = Some(student.steps);
-        }
-        let folder = match contender {
-            Contender::Student => self.run.checkpoints(),
-            control => self.run.dir("controls")?.join(control.key()).join("checkpoints"),
-        };
+        self.bound_steps(contender, &mut config)?;
+        let folder = self.checkpoints_of(contender)?;
         let (outcome, wall) = self.supervise(contender, &config, live, |flow, start, supervision| {
             let began = Instant::now();
             let outcome = match flow.train_once(contender, start, supervision, &config, &folder)? {
@@ -185,9 +179,7 @@ impl Flow {
             };
             Ok(outcome.map(|outcome| (outcome, began.elapsed())))
         })?;
-        if is_recorded(contender) {
-            self.tidy_steps()?;
-        }
+        self.tidy_steps(contender)?;
         let loss = self.method_in_words(&config, &outcome.decoder);
         let training = training(&outcome, wall.as_secs_f64(), loss);
         let tokenizer = self.student_tokenizer()?;
@@ -208,10 +200,28 @@ impl Flow {
     }
 
     /// Leaves of the record what a run without kills would have.
-    fn tidy_steps(&self) -> Result<()> {
-        let lines = Steps::read(&self.run.path(steps::PATH)?)?.to_lines();
-        self.run.write(steps::PATH, &lines.map_err(|e| unwritable(steps::PATH, &e))?)?;
+    fn tidy_steps(&self, contender: Contender) -> Result<()> {
+        let path = steps::path_of(contender);
+        let lines = Steps::read(&self.run.path(&path)?)?.to_lines();
+        self.run.write(&path, &lines.map_err(|e| unwritable(&path, &e))?)?;
         Ok(())
+    }
+
+    /// A control that is to see as many tokens as the student takes as many steps.
+    pub(super) fn bound_steps(&self, contender: Contender, config: &mut TrainConfig) -> Result<()> {
+        if contender == Contender::UndistilledEqualTokens {
+            let student: Training = self.read_json(&training_of(Contender::Student))?;
+            config.max_steps = Some(student.steps);
+        }
+        Ok(())
+    }
+
+    /// Where the checkpoints of a model lie; those of a control are gone when it is trained.
+    pub(super) fn checkpoints_of(&self, contender: Contender) -> Result<PathBuf> {
+        match contender {
+            Contender::Student => Ok(self.run.checkpoints()),
+            control => Ok(self.run.dir("controls")?.join(control.key()).join("checkpoints")),
+        }
     }
 
     /// Calls `work` with where a model starts and with all that it learns from.
@@ -292,17 +302,12 @@ impl Flow {
     ) -> Result<std::result::Result<TrainOutcome, DistillError>> {
         let (mut n_steps, mut unlogged) = (0, None);
         let Supervision { teacher, material } = supervision;
-        let mut record = match is_recorded(contender) {
-            true => {
-                let path = self.run.path(steps::PATH)?;
-                create_dir_durable(path.parent().unwrap_or(self.run.root()))?;
-                Some(StepLog::open(&path)?)
-            }
-            false => None,
-        };
+        let path = self.run.path(&steps::path_of(contender))?;
+        create_dir_durable(path.parent().unwrap_or(self.run.root()))?;
+        let mut record = StepLog::open(&path)?;
         let outcome = train_with_rollouts(start, teacher, material, config, folder, &mut |event| {
-            if let Some(record) = &mut record {
-                record.note(&event);
+            record.note(&event);
+            if is_logged(contender) {
                 let logged = Step::of(&event).map_or(Ok(()), |step| self.log_step(&step));
                 unlogged = unlogged.take().or(logged.err());
             }
@@ -326,7 +331,7 @@ impl Flow {
                 drop(self.event(value));
             }
         });
-        record.map_or(Ok(()), StepLog::close)?;
+        record.close()?;
         unlogged.map_or(Ok(outcome), Err)
     }
 

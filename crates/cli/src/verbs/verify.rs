@@ -1,10 +1,12 @@
 //! `stillroom verify`: does a run or release still hold what its manifest names, do its documents agree, who signed it, and
 //! does its training come out again?
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
+use stillroom_evaluate::Contender;
 use stillroom_governance::keys::PublicKey;
 use stillroom_governance::timestamp::Trusted;
 use stillroom_governance::{
@@ -16,6 +18,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::flow::logbook::{self, CheckedLog, Shown};
 use crate::flow::replay::{Replay, Replayed, again};
 use crate::flow::stamps::{CheckedStamps, Stamped};
+use crate::flow::weights::{self, ReleasedWeights};
 use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
 use crate::verbs::serve::answers;
@@ -32,6 +35,11 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     }
     let times = if report.intact { times(args)? } else { None };
     let replayed = if report.intact { replay(args)? } else { None };
+    let weights = match &replayed {
+        Some(replayed) => replayed.weights.clone(),
+        None if report.intact => weights::check(&args.directory)?,
+        None => None,
+    };
     if args.json {
         let mut finding = json!(report);
         if let (Some(log), Some(fields)) = (&log, finding.as_object_mut()) {
@@ -42,6 +50,9 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
         }
         if let (Some(replayed), Some(fields)) = (&replayed, finding.as_object_mut()) {
             fields.insert("replay".to_owned(), json!(replayed));
+        }
+        if let (Some(weights), Some(fields)) = (&weights, finding.as_object_mut()) {
+            fields.insert("weights".to_owned(), json!(weights));
         }
         terminal::print_json(&finding)?;
     }
@@ -57,6 +68,17 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
         times
             .iter()
             .try_for_each(|times| terminal::print_line(&terminal::harmless(&stamped(times, heads))))?;
+    }
+    if let Some(weights) = &weights {
+        if let Some(difference) = &weights.difference {
+            return Err(Failure::new(Exit::BadData, difference.clone())
+                .code("not-the-trained-weights")
+                .at(args.directory.display().to_string())
+                .fix("these weights did not come from this training: run `stillroom release` again on an untouched run"));
+        }
+        if !args.json {
+            terminal::print_line(&chosen(weights))?;
+        }
     }
     let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
     if let Some(difference) = &replayed.difference {
@@ -220,10 +242,26 @@ fn stamped(times: &CheckedStamps, heads: usize) -> String {
     text
 }
 
+/// Whether the release is what was trained.
+fn chosen(weights: &ReleasedWeights) -> String {
+    let ReleasedWeights { step, tensors, unchecked, .. } = weights;
+    let alike =
+        format!("Weights: {tensors} released tensors are those of step {step}, which training chose.");
+    match unchecked {
+        None => alike,
+        Some(what) if *tensors == 0 => format!("Weights: not compared with step {step}: {what}."),
+        Some(what) => format!("{alike} Not compared: {what}."),
+    }
+}
+
 fn came_out(replayed: &Replayed) -> String {
     let Replayed { segments, recorded, steps, seed, .. } = replayed;
+    let mut by_model: BTreeMap<Contender, usize> = BTreeMap::new();
+    segments.iter().for_each(|segment| *by_model.entry(segment.model).or_default() += 1);
+    let models: Vec<String> = by_model.iter().map(|(model, n)| format!("{} {n}", model.key())).collect();
+    let models = models.join(", ");
     format!(
-        "Replayed: {} of {recorded} segments of the training, {steps} steps; every batch and checkpoint came out \
+        "Replayed: {} of {recorded} segments of all trainings ({models}), {steps} steps; every batch and checkpoint came out \
          bit for bit as recorded (seed {seed}).",
         segments.len()
     )
