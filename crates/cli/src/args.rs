@@ -366,7 +366,7 @@ pub(crate) struct Diff {
 
 #[derive(Debug, Args)]
 pub(crate) struct Open {
-    /// A run directory, with its `log/secret`
+    /// A run directory, or the `--log` of `stillroom serve`, with its `log/secret`
     pub(crate) run: PathBuf,
     /// What kind of entry
     #[arg(value_parser = ["decision", "stage", "call", "trace", "kept", "dropped", "batch", "checkpoint", "answer"])]
