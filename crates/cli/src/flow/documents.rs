@@ -127,7 +127,7 @@ impl Flow {
 
     fn teacher_facts(&self, decision: &Decision) -> Result<Vec<ModelFacts>> {
         let Some(teacher) = &self.recipe.teacher else { return Ok(Vec::new()) };
-        let roles = self.roles();
+        let mut roles = self.roles();
         let first = teacher.path.as_deref().filter(|_| teacher.wire.is_none());
         let paths =
             std::iter::once(first).chain(teacher.ensemble.iter().map(|further| Some(further.path.as_str())));
@@ -136,6 +136,7 @@ impl Flow {
             let route = if path.is_some() { Route::Weights } else { route(teacher) };
             let model = self.model_facts(decision, id, path)?;
             models.push(ModelFacts { roles: roles.clone(), share, route, ..model });
+            roles = of_further(&roles);
         }
         Ok(models)
     }
@@ -165,7 +166,7 @@ impl Flow {
         })
     }
 
-    /// What the teachers did.
+    /// What the first teacher did.
     fn roles(&self) -> Vec<Role> {
         let (recipe, mut roles) = (&self.recipe, Vec::new());
         if recipe.asks_for_traces() || recipe.targets().is_some() || recipe.train.needs_likelihoods() {
@@ -430,6 +431,12 @@ fn revision(path: &Path) -> Option<String> {
     }
 }
 
+/// What a further teacher does of what the first one does: it writes its share and has its share of distributions, but the
+/// first alone judges and revises.
+fn of_further(roles: &[Role]) -> Vec<Role> {
+    roles.iter().copied().filter(|role| !matches!(role, Role::Judge | Role::Rewriter)).collect()
+}
+
 fn training_facts(training: &Training) -> TrainingFacts {
     let figure = |loss: Option<f64>| match loss.filter(|loss| loss.is_finite()) {
         Some(loss) => Figure::of(loss),
@@ -508,4 +515,15 @@ fn put(dir: &Path, relative: &str, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(dir);
     std::fs::create_dir_all(folder).map_err(|e| Failure::io("create", folder, &e))?;
     std::fs::write(&path, bytes).map_err(|e| Failure::io("write", &path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_several_teachers_alone_judges_and_revises() {
+        assert_eq!(of_further(&[Role::Teacher, Role::Judge, Role::Scorer]), [Role::Teacher, Role::Scorer]);
+        assert_eq!(of_further(&[Role::Teacher, Role::Rewriter]), [Role::Teacher]);
+    }
 }
