@@ -88,6 +88,11 @@ fn documents_that_a_new_manifest_was_written_for_do_not_pass() {
     let read = |args: &[&str]| -> Value { serde_json::from_str(&shop.succeed(args)).expect("JSON") };
     assert_eq!(read(&["verify", "run", "--json"])["agreement"]["state"], "agrees");
 
+    assert!(
+        said.contains("opened with its secret, has licence.json, report.html, report.json as they are"),
+        "{said}"
+    );
+
     let student = shop.json("run/report.json")["models"]["student"]["nll_nats_per_token"].clone();
     let better = |report: String| report.replacen(&student.to_string(), "0.25", 1);
     copy_tree(&shop.path("run"), &shop.path("forged"));
@@ -97,6 +102,13 @@ fn documents_that_a_new_manifest_was_written_for_do_not_pass() {
         format!("at /models/student/nll_nats_per_token stands `0.25`, and by the record `{student}`");
     assert!(said.contains(&expected), "{said}");
     assert!(said.contains("the manifest: it was written for them as they are now"), "{said}");
+
+    // The page has no facts to compare; its digest is in the record, and in the log by what its stage wrote down.
+    copy_tree(&shop.path("run"), &shop.path("logged"));
+    let stage = text(&shop.bytes("run/stages/report.json"));
+    std::fs::write(shop.path("logged/stages/report.json"), stage.replace("report.html", "report.htm"))
+        .expect("written");
+    failed(&shop.run(&["verify", "logged"]), 65, "stage report is not in the log as the run has it now");
 
     copy_tree(&shop.path("run/release"), &shop.path("taken"));
     std::fs::write(shop.path("taken/.gitattributes"), "*.gguf filter=lfs").expect("written");

@@ -16,6 +16,7 @@ mod run;
 mod score;
 mod serve;
 mod verify;
+mod verify_log;
 
 use std::process::ExitCode;
 

@@ -22,6 +22,7 @@ use crate::flow::weights::{self, ReleasedWeights};
 use crate::flow::{rfc3339, unix_s};
 use crate::terminal;
 use crate::verbs::serve::answers;
+use crate::verbs::verify_log::in_log;
 
 pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     let key = args.public_key.as_deref().map(PublicKey::open).transpose()?;
@@ -33,6 +34,7 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     if report.intact {
         args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
     }
+    let in_log = if report.intact { in_log(&args.directory)? } else { None };
     let times = if report.intact { times(args)? } else { None };
     let replayed = if report.intact { replay(args)? } else { None };
     let weights = match &replayed {
@@ -42,18 +44,16 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     };
     if args.json {
         let mut finding = json!(report);
-        if let (Some(log), Some(fields)) = (&log, finding.as_object_mut()) {
-            fields.insert("log".to_owned(), json!(log));
-        }
-        if let (Some(times), Some(fields)) = (&times, finding.as_object_mut()) {
-            fields.insert("timestamps".to_owned(), json!(times));
-        }
-        if let (Some(replayed), Some(fields)) = (&replayed, finding.as_object_mut()) {
-            fields.insert("replay".to_owned(), json!(replayed));
-        }
-        if let (Some(weights), Some(fields)) = (&weights, finding.as_object_mut()) {
-            fields.insert("weights".to_owned(), json!(weights));
-        }
+        let more = [
+            ("log", json!(log)),
+            ("in_log", json!(in_log)),
+            ("timestamps", json!(times)),
+            ("replay", json!(replayed)),
+            ("weights", json!(weights)),
+        ];
+        more.into_iter()
+            .filter(|(_, found)| !found.is_null())
+            .for_each(|(name, found)| finding[name] = found);
         terminal::print_json(&finding)?;
     }
     if let Some(failure) = difference(args, &report) {
@@ -64,6 +64,12 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
         terminal::print_line(&signed(&report))?;
         report.agreement.iter().try_for_each(|found| terminal::print_line(&agreed(found)))?;
         log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
+        if let Some(papers) = in_log {
+            terminal::print_line(&format!(
+                "The log, opened with its secret, has {} as they are.",
+                papers.join(", ")
+            ))?;
+        }
         let heads = log.map_or(0, |log| log.heads);
         times
             .iter()
