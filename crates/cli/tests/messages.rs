@@ -70,6 +70,7 @@ fn help_of_every_verb() {
         ("help-convert", &["convert", "--help"]),
         ("help-serve", &["serve", "--help"]),
         ("help-verify", &["verify", "--help"]),
+        ("help-diff", &["diff", "--help"]),
         ("help-key", &["key", "--help"]),
         ("help-key-new", &["key", "new", "--help"]),
         ("help-bench", &["bench", "--help"]),
