@@ -87,7 +87,7 @@ pub struct LeftOut {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A call is in the ledger with its end.
-    Ended(EndedCall),
+    Ended(Box<EndedCall>),
     LeftOut(LeftOut),
 }
 
@@ -291,7 +291,7 @@ impl Desk<'_> {
             match news.recv() {
                 Ok(News::Ended(ending)) => {
                     let Ending { call, answer } = *ending;
-                    heard(Event::Ended(call))?;
+                    heard(Event::Ended(Box::new(call)))?;
                     if let Some(arrived) = answer {
                         outstanding -= 1;
                         open.answer(arrived);
