@@ -557,7 +557,10 @@ mod tests {
         ledger.scribe().commit(vec![Entry::Begin(call(4, "open"))]).unwrap();
         let read = |numbers| {
             let mut found = Vec::new();
-            let mut take = |call| Ok::<_, StoreError>(found.push(call));
+            let mut take = |call| -> Result<()> {
+                found.push(call);
+                Ok(())
+            };
             ledger.each_call(numbers, &mut take).unwrap();
             found
         };
