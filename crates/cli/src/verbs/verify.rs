@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use stillroom_evaluate::Contender;
 use stillroom_governance::keys::PublicKey;
 use stillroom_governance::timestamp::Trusted;
@@ -29,76 +29,108 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     if answers::is_log(&args.directory) {
         return answers::verify(args, key.as_ref());
     }
-    let report = stillroom_governance::verify(&args.directory, key.as_ref())?;
-    let log = if report.intact { logbook::check(&args.directory, key.as_ref())? } else { None };
-    if report.intact {
-        args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
-    }
-    let in_log = if report.intact { in_log(&args.directory)? } else { None };
-    let times = if report.intact { times(args)? } else { None };
-    let replayed = if report.intact { replay(args)? } else { None };
-    let weights = match &replayed {
-        Some(replayed) => replayed.weights.clone(),
-        None if report.intact => weights::check(&args.directory)?,
-        None => None,
-    };
+    let found = Found::of(args, key.as_ref())?;
     if args.json {
-        let mut finding = json!(report);
+        terminal::print_json(&found.to_json())?;
+    }
+    if let Some(failure) = difference(args, &found.report) {
+        return Err(failure);
+    }
+    if !args.json {
+        found.papers().iter().try_for_each(|line| terminal::print_line(&terminal::harmless(line)))?;
+    }
+    for (failure, line) in [found.weights(args), found.training(args)] {
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        line.iter().filter(|_| !args.json).try_for_each(|line| terminal::print_line(line))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All that was found; of a directory that is not intact nothing but that.
+struct Found {
+    report: VerifyReport,
+    log: Option<CheckedLog>,
+    in_log: Option<Vec<String>>,
+    times: Option<CheckedStamps>,
+    replayed: Option<Replayed>,
+    weights: Option<ReleasedWeights>,
+}
+
+impl Found {
+    fn of(args: &Verify, key: Option<&PublicKey>) -> Result<Found> {
+        let report = stillroom_governance::verify(&args.directory, key)?;
+        let mut found = Found { report, log: None, in_log: None, times: None, replayed: None, weights: None };
+        if !found.report.intact {
+            return Ok(found);
+        }
+        found.log = logbook::check(&args.directory, key)?;
+        if let Some(path) = &args.opening {
+            check_opening(&args.directory, path)?;
+        }
+        found.in_log = in_log(&args.directory)?;
+        found.times = times(args)?;
+        found.replayed = replay(args)?;
+        found.weights = match &found.replayed {
+            Some(replayed) => replayed.weights.clone(),
+            None => weights::check(&args.directory)?,
+        };
+        Ok(found)
+    }
+
+    fn to_json(&self) -> Value {
+        let mut finding = json!(self.report);
         let more = [
-            ("log", json!(log)),
-            ("in_log", json!(in_log)),
-            ("timestamps", json!(times)),
-            ("replay", json!(replayed)),
-            ("weights", json!(weights)),
+            ("log", json!(self.log)),
+            ("in_log", json!(self.in_log)),
+            ("timestamps", json!(self.times)),
+            ("replay", json!(self.replayed)),
+            ("weights", json!(self.weights)),
         ];
         more.into_iter()
             .filter(|(_, found)| !found.is_null())
             .for_each(|(name, found)| finding[name] = found);
-        terminal::print_json(&finding)?;
+        finding
     }
-    if let Some(failure) = difference(args, &report) {
-        return Err(failure);
+
+    /// What there is to say of files, documents, log and times.
+    fn papers(&self) -> Vec<String> {
+        let mut lines = vec![intact(&self.report), signed(&self.report)];
+        lines.extend(self.report.agreement.as_ref().map(agreed));
+        lines.extend(self.log.as_ref().map(logged));
+        let opened = |papers: &Vec<String>| {
+            format!("The log, opened with its secret, has {} as they are.", papers.join(", "))
+        };
+        lines.extend(self.in_log.as_ref().map(opened));
+        let heads = self.log.as_ref().map_or(0, |log| log.heads);
+        lines.extend(self.times.as_ref().map(|times| stamped(times, heads)));
+        lines
     }
-    if !args.json {
-        terminal::print_line(&intact(&report))?;
-        terminal::print_line(&signed(&report))?;
-        report.agreement.iter().try_for_each(|found| terminal::print_line(&agreed(found)))?;
-        log.iter().try_for_each(|log| terminal::print_line(&logged(log)))?;
-        if let Some(papers) = in_log {
-            terminal::print_line(&format!(
-                "The log, opened with its secret, has {} as they are.",
-                papers.join(", ")
-            ))?;
-        }
-        let heads = log.map_or(0, |log| log.heads);
-        times
-            .iter()
-            .try_for_each(|times| terminal::print_line(&terminal::harmless(&stamped(times, heads))))?;
-    }
-    if let Some(weights) = &weights {
-        if let Some(difference) = &weights.difference {
-            return Err(Failure::new(Exit::BadData, difference.clone())
+
+    /// Whether the release is what was trained: why not, or what was found.
+    fn weights(&self, args: &Verify) -> (Option<Failure>, Option<String>) {
+        let Some(weights) = &self.weights else { return (None, None) };
+        let failure = weights.difference.as_ref().map(|difference| {
+            Failure::new(Exit::BadData, difference.clone())
                 .code("not-the-trained-weights")
                 .at(args.directory.display().to_string())
-                .fix("these weights did not come from this training: run `stillroom release` again on an untouched run"));
-        }
-        if !args.json {
-            terminal::print_line(&chosen(weights))?;
-        }
+                .fix("these weights did not come from this training: run `stillroom release` again on an untouched run")
+        });
+        (failure, Some(chosen(weights)))
     }
-    let Some(replayed) = replayed else { return Ok(ExitCode::SUCCESS) };
-    if let Some(difference) = &replayed.difference {
-        return Err(Failure::new(Exit::BadData, difference.clone())
-            .code("not-replayed")
-            .at(args.directory.display().to_string())
-            .fix(
-                "these weights did not come from this data by this program, or on another class of machine",
-            ));
+
+    /// Whether the training came out again: why not, or what was done.
+    fn training(&self, args: &Verify) -> (Option<Failure>, Option<String>) {
+        let Some(replayed) = &self.replayed else { return (None, None) };
+        let failure = replayed.difference.as_ref().map(|difference| {
+            Failure::new(Exit::BadData, difference.clone())
+                .code("not-replayed")
+                .at(args.directory.display().to_string())
+                .fix("these weights did not come from this data by this program, or on another class of machine")
+        });
+        (failure, Some(came_out(replayed)))
     }
-    if !args.json {
-        terminal::print_line(&came_out(&replayed))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn replay(args: &Verify) -> Result<Option<Replayed>> {
