@@ -338,7 +338,8 @@ fn a_changed_record_is_given_away_by_its_documents() {
 fn what_the_manifest_says_of_the_run_is_compared_too() {
     let released = Released::new(None);
     let manifest = Manifest::read(&released.path(MANIFEST_PATH)).expect("a manifest").0;
-    let changes: [(&str, fn(&mut Manifest)); 5] = [
+    type Change = fn(&mut Manifest);
+    let changes: [(&str, Change); 5] = [
         ("/predicate/verdict", |m| m.predicate.verdict = "allow".to_owned()),
         ("/predicate/teachers/0/id", |m| m.predicate.teachers[0].id = "somebody".to_owned()),
         ("/predicate/teachers/0/licence", |m| m.predicate.teachers[0].licence = "MIT".to_owned()),

@@ -435,6 +435,8 @@ pub(crate) fn sealed_records(dir: &Path) -> Result<Option<Vec<Record>>> {
     found.map(|found| Ok(found.sealed()?.0.to_vec())).transpose()
 }
 
+const NOT_BY_KEY: &str = "the last head of the log is not signed by this key";
+
 /// Checks the log of a run or of a release on its own; none where it has none. With a `key`, a release's last head must be
 /// signed by it: that one stands for all before it, whoever signed those. Each log is read once, and where there are two, the
 /// tree of the longer is that of both.
@@ -454,11 +456,25 @@ pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<Checke
             return Err(damaged(&released.folder, LogFault::Beyond.to_string()));
         }
         if key.is_some_and(|key| !last.is_some_and(|last| last.is_by(key))) {
-            let cause = "the last head of the log is not signed by this key";
-            return Err(damaged(&released.folder, cause.to_owned()));
+            return Err(damaged(&released.folder, NOT_BY_KEY.to_owned()));
         }
     }
     Ok(Some(checked))
+}
+
+/// Whether a directory has a log and no release that it could belong to.
+pub(crate) fn is_unreleased(dir: &Path) -> bool {
+    dir.join(FOLDER).join(HEADS).exists()
+        && ![dir.to_path_buf(), dir.join("release")].iter().any(|dir| dir.join("provenance").exists())
+}
+
+/// That a log which stands for itself was signed by `key` to its end.
+pub(crate) fn check_signer(dir: &Path, key: &PublicKey) -> Result<()> {
+    let folder = dir.join(FOLDER);
+    match heads_in(&folder)?.last().is_some_and(|last| last.is_by(key)) {
+        true => Ok(()),
+        false => Err(damaged(&folder, NOT_BY_KEY.to_owned())),
+    }
 }
 
 /// Checks the timestamps of a run or of a release on its own, whose log and signature were found to be whole.

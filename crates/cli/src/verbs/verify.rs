@@ -29,6 +29,9 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
     if answers::is_log(&args.directory) {
         return answers::verify(args, key.as_ref());
     }
+    if logbook::is_unreleased(&args.directory) && args.replay.is_none() {
+        return log_alone(args, key.as_ref());
+    }
     let found = Found::of(args, key.as_ref())?;
     if args.json {
         terminal::print_json(&found.to_json())?;
@@ -44,6 +47,30 @@ pub(super) fn verify(args: &Verify) -> Result<ExitCode> {
             return Err(failure);
         }
         line.iter().filter(|_| !args.json).try_for_each(|line| terminal::print_line(line))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A run that has no release (yet), of which there is the log to check: `teach` alone, say, for an owner who keeps evidence of
+/// what a model answered.
+fn log_alone(args: &Verify, key: Option<&PublicKey>) -> Result<ExitCode> {
+    let log = logbook::check(&args.directory, key)?;
+    key.map_or(Ok(()), |key| logbook::check_signer(&args.directory, key))?;
+    args.opening.as_deref().map_or(Ok(()), |path| check_opening(&args.directory, path))?;
+    let times = times(args)?;
+    if args.json {
+        let finding = json!({ "released": false, "log": log, "timestamps": times });
+        terminal::print_json(&finding)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    terminal::print_line(
+        "Not released: there is no manifest to hold files against, and the log alone was checked.",
+    )?;
+    let heads = log.as_ref().map_or(0, |log| log.heads);
+    let lines = log.iter().map(logged).chain(times.iter().map(|times| stamped(times, heads)));
+    lines.into_iter().try_for_each(|line| terminal::print_line(&terminal::harmless(&line)))?;
+    if args.opening.is_some() {
+        terminal::print_line("The opened entry is in this log.")?;
     }
     Ok(ExitCode::SUCCESS)
 }

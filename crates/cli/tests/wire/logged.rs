@@ -7,7 +7,7 @@ use stillroom_core::Digest;
 
 use crate::desk::{Desk, retry_soon};
 use crate::fake::{FakeTeacher, Faults, Options};
-use crate::shop;
+use crate::shop::{self, text};
 
 const PROMPTS: usize = 700;
 /// Bytes of a record, and how many of them may be on their way to the file when a run is killed.
@@ -90,7 +90,10 @@ fn one_call_is_shown_by_itself() {
         &server.base_url(),
         "max_attempts = 12\nfirst_token_timeout_s = 2\nstall_timeout_s = 2",
     );
-    desk.succeed(&["teach", "bad.toml", "--output", "run"]);
+    for key in ["ours", "theirs"] {
+        desk.succeed(&["key", "new", key]);
+    }
+    desk.succeed(&["teach", "bad.toml", "--output", "run", "--set", "release.key=ours"]);
     let ledger = desk.ledger("run");
     assert!(
         ledger.values().any(|row| row.state == "failed") && ledger.values().any(|row| row.state == "done")
@@ -111,6 +114,27 @@ fn one_call_is_shown_by_itself() {
         forged["opening"]["entry"] = Value::from(text);
         assert_ne!(root_of(&forged), forged["head"]["root"].as_str().expect("a root"));
     }
+
+    // Nothing was released: the log stands for itself.
+    let opened = desk.succeed(&["open", "run", "call", "1"]).stdout;
+    std::fs::write(desk.path("opened.json"), &opened).expect("written");
+    let check =
+        |key: &str, opened: &str| desk.run(&["verify", "run", "--public-key", key, "--opening", opened]);
+    let said = check("ours.pub", "opened.json");
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let said = text(&said.stdout);
+    assert!(
+        said.contains("the log alone was checked") && said.contains("The opened entry is in this log"),
+        "{said}"
+    );
+    assert!(text(&check("theirs.pub", "opened.json").stderr).contains("not signed by this key"));
+    let forged = text(&opened).replacen("\\\"sample\\\":0", "\\\"sample\\\":1", 1);
+    std::fs::write(desk.path("forged.json"), forged).expect("written");
+    assert_eq!(check("ours.pub", "forged.json").status.code(), Some(65));
+    let records = desk.path("run/log/records.bin");
+    let whole = std::fs::read(&records).expect("it is there");
+    std::fs::write(&records, &whole[41..]).expect("written");
+    assert_eq!(check("ours.pub", "opened.json").status.code(), Some(65), "a record is missing");
 }
 
 /// What is shown leads to the head beside it, by RFC 9162 and the log's own page and by nothing else; the entry.
