@@ -12,25 +12,9 @@ use shop::{Shop, text};
 
 const RECIPE: &str = r#"
 name = "tiny"
-[student]
-kind = "from_scratch"
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
+TINY_STUDENT
 tokenizer = "ASSETS/quickstart-tokenizer"
-[prompts]
-task = "word_problems"
-num_examples = 64
-num_validation = 8
-[train]
-max_steps = 2
-per_device_train_batch_size = 2
-max_length = 256
-[evaluate]
-num_examples = 4
-max_tokens = 2
-controls = []
+TWO_STEPS
 [release]
 SIGNING
 "#;

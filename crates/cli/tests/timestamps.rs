@@ -17,18 +17,7 @@ const RECIPE: &str = r#"
 name = "tiny"
 TINY_STUDENT
 tokenizer = "ASSETS/quickstart-tokenizer"
-[prompts]
-task = "word_problems"
-num_examples = 64
-num_validation = 8
-[train]
-max_steps = 2
-per_device_train_batch_size = 2
-max_length = 256
-[evaluate]
-num_examples = 4
-max_tokens = 2
-controls = []
+TWO_STEPS
 [release]
 key = "a.key"
 timestamp_url = "http://127.0.0.1:PORT/tsr"

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Tables that stand in many recipes, by the word that stands there in their place.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 5] = [
     (
         "TINY_STUDENT",
         "[student]\nkind = \"from_scratch\"\nhidden_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\n\
@@ -38,6 +38,21 @@ const TABLES: [(&str, &str); 4] = [
          loss_functions = [{ function = \"forward_kl\" }]\n\
          [evaluate]\n\
          num_examples = 10\n\
+         controls = []",
+    ),
+    (
+        "TWO_STEPS",
+        "[prompts]\n\
+         task = \"word_problems\"\n\
+         num_examples = 64\n\
+         num_validation = 8\n\
+         [train]\n\
+         max_steps = 2\n\
+         per_device_train_batch_size = 2\n\
+         max_length = 256\n\
+         [evaluate]\n\
+         num_examples = 4\n\
+         max_tokens = 2\n\
          controls = []",
     ),
     ("OUR_TEACHER", "[policy.declare.\"us:teacher\"]\nowner = \"us\"\nlicence = \"Apache-2.0\""),
