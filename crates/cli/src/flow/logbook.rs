@@ -464,8 +464,8 @@ pub(crate) fn check(dir: &Path, key: Option<&PublicKey>) -> Result<Option<Checke
 
 /// Whether a directory has a log and no release that it could belong to.
 pub(crate) fn is_unreleased(dir: &Path) -> bool {
-    dir.join(FOLDER).join(HEADS).exists()
-        && ![dir.to_path_buf(), dir.join("release")].iter().any(|dir| dir.join("provenance").exists())
+    let has = |path: &str| dir.join(path).exists();
+    dir.join(FOLDER).join(HEADS).exists() && !has("provenance") && !has("release/provenance")
 }
 
 /// That a log which stands for itself was signed by `key` to its end.

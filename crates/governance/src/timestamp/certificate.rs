@@ -13,7 +13,7 @@ use webpki::ring as algorithms;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::asn1::{Element, Fields, around, oid};
-use super::cms::algorithm_of;
+use super::cms::{RSA, algorithm_of};
 use super::{CERTIFICATES_MAX, Fault};
 use crate::error::{GovernanceError, Result, TimestampFault};
 
@@ -25,7 +25,6 @@ const KEY_USAGE: ObjectIdentifier = oid("2.5.29.15");
 const EXTENDED_KEY_USAGE: ObjectIdentifier = oid("2.5.29.37");
 const BASIC_CONSTRAINTS: ObjectIdentifier = oid("2.5.29.19");
 const COMMON_NAME: ObjectIdentifier = oid("2.5.4.3");
-const RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
 const EC_PUBLIC_KEY: ObjectIdentifier = oid("1.2.840.10045.2.1");
 const SECP256R1: ObjectIdentifier = oid("1.2.840.10045.3.1.7");
 const SECP384R1: ObjectIdentifier = oid("1.3.132.0.34");

@@ -20,7 +20,7 @@ const CONTENT_TYPE: ObjectIdentifier = oid("1.2.840.113549.1.9.3");
 const MESSAGE_DIGEST: ObjectIdentifier = oid("1.2.840.113549.1.9.4");
 const SIGNING_CERTIFICATE: ObjectIdentifier = oid("1.2.840.113549.1.9.16.2.12");
 const SIGNING_CERTIFICATE_V2: ObjectIdentifier = oid("1.2.840.113549.1.9.16.2.47");
-const RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
+pub(super) const RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
 
 /// A digest that a token may be built on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
